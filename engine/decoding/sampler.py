@@ -1,0 +1,117 @@
+"""Logits to tokens: o = argmax(log p~ + G), where G is a function of seed and position alone.
+
+The Gumbel-max trick; sharing G between drafter and verifier is the coupling of Daliri et al.
+(arXiv 2408.07978). Every row's result is a function of that row alone, so that neither the
+batch nor the number of drafted tokens can show in the output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.decoding.noise import gumbel
+from engine.decoding.sampling_table import SamplingTable
+
+FIRST_TOP_P_WIDTH = 256  # candidates looked at first; most distributions have their mass in these
+
+
+def sample(
+    logits: Tensor, table: SamplingTable, sequence_index: Tensor, positions: Tensor
+) -> Tensor:
+    """Draw a token a row.
+
+    logits: [R, V]; sequence_index: [R], a row's sequence in the table; positions: [R], a row's
+    output position. Returns [R] int64. Equal maxima go to the lowest token id.
+    """
+    if table.all_greedy:
+        return logits.argmax(-1)
+    if not table.any_greedy:
+        return _draw(logits, table, sequence_index, positions)
+    drawn = (~table.is_greedy[sequence_index]).nonzero().squeeze(1)
+    token_ids = logits.argmax(-1)
+    token_ids[drawn] = _draw(logits[drawn], table, sequence_index[drawn], positions[drawn])
+    return token_ids
+
+
+def processed_logprobs(logits: Tensor, table: SamplingTable, sequence_index: Tensor) -> Tensor:
+    """log p~: [R, V] after temperature, top-k, min-p and top-p; a greedy row is a point mass."""
+    result = _filtered(logits, table, sequence_index).log_softmax(-1)
+    point = torch.full_like(result, -torch.inf)
+    point.scatter_(1, logits.argmax(-1, keepdim=True), 0.0)
+    return torch.where(table.is_greedy[sequence_index, None], point, result)
+
+
+def gather_logprobs(
+    logits: Tensor, token_ids: Tensor, num_top: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the raw distribution: before temperature, filters and penalties.
+
+    Returns those of `token_ids` [R], and the `num_top` highest with their ids, [R, n] each.
+    """
+    logits = logits.float()
+    log_normalizer = logits.logsumexp(-1, keepdim=True)
+    chosen = logits.gather(1, token_ids[:, None]) - log_normalizer
+    values, top_ids = logits.topk(num_top, dim=-1)
+    return chosen.squeeze(1), values - log_normalizer, top_ids
+
+
+def _draw(logits: Tensor, table: SamplingTable, index: Tensor, positions: Tensor) -> Tensor:
+    noise = gumbel(
+        table.seed[index],
+        table.prompt_index[index],
+        table.choice[index],
+        positions,
+        logits.shape[-1],
+    )
+    # The normaliser of log p~ is the same for a whole row, so the argmax does not need it.
+    return _filtered(logits, table, index).add_(noise).argmax(-1)
+
+
+def _filtered(logits: Tensor, table: SamplingTable, index: Tensor) -> Tensor:
+    """log p~ up to a constant a row, float32; refused tokens are -inf. Greedy rows are undefined.
+
+    All three filters keep what is at or above a threshold, so tokens with equal logits share
+    their fate, and no order among them (which a batch could change) matters.
+    """
+    scaled = logits.float()
+    # The maximum goes first: a small temperature then scales up no rounding error near the top.
+    scaled = scaled - scaled.amax(-1, keepdim=True)
+    scaled.div_(table.temperature[index, None])
+    if not table.any_filter:
+        return scaled
+    threshold = table.min_p[index, None].log()  # the maximum is 0; log(0) refuses nothing
+    if table.max_top_k:
+        threshold = torch.maximum(threshold, _top_k_threshold(scaled, table, index))
+    scaled.masked_fill_(scaled < threshold, -torch.inf)
+    if table.any_top_p:
+        threshold = _top_p_threshold(scaled, table.top_p[index, None])
+        scaled.masked_fill_(scaled < threshold, -torch.inf)
+    return scaled
+
+
+def _top_k_threshold(scaled: Tensor, table: SamplingTable, index: Tensor) -> Tensor:
+    """The k-th highest value of each row, [R, 1]; -inf where top_k is off."""
+    vocab_size = scaled.shape[-1]
+    top_k = table.top_k[index, None]
+    width = min(table.max_top_k, vocab_size)
+    rank = top_k.clamp(1, width) - 1
+    lowest_kept = scaled.topk(width, dim=-1).values.gather(1, rank)
+    return lowest_kept.masked_fill((top_k == 0) | (top_k >= vocab_size), -torch.inf)
+
+
+def _top_p_threshold(scaled: Tensor, top_p: Tensor) -> Tensor:
+    """The lowest value in the smallest set of mass >= top_p (Holtzman et al. 2020), [R, 1]."""
+    vocab_size = scaled.shape[-1]
+    log_normalizer = scaled.logsumexp(-1, keepdim=True)
+    # On a GPU asking whether the first width was enough would cost more than a full sort.
+    width = min(FIRST_TOP_P_WIDTH, vocab_size) if scaled.device.type == "cpu" else vocab_size
+    while True:
+        values = scaled.topk(width, dim=-1).values
+        mass = (values - log_normalizer).exp_().cumsum(-1)
+        # A token is kept while the mass before it is short of top_p, so one always is.
+        num_kept = 1 + (mass[:, :-1] < top_p).sum(-1, keepdim=True)
+        if width == vocab_size or bool(((mass[:, -1:] >= top_p) | (top_p >= 1.0)).all()):
+            break
+        width = min(8 * width, vocab_size)
+    return values.gather(1, num_kept - 1).masked_fill(top_p >= 1.0, -torch.inf)
