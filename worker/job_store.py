@@ -1,0 +1,274 @@
+"""The worker's side of the queue: claim, beat, emit, release, reap; each one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from uuid import uuid4
+
+from redis import Redis
+
+from worker.wire import codec, keys, lua, reasons, rq_hash
+from worker.wire.messages import (
+    Accepted,
+    Delta,
+    Failed,
+    Finished,
+    GenerateJob,
+    Rejected,
+    WorkerInfo,
+)
+
+LOG_EVERY = 8
+"""Deltas of a job that nobody streams are written at least this many at a time."""
+
+MODEL_TTL_S = 86400
+"""How long a model stays known after its last worker's beat."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that is now ours."""
+
+    job: GenerateJob
+    execution_id: str
+    queue: str
+    attempt: int
+    deltas: list[Delta]
+    """What earlier attempts logged: output to replay. The next delta's index is last index + 1."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a job. A `Rejected` job ends as `failed`."""
+
+    job_id: str
+    status: Literal["finished", "failed", "stopped", "canceled"]
+    event: Finished | Failed | Rejected
+    result: bytes | None = None  # kept as RQ's return value
+    exc_info: str | None = None  # shown by RQ's tools; holds no prompt
+
+
+@dataclass
+class StepRecord:
+    """What one step has to say; of each job first its answer, then its deltas, then its ending."""
+
+    answers: list[Accepted] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+
+
+class Beat(NamedTuple):
+    lost: set[str]  # not ours any more: drop them, say nothing
+    cancelled: set[str]  # to be stopped, with an ending of status "canceled"
+    registered: bool  # False: RQ has forgotten this worker; register its birth again
+
+
+class Reaped(NamedTuple):
+    requeued: list[str]
+    failed: list[str]
+
+
+@dataclass
+class _Held:
+    """A job of ours, with the deltas that are not in its log yet."""
+
+    execution_id: str
+    stream: bool
+    next_index: int = 0
+    unwritten: list[Delta] = field(default_factory=list)
+
+    def take(self, delta: Delta) -> None:
+        # A step that is emitted again brings deltas that were taken the first time.
+        if delta.index >= self.next_index:
+            self.unwritten.append(delta)
+            self.next_index = delta.index + 1
+
+    @property
+    def is_due(self) -> bool:
+        return len(self.unwritten) >= (1 if self.stream else LOG_EVERY)
+
+
+class JobStore:
+    """One worker's hold on its jobs. Not thread-safe: it belongs to the Redis I/O thread.
+
+    Every call may be made again after a connection error: what was done already is not done twice.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        worker_name: str,
+        *,
+        lease_s: float = 30.0,
+        result_ttl_s: int = 3600,
+        failure_ttl_s: int = 86400,
+    ) -> None:
+        self._redis = redis
+        self._worker_name = worker_name
+        self._lease_s = lease_s
+        self._defaults = {"result_ttl": result_ttl_s, "failure_ttl": failure_ttl_s}
+        self._frame_head = codec.encode(worker_name)
+        self._held: dict[str, _Held] = {}
+
+    def claim(self, queues: Sequence[str], limit: int) -> list[Claim]:
+        """Take up to `limit` jobs, earlier queues first; those that cannot run end as failed."""
+        rows = self._call(
+            "claim",
+            queues=queues,
+            limit=limit,
+            lease=self._lease_s,
+            execution=uuid4().hex,
+            foreign=reasons.FOREIGN,
+            expired=reasons.EXPIRED,
+        )
+        claims = self._read_claims(rows)
+        self._read_logs([claim for claim in claims if claim.attempt > 1])
+        return claims
+
+    def beat(self, job_ids: Sequence[str], info: WorkerInfo) -> Beat:
+        """Renew our leases, RQ's worker hash and what the API knows of us."""
+        lost, cancelled, registered = self._call(
+            "beat",
+            jobs=self._executions(job_ids),
+            members=[f"{job_id}:{held.execution_id}" for job_id, held in self._held.items()],
+            lease=self._lease_s,
+            info=codec.encode(info),
+            model=info.model.name,
+            model_info=codec.encode(info.model),
+            model_ttl=MODEL_TTL_S,
+        )
+        unheld = {job_id for job_id in job_ids if job_id not in self._held}
+        gone = self._forget(lost)
+        return Beat(gone | unheld, {job_id.decode() for job_id in cancelled}, bool(registered))
+
+    def emit(self, step: StepRecord) -> set[str]:
+        """Log and publish a step, and end what ends in it; returns the jobs that are not ours."""
+        lost = self._take(step)
+        answers = {answer.job_id: codec.encode(answer) for answer in step.answers}
+        endings = {ending.job_id: _packed(ending) for ending in step.endings}
+        written = {
+            job_id: held
+            for job_id, held in self._held.items()
+            if held.is_due or job_id in answers or job_id in endings
+        }
+        if not written:
+            return lost
+        jobs = [
+            _record(job_id, held, answers.get(job_id), endings.get(job_id))
+            for job_id, held in written.items()
+        ]
+        refused = self._call("emit", jobs=jobs, has_endings=bool(endings))
+        for job_id, held in written.items():
+            held.unwritten.clear()
+            if job_id in endings:
+                del self._held[job_id]
+        return lost | self._forget(refused)
+
+    def release(self, job_ids: Sequence[str]) -> None:
+        """Put jobs back to their queue's front; no attempt is spent."""
+        # Each goes to the front, so the last one first.
+        self._call("release", jobs=self._executions(reversed(job_ids)), cancelled=reasons.CANCELLED)
+        for job_id in job_ids:
+            self._held.pop(job_id, None)
+
+    def reap(self, queues: Sequence[str]) -> Reaped:
+        """Requeue (an attempt is spent) or fail the jobs whose lease has run out."""
+        return self._bury("reap", queues=queues, canceled_ttl=self._defaults["result_ttl"])
+
+    def reap_worker(self, worker_name: str) -> Reaped:
+        """Do the same at once for every job of a worker that is known to be dead."""
+        return self._bury("reap_worker", dead=worker_name)
+
+    def _take(self, step: StepRecord) -> set[str]:
+        """Keep the step's deltas until they are written; returns the jobs that are not ours."""
+        for delta in step.deltas:
+            if delta.job_id in self._held:
+                self._held[delta.job_id].take(delta)
+        items: list[Accepted | Delta | Ending] = [*step.answers, *step.deltas, *step.endings]
+        mentioned = {item.job_id for item in items}
+        return mentioned - self._held.keys()
+
+    def _read_claims(self, rows: list[Any]) -> list[Claim]:
+        claims, unreadable = [], []
+        for job_id, execution_id, queue, attempt, payload in rows:
+            name = job_id.decode()
+            job = _read_job(name, payload)
+            self._held[name] = _Held(execution_id.decode(), job is not None and job.stream)
+            if job is None:
+                unreadable.append(_unreadable(name))
+            else:
+                claims.append(Claim(job, execution_id.decode(), queue.decode(), attempt, []))
+        if unreadable:
+            self.emit(StepRecord(endings=unreadable))
+        return claims
+
+    def _read_logs(self, claims: list[Claim]) -> None:
+        """Fill in what earlier attempts have logged, all in one round trip."""
+        if not claims:
+            return
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for claim in claims:
+                pipeline.xrange(keys.log(claim.job.job_id))
+            logs = pipeline.execute()
+        for claim, entries in zip(claims, logs, strict=True):
+            claim.deltas.extend(codec.deltas_of(entries))
+            self._held[claim.job.job_id].next_index = len(claim.deltas)
+
+    def _executions(self, job_ids: Iterable[str]) -> list[tuple[str, str]]:
+        """Pair jobs with the executions that prove that they are ours."""
+        held = ((job_id, self._held.get(job_id)) for job_id in job_ids)
+        return [(job_id, job.execution_id) for job_id, job in held if job]
+
+    def _forget(self, job_ids: Iterable[bytes]) -> set[str]:
+        names = {job_id.decode() for job_id in job_ids}
+        for name in names:
+            self._held.pop(name, None)
+        return names
+
+    def _bury(self, script: str, **arguments: object) -> Reaped:
+        reply = self._call(script, lost=reasons.LOST, cancelled=reasons.CANCELLED, **arguments)
+        requeued, failed = ([job_id.decode() for job_id in ids] for ids in reply)
+        return Reaped(requeued, failed)
+
+    def _call(self, script: str, **arguments: object) -> Any:
+        common = {"worker": self._worker_name, "frame_head": self._frame_head}
+        return lua.call(self._redis, script, {**common, **self._defaults, **arguments})
+
+
+def _read_job(job_id: str, payload: bytes) -> GenerateJob | None:
+    try:
+        job = codec.decode_job(payload)
+    except codec.UnreadableError:
+        return None
+    # A payload of another job must not speak in that job's name.
+    return job if job.job_id == job_id else None
+
+
+def _unreadable(job_id: str) -> Ending:
+    why = reasons.UNREADABLE
+    event = Failed(job_id, why["status"], why["message"], why["code"])
+    return Ending(job_id, "failed", event, exc_info=why["message"])
+
+
+def _record(
+    job_id: str, held: _Held, answer: bytes | None, ending: dict[str, object] | None
+) -> dict[str, object]:
+    return {
+        "id": job_id,
+        "execution": held.execution_id,
+        "answer": answer,
+        "deltas": [codec.encode(delta) for delta in held.unwritten],
+        "last_index": held.next_index - 1,
+        "ending": ending,
+    }
+
+
+def _packed(ending: Ending) -> dict[str, object]:
+    return {
+        "status": ending.status,
+        "event": codec.encode(ending.event),
+        "result": rq_hash.return_value(ending.result),
+        "exc": rq_hash.exc_string(ending.exc_info) if ending.exc_info is not None else None,
+    }

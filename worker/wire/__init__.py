@@ -1,0 +1,1 @@
+"""What crosses Redis: messages, keys, scripts and codec; the only part of `worker` the API sees."""

@@ -1,0 +1,66 @@
+"""Every key and channel name in Redis: RQ's own layout, and ours under `dfl:`."""
+
+from __future__ import annotations
+
+import os
+import re
+
+# rq reads the same variable at import; two answers would split the queue in two.
+RQ_PREFIX = os.environ.get("RQ_KEY_PREFIX", "rq")
+DFL_PREFIX = "dfl"
+
+PRIORITIES = ("interactive", "default", "batch")
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def queue_name(model: str, priority: str = "default") -> str:
+    """Return RQ's name of a queue.
+
+    RQ joins queue names with commas and rq-dashboard puts them into URL paths, so a slash, a comma
+    or a space of the model's name is written `~2f`; different names stay different.
+    """
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority must be one of {', '.join(PRIORITIES)}, got {priority!r}")
+    return f"{_safe(model)}.{priority}"
+
+
+def queue_names(model: str) -> tuple[str, ...]:
+    """Return a model's queues, the most urgent first: the order in which a worker claims."""
+    return tuple(queue_name(model, priority) for priority in PRIORITIES)
+
+
+def queue(name: str) -> str:
+    return f"{RQ_PREFIX}:queue:{name}"
+
+
+def job(job_id: str) -> str:
+    return f"{RQ_PREFIX}:job:{job_id}"
+
+
+def worker(name: str) -> str:
+    return f"{RQ_PREFIX}:worker:{name}"
+
+
+def log(job_id: str) -> str:
+    """Name the stream that holds a job's output so far."""
+    return f"{DFL_PREFIX}:log:{job_id}"
+
+
+def reply_channel(api_id: str) -> str:
+    """Name the one channel on which an API process hears of all its jobs."""
+    return f"{DFL_PREFIX}:api:{api_id}"
+
+
+def wake_channel(queue_name: str) -> str:
+    """Name the channel on which idle workers hear that a queue has got a job."""
+    return f"{DFL_PREFIX}:wake:{queue_name}"
+
+
+def command_channel(worker_name: str) -> str:
+    """Name the channel of RQ's own worker commands."""
+    return f"{RQ_PREFIX}:pubsub:{worker_name}"
+
+
+def _safe(model: str) -> str:
+    return _UNSAFE.sub(lambda match: "".join(f"~{b:02x}" for b in match[0].encode()), model)

@@ -1,0 +1,155 @@
+"""What the API does to the queue: enqueue, cancel, read the log, look around."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
+
+from worker.wire import codec, keys, lua, reasons, rq_hash
+from worker.wire.messages import (
+    Accepted,
+    Delta,
+    Event,
+    GenerateJob,
+    ModelInfo,
+    WorkerInfo,
+)
+
+
+class QueueingError(Exception):
+    """A job could not be enqueued.
+
+    QueueingError
+      + DuplicateJobError
+      + QueueFullError
+      + StoreFullError
+    """
+
+
+class DuplicateJobError(QueueingError):
+    """A job of this id exists already; look at that one."""
+
+
+class QueueFullError(QueueingError):
+    """As many jobs wait as may wait."""
+
+    def __init__(self, queue_length: int, retry_after_s: int) -> None:
+        super().__init__(f"{queue_length} jobs are waiting; try again in {retry_after_s} s")
+        self.queue_length = queue_length
+        self.retry_after_s = retry_after_s
+
+
+class StoreFullError(QueueingError):
+    """Redis is at its memory limit; jobs that are in it go on."""
+
+
+class JobState(NamedTuple):
+    """What has become of a job, in RQ's words, with what its worker last said."""
+
+    status: str  # queued, started, finished, failed, stopped, canceled
+    position: int | None  # how many jobs stand before it, while it is queued
+    accepted: Accepted | None  # the worker's answer, once given
+    ending: Event | None  # Finished, Failed or Rejected, once it has ended
+
+
+async def enqueue(
+    redis: Redis,
+    job: GenerateJob,
+    *,
+    queue: str,
+    timeout_s: int,
+    result_ttl_s: int,
+    max_queue_size: int,
+    max_attempts: int,
+    failure_ttl_s: int = 86400,
+) -> int:
+    """Enqueue a job in one round trip and return how many stand before it.
+
+    Raises `DuplicateJobError`, `QueueFullError` or `StoreFullError`, and then changes nothing.
+    """
+    fields = rq_hash.new_job(
+        job,
+        queue=queue,
+        timeout_s=timeout_s,
+        result_ttl_s=result_ttl_s,
+        failure_ttl_s=failure_ttl_s,
+        max_attempts=max_attempts,
+    )
+    arguments = {
+        "id": job.job_id,
+        "queue": queue,
+        "payload": codec.encode(job),
+        "fields": fields,
+        "timeout": timeout_s,
+        "result_ttl": result_ttl_s,
+        "keep": timeout_s + result_ttl_s,
+        "max_queue_size": max_queue_size,
+    }
+    try:
+        outcome, length, num_recent = await lua.acall(redis, "enqueue", arguments)
+    except OutOfMemoryError as error:
+        raise StoreFullError("the queue's store is full") from error
+    if outcome == b"duplicate":
+        raise DuplicateJobError(job.job_id)
+    if outcome == b"full":
+        raise QueueFullError(length, _retry_after_s(length, num_recent))
+    return int(length)
+
+
+async def cancel(redis: Redis, job_id: str) -> bool:
+    """Take a job off its queue, or tell its worker to stop; False if it has ended or never was."""
+    arguments = {"id": job_id, "cancelled": reasons.CANCELLED, "frame_head": codec.encode("")}
+    return bool(await lua.acall(redis, "cancel", arguments))
+
+
+async def read_log(redis: Redis, job_id: str, from_index: int = 0) -> list[Delta]:
+    """Return the deltas that are logged, from the one numbered `from_index` on."""
+    entries = await redis.xrange(keys.log(job_id), min=f"{from_index + 1}-0")
+    return codec.deltas_of(entries or (), from_index)
+
+
+async def job_state(redis: Redis, job_id: str) -> JobState | None:
+    """Return what has become of a job; None if it never was or is forgotten."""
+    reply = await lua.acall(redis, "state", {"id": job_id})
+    if not reply:
+        return None
+    status, position, answer, ending = reply
+    accepted = codec.decode_event(answer) if answer else None
+    return JobState(
+        status.decode(),
+        position,
+        accepted if isinstance(accepted, Accepted) else None,
+        codec.decode_event(ending) if ending else None,
+    )
+
+
+async def live_workers(redis: Redis) -> list[WorkerInfo]:
+    """Return what each worker last said about itself, unless that is longer ago than its lease."""
+    values = await lua.acall(redis, "listed", {"index": "workers", "kind": "worker"})
+    return [codec.decode_worker_info(value) for value in values]
+
+
+async def known_models(redis: Redis) -> list[ModelInfo]:
+    """Return the models that a worker has offered within the last day."""
+    values = await lua.acall(redis, "listed", {"index": "models", "kind": "model"})
+    return [codec.decode_model_info(value) for value in values]
+
+
+async def queue_lengths(redis: Redis, queues: Sequence[str]) -> dict[str, int]:
+    """Return how many jobs wait in each queue."""
+    async with redis.pipeline(transaction=False) as pipeline:
+        for queue in queues:
+            pipeline.llen(keys.queue(queue))
+        lengths = await pipeline.execute()
+    return dict(zip(queues, lengths, strict=True))
+
+
+def _retry_after_s(length: int, num_recent: int) -> int:
+    """Guess when a tenth of the queue will be done, from how many jobs ended in the last 10 s."""
+    if num_recent == 0:
+        return 10
+    return min(60, max(1, math.ceil(0.1 * length * 10 / num_recent)))

@@ -1,0 +1,65 @@
+"""What RQ 3.0 expects to find in a job's hash and in its results."""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from base64 import b64encode
+
+from worker.wire import lua
+from worker.wire.messages import Chat, GenerateJob
+
+_FUNCTION = "worker.jobs.generate"
+# RQ unpickles (function, instance, args, kwargs). It is the same for every job: the request itself
+# is in the field `dfl`, where no tool shows it and nobody unpickles it.
+_DATA = pickle.dumps((_FUNCTION, None, (), {}), protocol=5)
+
+
+def new_job(
+    job: GenerateJob,
+    *,
+    queue: str,
+    timeout_s: int,
+    result_ttl_s: int,
+    failure_ttl_s: int,
+    max_attempts: int,
+) -> list[bytes | str | int]:
+    """Return the fields and values of a queued job's hash, in turn, without the request."""
+    now = lua.utc_now()
+    fields: dict[str, bytes | str | int] = {
+        "created_at": now,
+        "enqueued_at": now,
+        "status": "queued",
+        "origin": queue,
+        "data": _DATA,
+        "description": _describe(job),
+        "timeout": timeout_s,
+        "ttl": timeout_s + result_ttl_s,
+        "result_ttl": result_ttl_s,
+        "failure_ttl": failure_ttl_s,
+        "retries_left": max_attempts - 1,
+        # Should rq's own clean-up requeue it before our reaper does.
+        "enqueue_at_front_on_retry": 1,
+        "started_at": "",
+        "ended_at": "",
+        "last_heartbeat": "",
+        "worker_name": "",
+        "dfl_api": job.api_id,
+    }
+    return [part for pair in fields.items() for part in pair]
+
+
+def return_value(result: bytes | None) -> str:
+    """Return a result as RQ stores it; empty for none."""
+    return "" if result is None else b64encode(pickle.dumps(result, protocol=5)).decode()
+
+
+def exc_string(text: str) -> str:
+    """Return the text of a failure as RQ stores it."""
+    return b64encode(zlib.compress(text.encode())).decode()
+
+
+def _describe(job: GenerateJob) -> str:
+    # RQ would otherwise describe a job by its arguments; a prompt must never show up there.
+    kind = "chat" if isinstance(job.input, Chat) else "completion"
+    return f"{kind} with {job.model}" + (", streamed" if job.stream else "")

@@ -1,0 +1,162 @@
+-- Shared by every script. The arguments are one msgpack map, `args`.
+local args = cmsgpack.unpack(ARGV[1])
+local rq, dfl = args.rq, args.dfl
+local clock = redis.call('TIME') -- one clock for all leases, whatever the hosts' clocks say
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+
+local function job_key(id) return rq .. ':job:' .. id end
+local function log_key(id) return dfl .. ':log:' .. id end
+local function execution_key(job) return rq .. ':execution:' .. job.id .. ':' .. job.execution end
+
+local function read_job(id)
+  local field = redis.call('HMGET', job_key(id), 'status', 'origin', 'worker_name', 'timeout',
+    'result_ttl', 'failure_ttl', 'retries_left', 'dfl_api', 'dfl_execution', 'dfl_started',
+    'dfl_cancel')
+  local failure_ttl = tonumber(field[6] or args.failure_ttl or 86400)
+  return {
+    id = id, status = field[1], queue = field[2] or '', worker = field[3] or '',
+    result_ttl = tonumber(field[5] or args.result_ttl or 3600), failure_ttl = failure_ttl,
+    keep = tonumber(field[4] or 3600) + failure_ttl, -- longer than it can run
+    retries_left = tonumber(field[7] or 0), api = field[8], execution = field[9] or '',
+    started = tonumber(field[10] or 0), cancelled = field[11],
+  }
+end
+
+-- The fence. The hash decides, not the registry: rq's own clean-up and cancel change the status
+-- first and may leave registry entries behind.
+local function holds(job, execution)
+  return job.status == 'started' and job.execution == execution
+end
+
+-- Frames are put together here, so that what the fence refuses is not in them.
+local events_by_api = {}
+
+local function say(api, event)
+  if not api then return end
+  local events = events_by_api[api]
+  if not events then
+    events = {}
+    events_by_api[api] = events
+  end
+  events[#events + 1] = event
+end
+
+local function array_of(items)
+  return string.char(0xdd) .. struct.pack('>I4', #items) .. table.concat(items)
+end
+
+local function publish_frames()
+  for api, events in pairs(events_by_api) do
+    redis.call('PUBLISH', dfl .. ':api:' .. api, '\146' .. args.frame_head .. array_of(events))
+  end
+end
+
+local function failure(job, why)
+  local event = cmsgpack.pack({'failed', job.id, why.status, why.message, why.code})
+  return {status = 'failed', event = event, exc = why.exc}
+end
+
+-- Remove what says that `job.worker` is running the job.
+local function leave(job)
+  if job.execution == '' then return end
+  local member = job.id .. ':' .. job.execution
+  redis.call('ZREM', rq .. ':wip:' .. job.queue, member)
+  redis.call('DEL', execution_key(job), rq .. ':executions:' .. job.id)
+  redis.call('SREM', rq .. ':worker:' .. job.worker .. ':executions', member)
+end
+
+-- A worker is busy while it runs anything. HSET on a hash that has expired would bring it back.
+local function show_state(worker)
+  local key = rq .. ':worker:' .. worker
+  if redis.call('EXISTS', key) == 1 then
+    local running = redis.call('SCARD', key .. ':executions')
+    redis.call('HSET', key, 'state', running > 0 and 'busy' or 'idle')
+  end
+end
+
+local function count_ending(job, ending)
+  local key = rq .. ':worker:' .. job.worker
+  if job.execution == '' or redis.call('EXISTS', key) == 0 then return end
+  local counter = ending.status == 'finished' and 'successful_job_count' or 'failed_job_count'
+  if ending.status ~= 'canceled' then redis.call('HINCRBY', key, counter, 1) end
+  redis.call('HINCRBYFLOAT', key, 'total_working_time', string.format('%.6f', now - job.started))
+end
+
+local function add_result(job, ending)
+  if ending.status == 'canceled' then return end
+  local key = rq .. ':results:' .. job.id
+  local field = {'type', ending.status == 'finished' and 1 or 2, 'worker_name', job.worker}
+  local function add(name, value)
+    field[#field + 1], field[#field + 2] = name, value
+  end
+  if (ending.result or '') ~= '' then add('return_value', ending.result) end
+  if ending.exc then add('exc_string', ending.exc) end
+  if job.execution ~= '' then
+    add('execution_id', job.execution)
+    add('execution_started_at', string.format('%.6f', job.started))
+    add('execution_ended_at', string.format('%.6f', now))
+  end
+  redis.call('XADD', key, 'MAXLEN', 10, '*', unpack(field))
+  redis.call('EXPIRE', key, ending.ttl)
+end
+
+local function register_ending(job, ending)
+  if ending.status == 'canceled' then
+    redis.call('ZADD', rq .. ':canceled:' .. job.queue, now, job.id) -- rq scores these by their time
+  else
+    local name = ending.status == 'finished' and ':finished:' or ':failed:' -- stopped is failed, too
+    redis.call('ZADD', rq .. name .. job.queue, now + ending.ttl, job.id)
+  end
+end
+
+-- End a job: for RQ, for whoever waits for it, and for whoever asks later.
+local function finish(job, ending)
+  if ending.status == 'stopped' and job.cancelled then ending.status = 'canceled' end
+  local failed = ending.status == 'failed' or ending.status == 'stopped'
+  ending.ttl = math.max(1, failed and job.failure_ttl or job.result_ttl)
+  leave(job)
+  redis.call('HSET', job_key(job.id), 'status', ending.status, 'ended_at', args.iso,
+    'dfl_ending', ending.event, 'dfl_ended_by', job.execution)
+  -- Without its deadline, so that an operator can requeue it later.
+  redis.call('HDEL', job_key(job.id), 'dfl_execution', 'dfl_deadline')
+  redis.call('EXPIRE', job_key(job.id), ending.ttl)
+  redis.call('EXPIRE', log_key(job.id), ending.ttl)
+  register_ending(job, ending)
+  add_result(job, ending)
+  count_ending(job, ending)
+  say(job.api, ending.event)
+end
+
+local function cancel(job)
+  local ending = failure(job, args.cancelled)
+  ending.status = 'canceled'
+  finish(job, ending)
+end
+
+-- Back to the front of its queue: it has waited once already.
+local function requeue(job)
+  leave(job)
+  redis.call('HSET', job_key(job.id), 'status', 'queued', 'enqueued_at', args.iso,
+    'started_at', '', 'worker_name', '')
+  redis.call('HDEL', job_key(job.id), 'dfl_execution')
+  redis.call('LPUSH', rq .. ':queue:' .. job.queue, job.id)
+  redis.call('PUBLISH', dfl .. ':wake:' .. job.queue, job.queue)
+end
+
+-- The worker that ran the job is dead: the only thing that spends an attempt.
+local function bury(job, requeued, failed)
+  if job.cancelled then
+    cancel(job)
+  elseif job.retries_left > 0 then
+    redis.call('HINCRBY', job_key(job.id), 'retries_left', -1)
+    requeue(job)
+    requeued[#requeued + 1] = job.id
+  else
+    finish(job, failure(job, args.lost))
+    failed[#failed + 1] = job.id
+  end
+end
+
+local function split_member(member)
+  return string.match(member, '^([^:]+):(.+)$')
+end

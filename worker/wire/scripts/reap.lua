@@ -1,0 +1,37 @@
+#!lua flags=allow-oom
+-- Give the jobs of silent workers to others. Atomic, so that two reapers cannot requeue one twice.
+local requeued, failed = {}, {}
+
+local function reap(queue)
+  local wip = rq .. ':wip:' .. queue
+  -- The highest score first: each goes to the front, so the one that waits longest ends up there.
+  for _, member in ipairs(redis.call('ZREVRANGEBYSCORE', wip, now, '-inf')) do
+    local id, execution = split_member(member)
+    local job = id and read_job(id)
+    if job and holds(job, execution) then
+      job.queue = queue
+      bury(job, requeued, failed)
+    end
+    redis.call('ZREM', wip, member)
+  end
+end
+
+-- RQ trims these only from its own workers' maintenance, and `canceled` never.
+local function trim(queue)
+  redis.call('ZREMRANGEBYSCORE', rq .. ':finished:' .. queue, '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', rq .. ':failed:' .. queue, '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', rq .. ':canceled:' .. queue, '-inf', now - args.canceled_ttl)
+end
+
+for _, queue in ipairs(args.queues) do
+  reap(queue)
+  trim(queue)
+  for _, key in ipairs(redis.call('SMEMBERS', rq .. ':workers:' .. queue)) do
+    if redis.call('EXISTS', key) == 0 then
+      redis.call('SREM', rq .. ':workers:' .. queue, key)
+      redis.call('SREM', rq .. ':workers', key)
+    end
+  end
+end
+publish_frames()
+return {requeued, failed}
