@@ -1,0 +1,1 @@
+"""Tokens in, tokens out: the inference engine. It knows no HTTP, no queue and no wire."""

@@ -1,0 +1,1 @@
+"""KV pages and the prefixes that share them."""

@@ -1,0 +1,180 @@
+"""The engine's face: text and token ids in, step outputs or finished texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import asdict
+from typing import Any
+
+from engine.continuous_batching import ContinuousBatchingEngine
+from engine.decoding.logit_processors import check_vocab
+from engine.models.model_runner import ModelRunner
+from engine.request.errors import InvalidRequestError
+from engine.request.outputs import StepOutput
+from engine.request.sampling_params import SamplingParams
+from engine.request.sequence import Sequence
+from engine.request.tokenizer import Tokenizer
+
+
+class DFastLLMEngine:
+    """One verifier, its drafter and a tokenizer, ready to be stepped by one thread."""
+
+    def __init__(
+        self,
+        batching: ContinuousBatchingEngine,
+        runner: ModelRunner,
+        tokenizer: Tokenizer,
+        *,
+        model_name: str,
+        max_model_len: int,
+        default_mode: str,
+        modes: tuple[str, ...],
+        fingerprint: str,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.model_name = model_name
+        self.max_model_len = max_model_len
+        self.modes = modes
+        self.fingerprint = fingerprint
+        self._default_mode = default_mode
+        self._batching = batching
+        self._runner = runner
+
+    @property
+    def max_batch_size(self) -> int:
+        return self._batching.batcher.config.max_batch_size
+
+    @property
+    def has_work(self) -> bool:
+        return self._batching.has_work
+
+    @property
+    def num_running(self) -> int:
+        return self._batching.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return self._batching.num_waiting
+
+    def make_sequence(
+        self,
+        sequence_id: str,
+        prompt_token_ids: Seq[int],
+        params: SamplingParams,
+        *,
+        prompt_index: int = 0,
+        choice: int = 0,
+        mode: str | None = None,
+        draft_length: int | None = None,
+        cache_salt: str = "",
+        replay: Seq[int] = (),
+    ) -> Sequence:
+        """Check a request against this engine; raises `InvalidRequestError` naming the field.
+
+        `replay` holds output tokens of an earlier attempt: they count as output (penalties, stop
+        strings, limits), are never reported again, and the rest follows as it would have then.
+        """
+        self._check(prompt_token_ids, params, mode, draft_length)
+        return Sequence(
+            sequence_id,
+            prompt_token_ids,
+            params,
+            self.tokenizer,
+            max_model_len=self.max_model_len,
+            mode=mode or self._default_mode,
+            prompt_index=prompt_index,
+            choice=choice,
+            draft_length=draft_length,
+            cache_salt=cache_salt,
+            replay=replay,
+        )
+
+    def add(self, sequence: Sequence) -> None:
+        self._batching.add(sequence)
+
+    def abort(self, sequence_id: str) -> None:
+        """Drop a sequence; its place and pages are free for the next step."""
+        self._batching.abort(sequence_id)
+
+    def step(self) -> list[StepOutput]:
+        """Advance every sequence that has a place."""
+        return self._batching.step()
+
+    def generate(
+        self, prompts: Seq[str], params: SamplingParams | None = None, *, mode: str | None = None
+    ) -> list[str]:
+        """Complete a batch of prompts and return the texts, in order."""
+        texts: dict[str, list[str]] = {}
+        for index, prompt in enumerate(prompts):
+            token_ids = self.tokenizer.encode(prompt)
+            texts[f"prompt-{index}"] = []
+            self.add(
+                self.make_sequence(
+                    f"prompt-{index}",
+                    token_ids,
+                    params or SamplingParams(),
+                    prompt_index=index,
+                    mode=mode,
+                )
+            )
+        while self.has_work:
+            for output in self.step():
+                texts[output.sequence_id].append(output.text)
+        return ["".join(parts) for parts in texts.values()]
+
+    def metrics(self) -> dict[str, float]:
+        """Counters and gauges, all measured, by their Prometheus names without prefix."""
+        batcher = self._batching.batcher
+        counts = {
+            **asdict(batcher.stats),
+            **asdict(batcher.prefix_cache.stats),
+            **asdict(self._runner.counts),
+        }
+        gauges = {
+            "num_pages": batcher.pool.num_pages - 1,
+            "num_pages_held": batcher.pool.num_held,
+            "num_requests_running": self.num_running,
+            "num_requests_waiting": self.num_waiting,
+        }
+        return {name: float(value) for name, value in {**counts, **gauges}.items()}
+
+    def get_stats(self) -> dict[str, Any]:
+        return self.metrics()
+
+    def reset_stats(self) -> None:
+        self._batching.batcher.stats.reset()
+        self._batching.batcher.prefix_cache.stats.reset()
+        self._runner.counts.reset()
+
+    def _check(
+        self,
+        prompt_token_ids: Seq[int],
+        params: SamplingParams,
+        mode: str | None,
+        draft_length: int | None,
+    ) -> None:
+        if mode is not None and mode not in self.modes:
+            known = ", ".join(sorted(self.modes))
+            raise InvalidRequestError(f"unknown mode {mode!r}; this worker offers: {known}", "mode")
+        if draft_length is not None and draft_length < 0:
+            raise InvalidRequestError("draft_length must not be negative", "draft_length")
+        if not prompt_token_ids:
+            raise InvalidRequestError("the prompt holds no token", "prompt")
+        vocab_size = self._runner.vocab_size
+        if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
+            raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "prompt")
+        check_vocab(params, vocab_size)
+        self._check_length(len(prompt_token_ids), params)
+
+    def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
+        wanted = params.max_tokens
+        total = num_prompt_tokens + (1 if wanted is None else wanted)
+        if total <= self.max_model_len:
+            return
+        asked = "" if wanted is None else f" and asks for {wanted} more"
+        raise InvalidRequestError(
+            f"the context holds {self.max_model_len} tokens, "
+            f"but the request has {num_prompt_tokens}{asked}",
+            "messages" if wanted is None else "max_tokens",
+            "context_length_exceeded",
+        )

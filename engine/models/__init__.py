@@ -1,0 +1,1 @@
+"""Logits from tokens: the only rooms that touch a device."""

@@ -1,0 +1,188 @@
+"""Paged attention for every model of transformers, and the backends that compute it.
+
+A backend is registered with transformers under `PAGED_ATTENTION`. transformers builds no mask for a
+name that it does not know, and hands our `PagedContext` through to each layer's call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from engine.models.kv_pool import KvPool
+from engine.models.packing import PackedBatch, SpanGroup
+
+PAGED_ATTENTION = "dfastllm_paged"
+
+# (q [T, Hq, D], layer, context, scale, window) -> [T, Hq, D]
+Backend = Callable[[Tensor, int, "PagedContext", float, int | None], Tensor]
+
+
+@dataclass(frozen=True)
+class PagedContext:
+    """What attention needs to know of one forward; travels as a keyword to every layer."""
+
+    batch: PackedBatch
+    pool: KvPool
+    backend: Backend
+
+    @cached_property
+    def masks(self) -> dict[tuple[int, int | None], Tensor]:
+        return {}
+
+    def mask(self, index: int, group: SpanGroup, window: int | None) -> Tensor:
+        """[S, 1, Q, K] where a query may look; made once a forward, not once a layer."""
+        key = (index, window)
+        if key not in self.masks:
+            num_slots = group.pages.shape[1] * self.batch.page_size
+            key_positions = torch.arange(num_slots, device=self.batch.device)
+            queries = group.positions[:, :, None]
+            seen = key_positions <= queries
+            if window is not None:
+                seen &= key_positions > queries - window
+            self.masks[key] = seen[:, None]
+        return self.masks[key]
+
+
+def sdpa_backend(
+    q: Tensor, layer: int, context: PagedContext, scale: float, window: int | None
+) -> Tensor:
+    """Gather each span's pages and let torch's SDPA do the rest; runs on any device."""
+    groups = context.batch.groups
+    if len(groups) == 1 and groups[0].real is None:
+        return _attend_group(q, layer, context, 0, scale, window)
+    out = torch.empty_like(q)
+    for index, group in enumerate(groups):
+        attended = _attend_group(q, layer, context, index, scale, window)
+        rows = group.rows.flatten()
+        if group.real is not None:
+            attended, rows = attended[group.real], rows[group.real]
+        out[rows] = attended
+    return out
+
+
+def _attend_group(
+    q: Tensor, layer: int, context: PagedContext, index: int, scale: float, window: int | None
+) -> Tensor:
+    """[S * Q, Hq, D] of one group, padding included."""
+    group = context.batch.groups[index]
+    num_spans, width = group.rows.shape
+    queries = q[group.rows.flatten()] if len(context.batch.groups) > 1 or group.real is not None else q
+    queries = queries.unflatten(0, (num_spans, width)).transpose(1, 2)  # [S, Hq, Q, D]
+    keys = gather_pages(context.pool.keys(layer), group.pages)
+    values = gather_pages(context.pool.values(layer), group.pages)
+    attended = F.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=context.mask(index, group, window),
+        scale=scale,
+        enable_gqa=queries.shape[1] != keys.shape[1],
+    )
+    return attended.transpose(1, 2).flatten(0, 1)
+
+
+def gather_pages(pool: Tensor, pages: Tensor) -> Tensor:
+    """pool: [pages, page_size, Hkv, D], pages: [S, P] -> [S, Hkv, P * page_size, D]"""
+    num_spans, num_pages = pages.shape
+    gathered = pool.index_select(0, pages.flatten())
+    return gathered.view(num_spans, num_pages * pool.shape[1], *pool.shape[2:]).transpose(1, 2)
+
+
+def varlen_backend(
+    q: Tensor, layer: int, context: PagedContext, scale: float, window: int | None
+) -> Tensor:
+    """torch's own paged flash attention, in place in the pool; CUDA, bf16 or fp16.
+
+    Unverified: no run on a GPU has exercised it yet.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    arguments = _varlen_arguments(context)
+    return varlen_attn(  # type: ignore[no-any-return]
+        q,
+        context.pool.keys(layer),
+        context.pool.values(layer),
+        arguments.cu_seq_q,
+        None,
+        arguments.max_q,
+        arguments.max_k,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+        seqused_k=arguments.seqused_k,
+        block_table=arguments.block_table,
+    )
+
+
+@dataclass(frozen=True)
+class _VarlenArguments:
+    cu_seq_q: Tensor
+    seqused_k: Tensor
+    block_table: Tensor
+    max_q: int
+    max_k: int
+
+
+def _varlen_arguments(context: PagedContext) -> _VarlenArguments:
+    """Made once a forward and kept beside the masks."""
+    cached = context.__dict__.get("_varlen")
+    if cached is None:
+        batch = context.batch
+        counts = [len(span.token_ids) for span in batch.spans]
+        ends = [span.end for span in batch.spans]
+        widest = max(-(-end // batch.page_size) for end in ends)
+        table = [
+            [*span.page_ids[: -(-span.end // batch.page_size)]] for span in batch.spans
+        ]
+        padded = [row + [0] * (widest - len(row)) for row in table]
+        starts = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        cached = _VarlenArguments(
+            cu_seq_q=starts.to(batch.device),
+            seqused_k=torch.tensor(ends, dtype=torch.int32, device=batch.device),
+            block_table=torch.tensor(padded, dtype=torch.int32, device=batch.device),
+            max_q=max(counts),
+            max_k=max(ends),
+        )
+        context.__dict__["_varlen"] = cached
+    return cached
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, name: str = "auto") -> Backend:
+    """Pick by capability: torch's paged varlen kernel on CUDA in half precision, else SDPA."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    if name == "varlen" or (name == "auto" and device.type == "cuda" and half):
+        return varlen_backend
+    if name in ("auto", "sdpa"):
+        return sdpa_backend
+    raise ValueError(f"unknown attention backend {name!r}; known: auto, sdpa, varlen")
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    paged: PagedContext,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface. query: [1, Hq, T, D]; key and value: [1, Hkv, T, D]."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    paged.pool.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    out = paged.backend(query[0].transpose(0, 1), layer, paged, scale, sliding_window)
+    return out[None], None
+
+
+AttentionInterface.register(PAGED_ATTENTION, paged_attention)

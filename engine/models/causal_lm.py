@@ -1,0 +1,126 @@
+"""The verifier: any causal language model of transformers, on paged attention."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from engine.models.attention import PAGED_ATTENTION, Backend, PagedContext
+from engine.models.kv_pool import KvPool
+from engine.models.packing import PackedBatch
+
+
+class UnsupportedModelError(ValueError):
+    """A checkpoint that this engine cannot run truthfully; the message says why."""
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What one token's keys and values look like."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class CausalLM:
+    """Runs packed rows through a transformers model and taps hidden states on the way."""
+
+    predicts_next = True
+    """Row p holds the logits of the token at p + 1."""
+
+    def __init__(self, model: nn.Module, *, tap_layers: tuple[int, ...] = ()) -> None:
+        self.model = model
+        config = model.config  # type: ignore[union-attr]
+        text_config = config.get_text_config()
+        heads = text_config.num_attention_heads
+        self.vocab_size: int = text_config.vocab_size
+        self.hidden_size: int = text_config.hidden_size
+        self.max_positions: int = text_config.max_position_embeddings
+        self.kv_shape = KvShape(
+            num_layers=text_config.num_hidden_layers,
+            num_kv_heads=getattr(text_config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text_config, "head_dim", None) or self.hidden_size // heads,
+        )
+        self._taps: dict[int, Tensor] = {}
+        self._tap_layers = tap_layers
+        self._hook_taps()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def forward(
+        self, batch: PackedBatch, pool: KvPool, backend: Backend, logit_rows: Tensor
+    ) -> Tensor:
+        """Run all T rows and write their keys and values; logits of `logit_rows` [R] -> [R, V]."""
+        context = PagedContext(batch, pool, backend)
+        output = self.model(
+            input_ids=batch.token_ids[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            logits_to_keep=logit_rows,
+            paged=context,
+        )
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def eager_logits(self, token_ids: Tensor) -> Tensor:
+        """The model's own attention without pages or cache, for tests: [B, L] -> [B, L, V]"""
+        self.model.set_attn_implementation("eager")  # type: ignore[operator]
+        try:
+            return self.model(input_ids=token_ids, use_cache=False).logits  # type: ignore[no-any-return]
+        finally:
+            self.model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
+
+    def tapped_hidden(self) -> Tensor:
+        """Hidden states of the last forward after each tapped layer, side by side: [T, taps * H]"""
+        return torch.cat([self._taps[layer][0] for layer in self._tap_layers], dim=-1)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[N] -> [N, H]"""
+        return self.model.get_input_embeddings()(token_ids)  # type: ignore[operator, no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output head alone, for a drafter that shares it: [N, H] -> [N, V]"""
+        return self.model.get_output_embeddings()(hidden)  # type: ignore[operator, no-any-return]
+
+    def _hook_taps(self) -> None:
+        layers = self.model.get_decoder().layers  # type: ignore[operator]
+        for index in self._tap_layers:
+            layers[index].register_forward_hook(self._tap(index))
+
+    def _tap(self, index: int):  # type: ignore[no-untyped-def]
+        def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            self._taps[index] = output if isinstance(output, Tensor) else output[0]
+
+        return keep
+
+
+def load_causal_lm(
+    path: Path, *, dtype: torch.dtype, device: torch.device, tap_layers: tuple[int, ...] = ()
+) -> CausalLM:
+    """Load a checkpoint folder; no code of the checkpoint's own is ever run."""
+    if not (path / "config.json").is_file():
+        raise UnsupportedModelError(f"{path} is no model folder: config.json is missing")
+    raw = json.loads((path / "config.json").read_text("utf-8"))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=PAGED_ATTENTION, local_files_only=True
+        )
+    except (ValueError, OSError) as error:
+        kind = raw.get("model_type", "unknown")
+        raise UnsupportedModelError(f"cannot load {path} (model_type {kind}): {error}") from error
+    return CausalLM(model.to(device).eval(), tap_layers=tap_layers)

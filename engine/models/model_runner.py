@@ -1,0 +1,155 @@
+"""The model runner: everything that runs on the device happens from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.base import BaseStats
+from engine.models.attention import Backend, gather_pages
+from engine.models.causal_lm import CausalLM
+from engine.models.dflash import DFlashDrafter
+from engine.models.kv_pool import KvPool
+from engine.models.packing import PackedBatch, Span, pack
+
+
+@dataclass
+class ForwardCounts(BaseStats):
+    """How often, and over how many rows, each model ran: these numbers do not jitter."""
+
+    num_verify_forwards: int = 0
+    num_verify_rows: int = 0
+    num_draft_forwards: int = 0
+    num_draft_rows: int = 0
+
+
+class ModelRunner:
+    """Owns the models, their KV pools and the device; takes spans, returns logits.
+
+    One page table serves two pools: the verifier's keys and values, and the drafter's context keys
+    and values, which are a function of the verifier's hidden state at the same position. Every
+    verifier forward writes both, so a cached page always holds both.
+    """
+
+    def __init__(
+        self,
+        verifier: CausalLM,
+        drafter: DFlashDrafter | None,
+        *,
+        num_pages: int,
+        page_size: int,
+        backend: Backend,
+    ) -> None:
+        self.verifier = verifier
+        self.drafter = drafter
+        self.device = verifier.device
+        self.page_size = page_size
+        self.counts = ForwardCounts()
+        self._backend = backend
+        shape = verifier.kv_shape
+        self._pool = KvPool(
+            shape.num_layers,
+            num_pages,
+            page_size,
+            shape.num_kv_heads,
+            shape.head_dim,
+            verifier.dtype,
+            self.device,
+        )
+        self._context_pool: KvPool | None = None
+        if drafter is not None:
+            config = drafter.config
+            self._context_pool = KvPool(
+                config.num_layers,
+                num_pages,
+                page_size,
+                config.num_kv_heads,
+                config.head_dim,
+                verifier.dtype,
+                self.device,
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.verifier.vocab_size
+
+    @property
+    def block_size(self) -> int:
+        """Anchor and masks; 0 without a drafter."""
+        return 0 if self.drafter is None else self.drafter.config.block_size
+
+    @torch.inference_mode()
+    def verify(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
+        """One packed verifier forward; returns the logits of the given rows of the pack, [R, V]."""
+        batch = pack(spans, self.page_size, self.device)
+        rows = torch.tensor(logit_rows, dtype=torch.int64).to(self.device)
+        logits = self.verifier.forward(batch, self._pool, self._backend, rows)
+        self._write_context(batch)
+        self.counts.num_verify_forwards += 1
+        self.counts.num_verify_rows += batch.token_ids.shape[0]
+        return logits
+
+    @torch.inference_mode()
+    def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
+        """One packed drafter forward over whole blocks, an anchor and its masks each.
+
+        Returns logits [sum(lengths), V]: of every block its first `lengths[i]` masks. The block
+        always has its trained size; a shorter draft only saves the output head.
+        """
+        assert self.drafter is not None and self._context_pool is not None
+        token_ids = torch.tensor([block.token_ids for block in blocks]).to(self.device)
+        starts = torch.tensor([block.start for block in blocks]).to(self.device)
+        width = token_ids.shape[1]
+        positions = starts[:, None] + torch.arange(width, device=self.device)
+        attend = _BlockAttention(self._context_pool, blocks, starts, width)
+        embeds = self.verifier.embed(token_ids.flatten())
+        hidden = self.drafter(embeds, positions.flatten(), attend)
+        wanted = [i * width + k for i, length in enumerate(lengths) for k in range(1, length + 1)]
+        self.counts.num_draft_forwards += 1
+        self.counts.num_draft_rows += token_ids.numel()
+        return self.verifier.logits(hidden[torch.tensor(wanted).to(self.device)])
+
+    def _write_context(self, batch: PackedBatch) -> None:
+        """Keep the drafter's context of every row that the verifier has just read."""
+        if self.drafter is None or self._context_pool is None:
+            return
+        context = self.drafter.project_context(self.verifier.tapped_hidden())
+        for layer in range(self.drafter.config.num_layers):
+            keys, values = self.drafter.context_kv(layer, context, batch.positions)
+            self._context_pool.write(layer, batch.slots, keys, values)
+
+
+class _BlockAttention:
+    """Each block sees the cached context before its anchor, and all of itself."""
+
+    def __init__(self, pool: KvPool, blocks: Seq[Span], starts: Tensor, width: int) -> None:
+        self._pool = pool
+        self._width = width
+        num_pages = max(1, max(-(-block.start // pool.page_size) for block in blocks))
+        rows = [list(block.page_ids[:num_pages]) for block in blocks]
+        padded = [row + [0] * (num_pages - len(row)) for row in rows]
+        self._pages = torch.tensor(padded).to(starts.device)
+        slots = torch.arange(num_pages * pool.page_size, device=starts.device)
+        is_context = slots < starts[:, None]  # [S, K]
+        own = torch.ones(len(blocks), width, dtype=torch.bool, device=starts.device)
+        self._mask = torch.cat((is_context, own), dim=1)[:, None, None]  # [S, 1, 1, K + B]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: [S * B, Hq, D], k and v: [S * B, Hkv, D] -> [S * B, Hq, D]"""
+        queries, own_keys, own_values = (
+            x.unflatten(0, (-1, self._width)).transpose(1, 2) for x in (q, k, v)
+        )
+        keys = torch.cat((gather_pages(self._pool.keys(layer), self._pages), own_keys), dim=2)
+        values = torch.cat((gather_pages(self._pool.values(layer), self._pages), own_values), dim=2)
+        out = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=self._mask.expand(-1, -1, self._width, -1),
+            enable_gqa=queries.shape[1] != keys.shape[1],
+        )
+        return out.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,114 @@
+"""Draws tokens for many rows of many sequences at once, each with its own settings and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.decoding.logit_processors import apply_processors, needs_processing
+from engine.decoding.sampler import gather_logprobs, sample
+from engine.decoding.sampling_table import SamplingTable
+from engine.request.outputs import TokenLogprobs
+from engine.request.sequence import Sequence
+from engine.request.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Consecutive logit rows of one sequence.
+
+    `first_position` is the output position that the first row draws for; `draft` holds the tokens
+    that rows 1, 2, ... take as given before their own.
+    """
+
+    sequence: Sequence
+    first_position: int
+    count: int
+    draft: Seq[int] = ()
+
+
+class TokenSampler:
+    """Logits in, token ids out; remembers the sampling table of an unchanged batch."""
+
+    def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        self._tokenizer = tokenizer
+        self._device = device
+        self._tables: dict[tuple[str, ...], SamplingTable] = {}
+
+    def sample(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
+        """logits: [R, V], the rows of all picks in order -> the tokens of each pick."""
+        logits = self._process(logits, picks)
+        owners = [i for i, pick in enumerate(picks) for _ in range(pick.count)]
+        positions = [
+            max(position, 0)  # prompt rows are drawn for nobody
+            for pick in picks
+            for position in range(pick.first_position, pick.first_position + pick.count)
+        ]
+        rows = torch.tensor([owners, positions], dtype=torch.int64).to(self._device)
+        drawn: list[int] = sample(logits, self._table(picks), rows[0], rows[1]).tolist()
+        tokens, start = [], 0
+        for pick in picks:
+            tokens.append(drawn[start : start + pick.count])
+            start += pick.count
+        return tokens
+
+    def logprobs(self, logits: Tensor, token_ids: Seq[int], num_top: int) -> list[TokenLogprobs]:
+        """logits: [n, V] before any processing, one row for each of the n tokens."""
+        chosen = torch.tensor(list(token_ids), dtype=torch.int64).to(self._device)
+        values, top_values, top_ids = gather_logprobs(logits, chosen, num_top)
+        name = self._tokenizer.token_bytes
+        return [
+            TokenLogprobs(
+                token_id,
+                name(token_id),
+                value,
+                tuple((i, name(i), v) for i, v in zip(ids, tops, strict=True)),
+            )
+            for token_id, value, ids, tops in zip(
+                token_ids, values.tolist(), top_ids.tolist(), top_values.tolist(), strict=True
+            )
+        ]
+
+    def unconditional(self, token_id: int) -> TokenLogprobs:
+        """The first prompt token: nothing came before it, so it has no probability."""
+        return TokenLogprobs(token_id, self._tokenizer.token_bytes(token_id), None)
+
+    def _table(self, picks: Seq[Pick]) -> SamplingTable:
+        key = tuple(pick.sequence.sequence_id for pick in picks)
+        table = self._tables.get(key)
+        if table is None:
+            if len(self._tables) > _MAX_TABLES:
+                self._tables.clear()
+            entries = [(p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks]
+            table = self._tables[key] = SamplingTable.build(entries, self._device)
+        return table
+
+    def _process(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
+        """Penalties, biases and bans along each pick's hypothetical prefix; copies if there are."""
+        if not any(map(_needs_processing, picks)):
+            return logits
+        logits = logits.float().clone()
+        start = 0
+        for pick in picks:
+            sequence = pick.sequence
+            if _needs_processing(pick):
+                apply_processors(
+                    logits[start + pick.count - 1 - len(pick.draft) : start + pick.count],
+                    sequence.params,
+                    sequence.prompt_token_ids,
+                    sequence.output_token_ids,
+                    pick.draft,
+                    self._tokenizer.eos_token_ids | set(sequence.params.stop_token_ids),
+                )
+            start += pick.count
+        return logits
+
+
+def _needs_processing(pick: Pick) -> bool:
+    return needs_processing(pick.sequence.params, pick.sequence.num_output_tokens)
+
+
+_MAX_TABLES = 64

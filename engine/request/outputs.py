@@ -1,0 +1,47 @@
+"""What leaves the engine: frozen results of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of a token and of the `top` most probable ones at its position."""
+
+    token_id: int
+    token: bytes
+    logprob: float | None  # None for the first prompt token: nothing came before it
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSummary:
+    """What one sequence cost and gained, known when it ends."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    num_draft_tokens: int
+    acceptance_histogram: tuple[int, ...]
+    """`acceptance_histogram[j]`: verify steps that accepted exactly j draft tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one sequence gained in one step."""
+
+    sequence_id: str
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    summary: SequenceSummary | None = None  # set with finish_reason

@@ -1,0 +1,196 @@
+"""A sequence: one request's tokens on their way, and the one place where output is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from enum import Enum, auto
+
+from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
+from engine.request.sampling_params import SamplingParams
+from engine.request.text_stream import StopMatcher, TextStream
+from engine.request.tokenizer import Tokenizer
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()  # no pages yet, or none any more after a pre-emption
+    RUNNING = auto()  # holds pages; prefilling or decoding
+    FINISHED = auto()
+
+
+class Sequence:
+    """Prompt and output tokens of one choice of one request.
+
+    At rest the KV of `num_computed` leading tokens is valid. A sequence that decodes has exactly
+    one token without KV, the last one committed: it is the first row of the next forward.
+    """
+
+    def __init__(
+        self,
+        sequence_id: str,
+        prompt_token_ids: Seq[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        max_model_len: int,
+        mode: str,
+        prompt_index: int = 0,
+        choice: int = 0,
+        draft_length: int | None = None,
+        cache_salt: str = "",
+        replay: Seq[int] = (),
+    ) -> None:
+        self.sequence_id = sequence_id
+        self.params = params
+        self.mode = mode
+        self.prompt_index = prompt_index
+        self.choice = choice
+        self.draft_length = draft_length
+        self.cache_salt = cache_salt
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.token_ids = list(prompt_token_ids)
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.page_ids: list[int] = []
+        self.page_digests: list[bytes] = []  # of the full pages that are in the prefix cache
+        self.num_computed = 0
+        self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
+        self.num_draft_tokens = 0
+        self.acceptance_histogram: list[int] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self._max_model_len = max_model_len
+        self._eos_token_ids = tokenizer.eos_token_ids
+        self._text = TextStream(tokenizer, context=prompt_token_ids)
+        self._stops = StopMatcher(params.stop)
+        self._pending_text = ""
+        self._pending_logprobs: list[TokenLogprobs] = []
+        self._num_emitted = self.num_prompt_tokens
+        if replay:
+            self.commit(replay)
+            self._forget_pending()
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.token_ids[: self.num_prompt_tokens]
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def max_output_tokens(self) -> int:
+        room = self._max_model_len - self.num_prompt_tokens
+        return room if self.params.max_tokens is None else min(room, self.params.max_tokens)
+
+    @property
+    def num_remaining(self) -> int:
+        """How many more tokens may be committed."""
+        return self.max_output_tokens - self.num_output_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def is_prefilling(self) -> bool:
+        """More than the one newest token has no KV yet (a prompt, a replay, a pre-emption)."""
+        return self.num_tokens - self.num_computed > 1 or self.num_output_tokens == 0
+
+    @property
+    def may_read_cache(self) -> bool:
+        """Prompt logprobs need logits of every prompt row, which a cached page does not have."""
+        return not self.params.prompt_logprobs
+
+    def commit(self, token_ids: Seq[int], logprobs: Seq[TokenLogprobs] = ()) -> int:
+        """Make tokens output, in order, until one of them ends the sequence.
+
+        Returns how many were taken: those after an end of sequence, a stop or the limit are not.
+        """
+        if token_ids and self.num_remaining <= 0 and not self.is_finished:
+            self._finish(FinishReason.LENGTH)  # max_tokens 0: only the prompt was asked about
+        for index, token_id in enumerate(token_ids):
+            if self.is_finished:
+                return index
+            self.token_ids.append(token_id)
+            if index < len(logprobs):
+                self._pending_logprobs.append(logprobs[index])
+            self._check_end(token_id)
+        return len(token_ids)
+
+    def record_draft(self, num_drafted: int, num_accepted: int) -> None:
+        """Count one verify step that had `num_drafted` tokens to check."""
+        self.num_draft_tokens += num_drafted
+        missing = num_accepted + 1 - len(self.acceptance_histogram)
+        self.acceptance_histogram.extend([0] * missing)
+        self.acceptance_histogram[num_accepted] += 1
+
+    def release_pages(self) -> list[int]:
+        """Hand the pages back to the caller; their KV counts as not computed from here on."""
+        pages, self.page_ids, self.page_digests = self.page_ids, [], []
+        self.num_computed = 0
+        return pages
+
+    def take_output(self) -> StepOutput | None:
+        """What has been committed since the last call; None where that is nothing."""
+        token_ids = tuple(self.token_ids[self._num_emitted :])
+        if not token_ids and not self._pending_text and not self.is_finished:
+            return None
+        wants_logprobs = self.params.logprobs is not None
+        output = StepOutput(
+            sequence_id=self.sequence_id,
+            token_ids=token_ids,
+            text=self._pending_text,
+            logprobs=tuple(self._pending_logprobs) if wants_logprobs else None,
+            prompt_logprobs=self._take_prompt_logprobs(),
+            finish_reason=self.finish_reason,
+            summary=self._summary() if self.is_finished else None,
+        )
+        self._forget_pending()
+        return output
+
+    def _check_end(self, token_id: int) -> None:
+        params = self.params
+        may_stop = self.num_output_tokens > params.min_tokens
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+        if may_stop and (is_eos or token_id in params.stop_token_ids):
+            self._finish(FinishReason.STOP)
+            return
+        text, stopped = self._stops.push(self._text.push(token_id), may_stop=may_stop)
+        self._pending_text += text
+        if stopped:
+            self.finish_reason = FinishReason.STOP
+        elif self.num_remaining <= 0:
+            self._finish(FinishReason.LENGTH)
+
+    def _finish(self, reason: FinishReason) -> None:
+        """End the sequence, letting out text that was held back for a stop string."""
+        text, stopped = self._stops.push(self._text.flush())
+        self._pending_text += text if stopped else text + self._stops.flush()
+        self.finish_reason = reason
+
+    def _forget_pending(self) -> None:
+        self._pending_text = ""
+        self._pending_logprobs = []
+        self._num_emitted = self.num_tokens
+
+    def _take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+        if not self.params.prompt_logprobs or not self.prompt_logprobs:
+            return None
+        taken, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        return taken
+
+    def _summary(self) -> SequenceSummary:
+        return SequenceSummary(
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_output_tokens=self.num_output_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_draft_tokens=self.num_draft_tokens,
+            acceptance_histogram=tuple(self.acceptance_histogram),
+        )

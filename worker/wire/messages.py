@@ -1,0 +1,179 @@
+"""Every message that crosses Redis between the API and a worker.
+
+The schema only ever grows: a new field has a default, a field never changes its type, and unknown
+fields are skipped, so that API and workers of neighbouring versions understand each other.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+WIRE_VERSION = 1
+
+
+class ChatMessage(Struct, frozen=True, omit_defaults=True):
+    role: str
+    content: str
+    name: str | None = None
+
+
+class Prompts(Struct, frozen=True, tag="prompts", omit_defaults=True):
+    """Input of a text completion: one or more prompts, each text or token ids."""
+
+    prompts: list[str | list[int]]
+    echo: bool = False
+
+
+class Chat(Struct, frozen=True, tag="chat", omit_defaults=True):
+    """Input of a chat completion; the worker renders the chat template."""
+
+    messages: list[ChatMessage]
+
+
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to generate. The seed is always set: the API draws one where the client gave none."""
+
+    seed: int
+    max_tokens: int | None = None  # None: as many as the context has room for
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    stop: list[str] = field(default_factory=list)
+    stop_token_ids: list[int] = field(default_factory=list)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    logprobs: int | None = None  # how many alternatives a token; None: no logprobs at all
+    ignore_eos: bool = False
+
+
+class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request. Travels as the msgpack field `dfl` of the RQ job hash."""
+
+    v: int = WIRE_VERSION
+    job_id: str
+    api_id: str
+    """Names the reply channel `dfl:api:<api_id>`."""
+    model: str
+    tenant: str
+    """Whose request this is (a hash of the API key): parts the prefix cache."""
+    created: float
+    """Unix time in seconds."""
+    input: Prompts | Chat
+    sampling: Sampling
+    n: int = 1
+    stream: bool = False
+    mode: str | None = None  # None: the worker's default strategy
+    draft_length: int | None = None  # None: the planner decides; 0: no draft
+    timeout_s: float | None = None
+    cache_salt: str = ""
+
+
+class TokenLogprob(Struct, frozen=True, array_like=True):
+    """Log-probability of one token, and of its most probable rivals."""
+
+    token_id: int
+    token: bytes
+    logprob: float | None  # None: the first token of a prompt has no predecessor
+    top: list[tuple[int, bytes, float]] = field(default_factory=list)
+
+
+class Usage(Struct, frozen=True, array_like=True):
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+
+
+class DraftStats(Struct, frozen=True, array_like=True):
+    """Speculation over all verify steps of a job: `histogram[j]` steps accepted j draft tokens."""
+
+    num_draft_tokens: int
+    histogram: list[int]
+
+
+class Accepted(Struct, frozen=True, array_like=True, tag="accepted"):
+    """The worker has checked the request and will generate."""
+
+    job_id: str
+    num_prompt_tokens: int
+
+
+class Rejected(Struct, frozen=True, array_like=True, tag="rejected"):
+    """The request itself is wrong: nothing was generated and a retry would not help."""
+
+    job_id: str
+    status: int  # HTTP status
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Delta(Struct, frozen=True, array_like=True, tag="delta"):
+    """New text of one choice. `index` counts a job's deltas from 0, so a reader sees a gap."""
+
+    job_id: str
+    index: int
+    choice: int  # prompt index * n + choice
+    token_ids: list[int]
+    text: str
+    finish_reason: str | None = None  # "stop" | "length", on the choice's last delta
+    logprobs: list[TokenLogprob] | None = None
+
+
+class Finished(Struct, frozen=True, array_like=True, tag="finished"):
+    """All choices have ended. `num_deltas` lets a reader notice that it misses one."""
+
+    job_id: str
+    num_deltas: int
+    usage: Usage
+    draft: DraftStats | None = None
+    attempt: int = 1
+
+
+class Failed(Struct, frozen=True, array_like=True, tag="failed"):
+    """The job ended without a full answer; the client did nothing wrong (or cancelled it)."""
+
+    job_id: str
+    status: int
+    message: str
+    code: str | None = None  # "timeout" | "cancelled" | "worker_lost" | "engine_error"
+
+
+Event = Accepted | Rejected | Delta | Finished | Failed
+
+
+class Frame(Struct, frozen=True, array_like=True):
+    """One publish: everything that one engine step has for one API process."""
+
+    worker: str
+    events: list[Event]
+
+
+class LogEntry(Struct, frozen=True, array_like=True):
+    """One entry of a job's log, the durable twin of its deltas; its id is `<last index + 1>-0`."""
+
+    deltas: list[Delta]
+
+
+class ModelInfo(Struct, frozen=True, omit_defaults=True):
+    """What a worker offers under one model name."""
+
+    name: str
+    max_model_len: int
+    modes: list[str]
+    created: int
+    fingerprint: str
+
+
+class WorkerInfo(Struct, frozen=True, omit_defaults=True):
+    """A worker's own words about itself, renewed at each beat."""
+
+    name: str
+    model: ModelInfo
+    max_batch_size: int
+    num_running: int = 0
+    num_waiting: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
