@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
+from msgspec import Raw
 from redis import Redis
 
 from worker.wire import codec, keys, lua, reasons, rq_hash
@@ -109,7 +110,7 @@ class JobStore:
         self._worker_name = worker_name
         self._lease_s = lease_s
         self._defaults = {"result_ttl": result_ttl_s, "failure_ttl": failure_ttl_s}
-        self._frame_head = codec.encode(worker_name)
+        self._frame_head = codec.for_lua(worker_name)
         self._held: dict[str, _Held] = {}
 
     def claim(self, queues: Sequence[str], limit: int) -> list[Claim]:
@@ -134,9 +135,9 @@ class JobStore:
             jobs=self._executions(job_ids),
             members=[f"{job_id}:{held.execution_id}" for job_id, held in self._held.items()],
             lease=self._lease_s,
-            info=codec.encode(info),
+            info=codec.for_lua(info),
             model=info.model.name,
-            model_info=codec.encode(info.model),
+            model_info=codec.for_lua(info.model),
             model_ttl=MODEL_TTL_S,
         )
         unheld = {job_id for job_id in job_ids if job_id not in self._held}
@@ -146,7 +147,7 @@ class JobStore:
     def emit(self, step: StepRecord) -> set[str]:
         """Log and publish a step, and end what ends in it; returns the jobs that are not ours."""
         lost = self._take(step)
-        answers = {answer.job_id: codec.encode(answer) for answer in step.answers}
+        answers = {answer.job_id: codec.for_lua(answer) for answer in step.answers}
         endings = {ending.job_id: _packed(ending) for ending in step.endings}
         written = {
             job_id: held
@@ -253,13 +254,13 @@ def _unreadable(job_id: str) -> Ending:
 
 
 def _record(
-    job_id: str, held: _Held, answer: bytes | None, ending: dict[str, object] | None
+    job_id: str, held: _Held, answer: Raw | None, ending: dict[str, object] | None
 ) -> dict[str, object]:
     return {
         "id": job_id,
         "execution": held.execution_id,
         "answer": answer,
-        "deltas": [codec.encode(delta) for delta in held.unwritten],
+        "deltas": [codec.for_lua(delta) for delta in held.unwritten],
         "last_index": held.next_index - 1,
         "ending": ending,
     }
@@ -268,7 +269,7 @@ def _record(
 def _packed(ending: Ending) -> dict[str, object]:
     return {
         "status": ending.status,
-        "event": codec.encode(ending.event),
+        "event": codec.for_lua(ending.event),
         "result": rq_hash.return_value(ending.result),
         "exc": rq_hash.exc_string(ending.exc_info) if ending.exc_info is not None else None,
     }

@@ -37,6 +37,14 @@ decode_worker_info = _worker_info.decode
 decode_model_info = _model_info.decode
 
 
+def for_lua(message: object) -> msgspec.Raw:
+    """Return a message, packed, as a part of a script's arguments.
+
+    Redis' msgpack for Lua is older than the type for bytes, so they go as a string's.
+    """
+    return _as_string(message if isinstance(message, bytes) else encode(message))
+
+
 def decode_job(data: bytes) -> GenerateJob:
     """Read a job; one of a newer, incompatible wire version is unreadable too."""
     job = _job.decode(data)
@@ -55,3 +63,11 @@ def deltas_of(entries: Iterable[Any], from_index: int = 0) -> list[Delta]:
                 deltas.append(delta)
                 from_index = delta.index + 1
     return deltas
+
+
+def _as_string(data: bytes) -> msgspec.Raw:
+    length = len(data)
+    for prefix, size in ((b"\xd9", 1), (b"\xda", 2), (b"\xdb", 4)):
+        if length < 1 << 8 * size:
+            return msgspec.Raw(prefix + length.to_bytes(size, "big") + data)
+    raise ValueError(f"{length} bytes are too many for one message")

@@ -82,7 +82,7 @@ async def enqueue(
     arguments = {
         "id": job.job_id,
         "queue": queue,
-        "payload": codec.encode(job),
+        "payload": codec.for_lua(job),
         "fields": fields,
         "timeout": timeout_s,
         "result_ttl": result_ttl_s,
@@ -102,7 +102,7 @@ async def enqueue(
 
 async def cancel(redis: Redis, job_id: str) -> bool:
     """Take a job off its queue, or tell its worker to stop; False if it has ended or never was."""
-    arguments = {"id": job_id, "cancelled": reasons.CANCELLED, "frame_head": codec.encode("")}
+    arguments = {"id": job_id, "cancelled": reasons.CANCELLED, "frame_head": codec.for_lua("")}
     return bool(await lua.acall(redis, "cancel", arguments))
 
 

@@ -6,7 +6,9 @@ import pickle
 import zlib
 from base64 import b64encode
 
-from worker.wire import lua
+import msgspec
+
+from worker.wire import codec, lua
 from worker.wire.messages import Chat, GenerateJob
 
 _FUNCTION = "worker.jobs.generate"
@@ -23,15 +25,15 @@ def new_job(
     result_ttl_s: int,
     failure_ttl_s: int,
     max_attempts: int,
-) -> list[bytes | str | int]:
+) -> list[msgspec.Raw | str | int]:
     """Return the fields and values of a queued job's hash, in turn, without the request."""
     now = lua.utc_now()
-    fields: dict[str, bytes | str | int] = {
+    fields: dict[str, msgspec.Raw | str | int] = {
         "created_at": now,
         "enqueued_at": now,
         "status": "queued",
         "origin": queue,
-        "data": _DATA,
+        "data": codec.for_lua(_DATA),
         "description": _describe(job),
         "timeout": timeout_s,
         "ttl": timeout_s + result_ttl_s,

@@ -20,13 +20,13 @@ local function start(job, execution, fields)
   redis.call('ZADD', rq .. ':wip:' .. job.queue, now + args.lease, member)
   redis.call('SADD', rq .. ':worker:' .. args.worker .. ':executions', member)
   local attempt = redis.call('HINCRBY', key, 'dfl_attempt', 1)
-  return {job.id, execution, job.queue, attempt, fields[1], fields[3] or ''}
+  return {job.id, execution, job.queue, attempt, fields[1]}
 end
 
 local function try(id)
   local job = read_job(id)
   if job.status ~= 'queued' then return end -- cancelled, forgotten, or queued twice and running
-  local fields = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline', 'dfl_api')
+  local fields = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline')
   if not fields[1] then
     finish(job, failure(job, args.foreign))
   elseif fields[2] and tonumber(fields[2]) < now then
