@@ -1,0 +1,38 @@
+"""A real worker process around the fake engine: `python -m tests.fake_worker --help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from tests.fakes import FakeEngine
+from worker.batch_worker import unique_name
+from worker.service import serve
+from worker.settings import WorkerSettings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--redis-url", required=True)
+    parser.add_argument("--name", default=unique_name())
+    parser.add_argument("--step-s", type=float, default=0.0)
+    parser.add_argument("--tokens-per-step", type=int, default=1)
+    parser.add_argument("--max-batch-size", type=int, default=8)
+    parser.add_argument("--lease", type=float, default=30.0)
+    parser.add_argument("--drain-timeout", type=float, default=5.0)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    engine = FakeEngine(
+        step_s=args.step_s,
+        tokens_per_step=args.tokens_per_step,
+        max_batch_size=args.max_batch_size,
+    )
+    settings = WorkerSettings(
+        redis_url=args.redis_url, lease=args.lease, drain_timeout=args.drain_timeout
+    )
+    return serve(engine, settings, args.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

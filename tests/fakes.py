@@ -1,0 +1,184 @@
+"""A torch-free engine: text from prompt, seed and position, steps as slow as you set them."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.request.errors import InvalidRequestError
+from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
+from engine.request.sampling_params import SamplingParams
+
+POISON = "boom"  # a prompt with this word makes every step fail while its sequence is there
+LETTERS = b"abcdefghijklmnopqrstuvwxyz      "
+
+
+class FakeTokenizer:
+    """One token, one byte."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
+        turns = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
+        return self.encode(turns + "<assistant>")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode(errors="replace")
+
+
+@dataclass
+class FakeSequence:
+    sequence_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    prompt_index: int
+    choice: int
+    max_tokens: int
+    mode: str | None = None
+    draft_length: int | None = None
+    cache_salt: str = ""
+    output: list[int] = field(default_factory=list)
+    num_steps: int = 0
+
+    def next_token(self) -> int:
+        """Return what follows: it depends on prefix, seed and position, and on nothing else."""
+        prefix = bytes(self.prompt_token_ids + self.output)
+        key = f"{self.params.seed}:{self.prompt_index}:{self.choice}:{len(self.output)}:"
+        return LETTERS[zlib.crc32(key.encode() + prefix) % len(LETTERS)]
+
+
+class FakeEngine:
+    """`worker.engine_port.EnginePort` without a model."""
+
+    def __init__(
+        self,
+        *,
+        step_s: float = 0.0,
+        tokens_per_step: int = 1,
+        max_batch_size: int = 8,
+        max_model_len: int = 4096,
+    ) -> None:
+        self.model_name = "fake"
+        self.max_model_len = max_model_len
+        self.max_batch_size = max_batch_size
+        self.modes: tuple[str, ...] = ("ar", "deer")
+        self.fingerprint = "fake-1"
+        self.tokenizer = FakeTokenizer()
+        self.most_running = 0
+        self._step_s = step_s
+        self._tokens_per_step = tokens_per_step
+        self._sequences: dict[str, FakeSequence] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    @property
+    def num_running(self) -> int:
+        return min(len(self._sequences), self.max_batch_size)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._sequences) - self.num_running
+
+    def make_sequence(
+        self,
+        sequence_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        prompt_index: int = 0,
+        choice: int = 0,
+        mode: str | None = None,
+        draft_length: int | None = None,
+        cache_salt: str = "",
+        replay: Sequence[int] = (),
+    ) -> FakeSequence:
+        if mode is not None and mode not in self.modes:
+            raise InvalidRequestError(f"unknown mode {mode!r}", "mode", "unknown_mode")
+        room = self.max_model_len - len(prompt_token_ids)
+        if room < (params.max_tokens or 1):
+            raise InvalidRequestError("the prompt is too long", "prompt", "context_length_exceeded")
+        return FakeSequence(
+            sequence_id=sequence_id,
+            prompt_token_ids=prompt_token_ids,
+            params=params,
+            prompt_index=prompt_index,
+            choice=choice,
+            max_tokens=room if params.max_tokens is None else params.max_tokens,
+            mode=mode,
+            draft_length=draft_length,
+            cache_salt=cache_salt,
+            output=list(replay),
+        )
+
+    def add(self, sequence: FakeSequence) -> None:
+        self._sequences[sequence.sequence_id] = sequence
+
+    def abort(self, sequence_id: str) -> None:
+        self._sequences.pop(sequence_id, None)
+
+    def step(self) -> list[StepOutput]:
+        running = list(self._sequences.values())[: self.max_batch_size]
+        self.most_running = max(self.most_running, len(running))
+        time.sleep(self._step_s)
+        if any(POISON in self.tokenizer.decode(seq.prompt_token_ids) for seq in running):
+            raise RuntimeError("the fake engine was told to fail")
+        return [self._advance(seq) for seq in running]
+
+    def metrics(self) -> dict[str, float]:
+        return {"fake_sequences": float(len(self._sequences))}
+
+    def _advance(self, seq: FakeSequence) -> StepOutput:
+        first = seq.num_steps == 0
+        seq.num_steps += 1
+        new: list[int] = []
+        while len(new) < self._tokens_per_step and len(seq.output) < seq.max_tokens:
+            token = seq.next_token()
+            seq.output.append(token)
+            new.append(token)
+            if token in seq.params.stop_token_ids:
+                break
+        reason = _finish_reason(seq)
+        if reason is not None:
+            del self._sequences[seq.sequence_id]
+        return StepOutput(
+            sequence_id=seq.sequence_id,
+            token_ids=tuple(new),
+            text=self.tokenizer.decode(new),
+            logprobs=None if seq.params.logprobs is None else _logprobs(new),
+            prompt_logprobs=_prompt_logprobs(seq) if first and seq.params.prompt_logprobs else None,
+            finish_reason=reason,
+            summary=None if reason is None else _summary(seq),
+        )
+
+
+def _finish_reason(seq: FakeSequence) -> FinishReason | None:
+    if seq.output and seq.output[-1] in seq.params.stop_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if len(seq.output) >= seq.max_tokens else None
+
+
+def _summary(seq: FakeSequence) -> SequenceSummary:
+    return SequenceSummary(
+        num_prompt_tokens=len(seq.prompt_token_ids),
+        num_output_tokens=len(seq.output),
+        num_cached_tokens=1,
+        num_draft_tokens=2 * seq.num_steps,
+        acceptance_histogram=(0, seq.num_steps),
+    )
+
+
+def _logprobs(token_ids: list[int]) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(token, bytes([token]), -0.5, ((token, bytes([token]), -0.5),))
+        for token in token_ids
+    )
+
+
+def _prompt_logprobs(seq: FakeSequence) -> tuple[TokenLogprobs, ...]:
+    first, *rest = seq.prompt_token_ids
+    return (TokenLogprobs(first, bytes([first]), None), *_logprobs(rest))

@@ -1,0 +1,156 @@
+"""Runs claimed jobs on the engine thread and collects what they say; knows no Redis."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from engine.request.errors import InvalidRequestError
+from engine.request.outputs import FinishReason, StepOutput
+from worker.engine_port import EnginePort
+from worker.engine_thread import Abort, EngineFault, EngineThread
+from worker.job_store import Claim, Ending
+from worker.job_table import JobTable
+from worker.publisher import Publisher
+from worker.running_job import RunningJob
+from worker.translate import rejection
+from worker.wire.messages import Failed
+
+log = logging.getLogger("worker")
+
+
+class JobRunner:
+    """Between the queue and the engine: admits claims, absorbs outputs, ends jobs."""
+
+    def __init__(self, engine: EnginePort, on_output: Callable[[], None]) -> None:
+        self.jobs = JobTable()
+        self.publisher = Publisher()
+        self._engine = engine
+        self._thread = EngineThread(engine, on_output)
+        self._is_paused = False
+
+    @property
+    def num_free_places(self) -> int:
+        return max(0, self._engine.max_batch_size - self.jobs.num_live_sequences)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Let the engine thread end after the step it is in, if that ends in time."""
+        self._thread.stop()
+        self._thread.join(timeout_s)
+
+    def pause(self, is_paused: bool) -> None:
+        if is_paused != self._is_paused:
+            self._is_paused = is_paused
+            self._thread.pause(is_paused)
+
+    def admit(self, claim: Claim) -> None:
+        """Start a job, or end it at once where the request is wrong."""
+        self.drop([claim.job.job_id])  # what is left of an earlier run whose lease we lost
+        try:
+            job = RunningJob(claim, self._engine)
+        except InvalidRequestError as error:
+            self._reject(claim, error)
+            return
+        except Exception:  # boundary: one job; what its content breaks must not break the others
+            log.exception("job %s cannot be translated", claim.job.job_id)
+            event = _failed(
+                claim.job.job_id, 500, "the request could not be prepared", "engine_error"
+            )
+            self.publisher.end(Ending(claim.job.job_id, "failed", event, exc_info=event.message))
+            return
+        self.jobs.add(job)
+        self.publisher.answer(job.accepted())
+        self._thread.post(job.sequences)
+        self._finish_if_complete(job)
+
+    def absorb_outputs(self) -> list[EngineFault]:
+        """Turn what the engine has done since the last call into deltas and endings."""
+        faults = []
+        for output in self._thread.take():
+            if isinstance(output, EngineFault):
+                faults.append(output)
+            else:
+                self._absorb(output)
+        return faults
+
+    def end(
+        self, job: RunningJob, event: Failed, status: Literal["failed", "stopped", "canceled"]
+    ) -> None:
+        """End a job before its time, with what it has said so far."""
+        self.publisher.say(job.flush())
+        self._abort(self.jobs.end(job))
+        self.publisher.end(Ending(job.job_id, status, event, exc_info=event.message))
+
+    def stop_late_jobs(self) -> None:
+        for job in self.jobs.live_jobs:
+            if job.is_late:
+                words = f"the request was not done within its {job.job.timeout_s:g} s"
+                self.end(job, _failed(job.job_id, 504, words, "timeout"), "failed")
+
+    def cancel(self, job_ids: Iterable[str], status: Literal["stopped", "canceled"]) -> None:
+        for job_id in job_ids:
+            job = self.jobs.get(job_id)
+            if job is not None:
+                words = "the request was cancelled"
+                self.end(job, _failed(job_id, 499, words, "cancelled"), status)
+
+    def fail_for_engine(self, job: RunningJob, kind: str) -> None:
+        words = f"the engine failed ({kind}), and no attempt is left"
+        self.end(job, _failed(job.job_id, 500, words, "engine_error"), "failed")
+
+    def drop(self, job_ids: Iterable[str]) -> None:
+        """Let go of jobs without a word: another worker has them, or soon will."""
+        names = set(job_ids)
+        self._abort(self.jobs.remove(names))
+        self.publisher.forget(names)
+
+    def halt(self) -> list[RunningJob]:
+        """Stop every running job where it is, to be given back once what it said is sent."""
+        halted = self.jobs.live_jobs
+        for job in halted:
+            self.publisher.say(job.flush())
+            self._abort(self.jobs.end(job))
+        return halted
+
+    def _absorb(self, output: StepOutput) -> None:
+        job = self.jobs.of_sequence(output.sequence_id)
+        if job is None:  # aborted while this step ran
+            return
+        if output.finish_reason is not None:
+            self.jobs.drop_sequence(output.sequence_id)
+        if output.finish_reason is FinishReason.ABORT:
+            words = "the engine gave the request up"
+            self.end(job, _failed(job.job_id, 500, words, "engine_error"), "failed")
+            return
+        delta = job.take(output)
+        if delta is not None:
+            self.publisher.say([delta])
+        self._finish_if_complete(job)
+
+    def _finish_if_complete(self, job: RunningJob) -> None:
+        if job.is_finished:
+            self.jobs.end(job)
+            self.publisher.end(Ending(job.job_id, "finished", job.finished()))
+
+    def _reject(self, claim: Claim, error: InvalidRequestError) -> None:
+        job_id = claim.job.job_id
+        ending = Ending(
+            job_id, "failed", rejection(job_id, error), exc_info=f"rejected: {error.code}"
+        )
+        self.publisher.end(ending)
+
+    def _abort(self, sequence_ids: list[str]) -> None:
+        if sequence_ids:
+            self._thread.post([Abort(sequence_id) for sequence_id in sequence_ids])
+
+
+def _failed(job_id: str, status: int, message: str, code: str) -> Failed:
+    return Failed(job_id, status, message, code)

@@ -1,0 +1,199 @@
+"""A job while it runs here: its choices, their sequences, and the numbering of its deltas."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from dataclasses import dataclass, field
+
+from engine.request.outputs import FinishReason, SequenceSummary, StepOutput
+from engine.request.sampling_params import SamplingParams
+from worker.engine_port import EnginePort, EngineSequence
+from worker.job_store import Claim
+from worker.translate import (
+    LoggedChoice,
+    Prompt,
+    draft_stats,
+    logged_choices,
+    prompts_of,
+    sampling_params,
+    sequence_of,
+    wire_logprobs,
+)
+from worker.wire.messages import Accepted, Delta, Finished, GenerateJob, TokenLogprob, Usage
+
+# Of a job that nobody streams no one reads single tokens: fewer, longer deltas cost less.
+UNSTREAMED_DELTA_TOKENS = 8
+
+
+@dataclass(slots=True)
+class Choice:
+    """One answer in the making; what is pending goes out with the next delta."""
+
+    number: int
+    sequence: EngineSequence | None  # None: an earlier attempt finished it
+    num_logged_tokens: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    summary: SequenceSummary | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.sequence is None or self.summary is not None
+
+    def absorb(self, output: StepOutput) -> None:
+        self.text += output.text
+        self.token_ids.extend(output.token_ids)
+        self.summary = output.summary or self.summary
+        for logprobs in (output.prompt_logprobs, output.logprobs):
+            if logprobs is not None:
+                self.logprobs = [*(self.logprobs or []), *wire_logprobs(logprobs)]
+
+    def delta(self, job_id: str, index: int, reason: FinishReason | None) -> Delta:
+        finish_reason = None if reason is None else reason.value
+        delta = Delta(
+            job_id, index, self.number, self.token_ids, self.text, finish_reason, self.logprobs
+        )
+        self.text, self.token_ids, self.logprobs = "", [], None
+        return delta
+
+
+class RunningJob:
+    """Turns a claim into sequences, and what they gain into deltas without a hole or a double."""
+
+    def __init__(self, claim: Claim, engine: EnginePort) -> None:
+        """Raise InvalidRequestError, before anything runs, if any choice of the job is wrong."""
+        self.claim = claim
+        self.has_ended = False
+        self._next_index = max((delta.index + 1 for delta in claim.deltas), default=0)
+        self._prompts = prompts_of(self.job, engine.tokenizer)
+        self._choices = self._make_choices(engine)
+        self._by_sequence = {
+            choice.sequence.sequence_id: choice for choice in self._choices if choice.sequence
+        }
+
+    @property
+    def job(self) -> GenerateJob:
+        return self.claim.job
+
+    @property
+    def job_id(self) -> str:
+        return self.claim.job.job_id
+
+    @property
+    def sequences(self) -> list[EngineSequence]:
+        return [choice.sequence for choice in self._choices if choice.sequence is not None]
+
+    @property
+    def live_sequence_ids(self) -> list[str]:
+        return [
+            sequence_id
+            for sequence_id, choice in self._by_sequence.items()
+            if not choice.is_finished
+        ]
+
+    @property
+    def is_finished(self) -> bool:
+        return all(choice.is_finished for choice in self._choices)
+
+    @property
+    def deadline(self) -> float:
+        """Unix time at which the client has waited long enough, in the queue and here."""
+        timeout_s = self.job.timeout_s
+        return float("inf") if timeout_s is None else self.job.created + timeout_s
+
+    @property
+    def is_late(self) -> bool:
+        return time.time() >= self.deadline
+
+    def accepted(self) -> Accepted:
+        return Accepted(self.job_id, self._num_prompt_tokens)
+
+    def take(self, output: StepOutput) -> Delta | None:
+        """Absorb what one sequence gained; return a delta once there is enough to send."""
+        choice = self._by_sequence[output.sequence_id]
+        choice.absorb(output)
+        is_due = output.finish_reason is not None or len(choice.token_ids) >= self._delta_tokens
+        return self._send(choice, output.finish_reason) if is_due else None
+
+    def flush(self) -> list[Delta]:
+        """Return what is still pending, so that whoever goes on need not make it again."""
+        return [self._send(choice, None) for choice in self._choices if choice.token_ids]
+
+    def finished(self) -> Finished:
+        summaries = [choice.summary for choice in self._choices if choice.summary is not None]
+        return Finished(
+            self.job_id,
+            self._next_index,
+            Usage(self._num_prompt_tokens, self._num_output_tokens, self._num_cached_tokens),
+            draft_stats(summaries),
+            self.claim.attempt,
+        )
+
+    @property
+    def _delta_tokens(self) -> int:
+        return 1 if self.job.stream else UNSTREAMED_DELTA_TOKENS
+
+    @property
+    def _num_prompt_tokens(self) -> int:
+        return sum(len(prompt.token_ids) for prompt in self._prompts)
+
+    @property
+    def _num_output_tokens(self) -> int:
+        return sum(
+            choice.num_logged_tokens if choice.summary is None else choice.summary.num_output_tokens
+            for choice in self._choices
+        )
+
+    @property
+    def _num_cached_tokens(self) -> int:
+        """Of the n choices of a prompt the first counts: the prompt is billed once as well."""
+        first_choices = self._choices[:: self.job.n]
+        return sum(choice.summary.num_cached_tokens for choice in first_choices if choice.summary)
+
+    def _make_choices(self, engine: EnginePort) -> list[Choice]:
+        params = sampling_params(self.job)
+        logged = logged_choices(self.claim.deltas)
+        choices = []
+        for number, (prompt, _) in enumerate(itertools.product(self._prompts, range(self.job.n))):
+            sent = logged.get(number)
+            sequence = None
+            if sent is None or not sent.is_finished:
+                sequence = self._make_sequence(engine, prompt, number, params, sent)
+            choices.append(_choice(number, sequence, prompt, sent))
+        return choices
+
+    def _make_sequence(
+        self,
+        engine: EnginePort,
+        prompt: Prompt,
+        number: int,
+        params: SamplingParams,
+        sent: LoggedChoice | None,
+    ) -> EngineSequence:
+        name = self._sequence_id(number)
+        if sent is None:
+            return sequence_of(engine, self.job, name, prompt, number, params, [])
+        # The prompt's logprobs went out with the first delta; nobody wants them twice.
+        params = dataclasses.replace(params, prompt_logprobs=False)
+        return sequence_of(engine, self.job, name, prompt, number, params, sent.token_ids)
+
+    def _sequence_id(self, number: int) -> str:
+        # With the execution: a job can come back here while output of its last run is on its way.
+        return f"{self.job_id}:{number}:{self.claim.execution_id}"
+
+    def _send(self, choice: Choice, reason: FinishReason | None) -> Delta:
+        delta = choice.delta(self.job_id, self._next_index, reason)
+        self._next_index += 1
+        return delta
+
+
+def _choice(
+    number: int, sequence: EngineSequence | None, prompt: Prompt, logged: LoggedChoice | None
+) -> Choice:
+    """Make a choice whose first delta echoes the prompt, unless the log has that delta already."""
+    if logged is not None:
+        return Choice(number, sequence, len(logged.token_ids))
+    return Choice(number, sequence, 0, text=prompt.echo_text or "")

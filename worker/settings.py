@@ -1,0 +1,108 @@
+"""All settings of the worker, read once from the environment; a bad one stops the start by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from worker.wire.known_settings import PREFIX, check_names
+
+Positive = Annotated[int, Meta(ge=1)]
+Amount = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be meant; the message names it."""
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`VDIFF_<FIELD>` each; None means that the model, the device or the engine decides."""
+
+    redis_url: str
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    model: str | None = None
+    ar_verifier_model: str | None = None
+    tokenizer: str | None = None
+    model_name: str | None = None
+    max_model_len: Positive | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    cpu_threads: Positive | None = None
+    hybrid_enabled: bool = True
+    hybrid_mode: Literal["deer", "spec_diff", "semi_ar", "diffusion", "apd", "ar"] | None = None
+    hybrid_draft_size: Amount | None = None
+    hybrid_max_draft: Positive | None = None
+    compile: bool = False
+    flash_attention: bool | None = None
+    use_8bit: bool = False
+    enable_batching: bool = True
+    max_batch_size: Positive = 32
+    max_step_tokens: Positive | None = None
+    kv_cache_mb: Positive | None = None
+    prefix_cache: bool = True
+    adaptive_entropy: bool = True
+    entropy_high: Annotated[float, Meta(ge=0)] | None = None
+    entropy_low: Annotated[float, Meta(ge=0)] | None = None
+    diffusion_steps: Positive | None = None
+    block_size: Positive | None = None
+    enable_apd: bool = True
+    apd_max_parallel: Positive | None = None
+    apd_threshold: Share | None = None
+    result_ttl: Positive = 3600
+    failure_ttl: Positive = 86400
+    lease: Seconds = 30.0
+    drain_timeout: Annotated[float, Meta(ge=0)] = 20.0
+    outage_buffer_mb: Positive = 64
+
+
+def read_settings(environ: Mapping[str, str]) -> WorkerSettings:
+    """Return the worker's settings; raises SettingsError naming an unknown or bad one."""
+    try:
+        check_names(environ)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    given = {
+        field.name: _parse(environ[PREFIX + field.name.upper()], field)
+        for field in msgspec.structs.fields(WorkerSettings)
+        if environ.get(PREFIX + field.name.upper(), "") != ""
+    }
+    if "redis_url" not in given:
+        raise SettingsError(
+            "VDIFF_REDIS_URL is not set; only `dfastllm serve` brings its own queue"
+        )
+    return _checked(WorkerSettings(**given))
+
+
+def changed_settings(settings: WorkerSettings) -> dict[str, Any]:
+    """Return what differs from the defaults, for the log; never the queue's URL (a password)."""
+    return {
+        field.name: value
+        for field in msgspec.structs.fields(WorkerSettings)
+        if field.name != "redis_url" and (value := getattr(settings, field.name)) != field.default
+    }
+
+
+_TYPES = get_type_hints(WorkerSettings, include_extras=True)
+
+
+def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
+    if text == "auto" and field.default is None:
+        return None
+    try:
+        return msgspec.convert(text, _TYPES[field.name], strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{PREFIX}{field.name.upper()}={text!r}: {error}") from None
+
+
+def _checked(settings: WorkerSettings) -> WorkerSettings:
+    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
+        raise SettingsError("VDIFF_REDIS_URL must begin with redis://, rediss:// or unix://")
+    high, low = settings.entropy_high, settings.entropy_low
+    if high is not None and low is not None and low >= high:
+        raise SettingsError("VDIFF_ENTROPY_LOW must be less than VDIFF_ENTROPY_HIGH")
+    return settings

@@ -1,0 +1,130 @@
+"""The one place where wire and engine meet: jobs to sequences, step outputs to events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from engine.request.errors import InvalidRequestError
+from engine.request.outputs import SequenceSummary, TokenLogprobs
+from engine.request.sampling_params import SamplingParams
+from worker.engine_port import EnginePort, EngineSequence, TokenizerPort
+from worker.wire.messages import (
+    Chat,
+    ChatMessage,
+    Delta,
+    DraftStats,
+    GenerateJob,
+    Prompts,
+    Rejected,
+    TokenLogprob,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt as the engine takes it, and as text where the client wants it echoed."""
+
+    token_ids: list[int]
+    echo_text: str | None = None
+
+
+def prompts_of(job: GenerateJob, tokenizer: TokenizerPort) -> list[Prompt]:
+    """Tokenize a job's input; a chat is one prompt."""
+    match job.input:
+        case Chat(messages=messages):
+            turns = [_chat_turn(message) for message in messages]
+            return [Prompt(tokenizer.apply_chat_template(turns))]
+        case Prompts(prompts=prompts, echo=echo):
+            return [_prompt(prompt, echo, tokenizer) for prompt in prompts]
+
+
+def sampling_params(job: GenerateJob) -> SamplingParams:
+    """Return the engine's form of a job's sampling settings; raises InvalidRequestError."""
+    values = msgspec.structs.asdict(job.sampling)
+    values["stop"] = tuple(job.sampling.stop)
+    values["stop_token_ids"] = tuple(job.sampling.stop_token_ids)
+    return SamplingParams(**values, prompt_logprobs=_wants_prompt_logprobs(job))
+
+
+def sequence_of(
+    engine: EnginePort,
+    job: GenerateJob,
+    sequence_id: str,
+    prompt: Prompt,
+    choice: int,
+    params: SamplingParams,
+    replay: list[int],
+) -> EngineSequence:
+    """Build the sequence of one choice (numbered `prompt index * n + choice`)."""
+    return engine.make_sequence(
+        sequence_id,
+        prompt.token_ids,
+        params,
+        prompt_index=choice // job.n,
+        choice=choice % job.n,
+        mode=job.mode,
+        draft_length=job.draft_length,
+        cache_salt=_cache_salt(job),
+        replay=replay,
+    )
+
+
+def rejection(job_id: str, error: InvalidRequestError) -> Rejected:
+    return Rejected(job_id, 400, error.message, error.param, error.code)
+
+
+def wire_logprobs(logprobs: Iterable[TokenLogprobs]) -> list[TokenLogprob]:
+    return [TokenLogprob(one.token_id, one.token, one.logprob, list(one.top)) for one in logprobs]
+
+
+def draft_stats(summaries: list[SequenceSummary]) -> DraftStats | None:
+    """Sum up the speculation of a job's sequences; None where nothing was drafted."""
+    if not any(summary.num_draft_tokens for summary in summaries):
+        return None
+    histogram = [0] * max(len(summary.acceptance_histogram) for summary in summaries)
+    for summary in summaries:
+        for accepted, num_steps in enumerate(summary.acceptance_histogram):
+            histogram[accepted] += num_steps
+    return DraftStats(sum(summary.num_draft_tokens for summary in summaries), histogram)
+
+
+@dataclass(slots=True)
+class LoggedChoice:
+    """What an earlier attempt already sent of one choice."""
+
+    token_ids: list[int]
+    is_finished: bool = False
+
+
+def logged_choices(deltas: Iterable[Delta]) -> dict[int, LoggedChoice]:
+    """Rebuild from the log how far each choice had come before its worker died."""
+    choices: dict[int, LoggedChoice] = {}
+    for delta in deltas:
+        logged = choices.setdefault(delta.choice, LoggedChoice([]))
+        logged.token_ids.extend(delta.token_ids)
+        logged.is_finished = logged.is_finished or delta.finish_reason is not None
+    return choices
+
+
+def _prompt(prompt: str | list[int], echo: bool, tokenizer: TokenizerPort) -> Prompt:
+    if isinstance(prompt, str):
+        return Prompt(tokenizer.encode(prompt), prompt if echo else None)
+    return Prompt(prompt, tokenizer.decode(prompt) if echo else None)
+
+
+def _chat_turn(message: ChatMessage) -> dict[str, str]:
+    turn = {"role": message.role, "content": message.content}
+    return turn if message.name is None else turn | {"name": message.name}
+
+
+def _wants_prompt_logprobs(job: GenerateJob) -> bool:
+    echoes = isinstance(job.input, Prompts) and job.input.echo
+    return echoes and job.sampling.logprobs is not None
+
+
+def _cache_salt(job: GenerateJob) -> str:
+    # NUL occurs in no tenant, so no client can name another tenant's part of the cache.
+    return f"{job.tenant}\0{job.cache_salt}"

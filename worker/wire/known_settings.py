@@ -1,0 +1,121 @@
+"""Every `VDIFF_*` name there is, with its help, so that each part can refuse all others."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+PREFIX = "VDIFF_"
+
+API = "api"
+WORKER = "worker"
+SERVE = "serve"
+
+
+class KnownSetting(NamedTuple):
+    """One environment variable; the command-line flag is the same name, written `--like-this`."""
+
+    name: str
+    parts: tuple[str, ...]  # which commands read it, beside `serve`, which passes everything on
+    default: str  # as words, for the help text; the settings modules hold the values
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.removeprefix(PREFIX).lower().replace("_", "-")
+
+
+def _setting(name: str, parts: tuple[str, ...], default: str, text: str) -> KnownSetting:
+    return KnownSetting(PREFIX + name, parts, default, text)
+
+
+_BOTH = (API, WORKER)
+_ALL = (
+    _setting("HOST", (API,), "127.0.0.1", "address the HTTP server listens on"),
+    _setting("PORT", (API,), "8080", "port the HTTP server listens on"),
+    _setting("API_KEY", (API,), "none: open", "keys that clients must send, comma-separated"),
+    _setting("MAX_QUEUE_SIZE", (API,), "1000", "requests that may wait before the API answers 429"),
+    _setting("REQUEST_TIMEOUT", (API,), "300", "seconds until a request is given up"),
+    _setting("RATE_LIMIT_REQUESTS", (API,), "0: off", "requests a key may send in one window"),
+    _setting("RATE_LIMIT_WINDOW", (API,), "60", "length of that window in seconds"),
+    _setting("REDIS_URL", _BOTH, "serve: embedded", "Redis >= 7.0 or Valkey that holds the queue"),
+    _setting("RESULT_TTL", _BOTH, "3600", "seconds a finished job can be read again"),
+    _setting("FAILURE_TTL", _BOTH, "86400", "seconds a failed job can be looked at"),
+    _setting("LOG_LEVEL", _BOTH, "info", "debug, info, warning or error"),
+    _setting("WORKERS", (SERVE,), "1", "worker processes that `serve` starts"),
+    _setting(
+        "DATA_DIR", (SERVE,), "~/.local/share/dfastllm", "where the embedded queue keeps its data"
+    ),
+    _setting("MODEL", (WORKER,), "embedded", "diffusion model or drafter: a folder or a hub name"),
+    _setting(
+        "AR_VERIFIER_MODEL", (WORKER,), "embedded", "autoregressive verifier: folder or hub name"
+    ),
+    _setting("TOKENIZER", (WORKER,), "the verifier's", "tokenizer: a folder or a hub name"),
+    _setting(
+        "MODEL_NAME", (WORKER,), "from the model", "name under which clients ask for the model"
+    ),
+    _setting("MAX_MODEL_LEN", (WORKER,), "from the model", "longest prompt + answer, in tokens"),
+    _setting("DTYPE", (WORKER,), "auto", "auto, float32, bfloat16 or float16"),
+    _setting("DEVICE", (WORKER,), "auto", "auto, cpu, cuda or cuda:N"),
+    _setting("CPU_THREADS", (WORKER,), "cores / workers", "threads that torch may use on a CPU"),
+    _setting(
+        "HYBRID_ENABLED", (WORKER,), "true", "draft with the diffusion model; false: verifier alone"
+    ),
+    _setting("HYBRID_MODE", (WORKER,), "deer", "mode of requests that name none"),
+    _setting(
+        "HYBRID_DRAFT_SIZE", (WORKER,), "auto", "draft length; auto: the planner decides each step"
+    ),
+    _setting(
+        "HYBRID_MAX_DRAFT", (WORKER,), "from the drafter", "longest draft the planner may choose"
+    ),
+    _setting("COMPILE", (WORKER,), "false", "compile the models with torch.compile"),
+    _setting("FLASH_ATTENTION", (WORKER,), "auto", "use flash attention: auto, true or false"),
+    _setting("USE_8BIT", (WORKER,), "false", "hold the weights in 8 bits"),
+    _setting(
+        "ENABLE_BATCHING", (WORKER,), "true", "run several requests at once; false: one by one"
+    ),
+    _setting("MAX_BATCH_SIZE", (WORKER,), "32", "sequences that run at once"),
+    _setting("MAX_STEP_TOKENS", (WORKER,), "auto", "token budget of one engine step"),
+    _setting("KV_CACHE_MB", (WORKER,), "auto", "memory for the KV cache, in MiB"),
+    _setting("PREFIX_CACHE", (WORKER,), "true", "share the KV of equal prompt beginnings"),
+    _setting("ADAPTIVE_ENTROPY", (WORKER,), "true", "adapt drafting to entropy and load"),
+    _setting(
+        "ENTROPY_HIGH", (WORKER,), "from the controller", "entropy above which drafts get short"
+    ),
+    _setting(
+        "ENTROPY_LOW", (WORKER,), "from the controller", "entropy below which drafts get long"
+    ),
+    _setting("DIFFUSION_STEPS", (WORKER,), "from the strategy", "denoising steps a block"),
+    _setting("BLOCK_SIZE", (WORKER,), "from the model", "tokens denoised together"),
+    _setting("ENABLE_APD", (WORKER,), "true", "offer the mode apd where its models are there"),
+    _setting(
+        "APD_MAX_PARALLEL", (WORKER,), "from the strategy", "apd: most tokens accepted at once"
+    ),
+    _setting("APD_THRESHOLD", (WORKER,), "from the strategy", "apd: acceptance threshold"),
+    _setting("LEASE", (WORKER,), "30", "seconds after which a silent worker's jobs go to another"),
+    _setting("DRAIN_TIMEOUT", (WORKER,), "20", "seconds a stopping worker lets its jobs run on"),
+    _setting(
+        "OUTAGE_BUFFER_MB",
+        (WORKER,),
+        "64",
+        "output kept while Redis is away; then the engine waits",
+    ),
+)
+
+KNOWN: dict[str, KnownSetting] = {setting.name: setting for setting in _ALL}
+
+
+def settings_of(part: str) -> list[KnownSetting]:
+    """Return what a command reads: `serve` passes settings on to its parts, so all of them."""
+    return [setting for setting in _ALL if part == SERVE or part in setting.parts]
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError naming the first `VDIFF_*` name that nobody reads."""
+    for name in names:
+        if not name.startswith(PREFIX) or name in KNOWN:
+            continue
+        near = difflib.get_close_matches(name, KNOWN, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; `dfastllm serve --help` lists all"
+        raise ValueError(f"unknown setting {name}{hint}")
