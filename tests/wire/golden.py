@@ -1,0 +1,149 @@
+"""One of each message, with every field set, and the bytes it has had since it was first sent."""
+
+from __future__ import annotations
+
+from worker.wire.messages import (
+    Accepted,
+    Chat,
+    ChatMessage,
+    Delta,
+    DraftStats,
+    Failed,
+    Finished,
+    Frame,
+    GenerateJob,
+    LogEntry,
+    ModelInfo,
+    Prompts,
+    Rejected,
+    Sampling,
+    TokenLogprob,
+    Usage,
+    WorkerInfo,
+)
+
+_SAMPLING = Sampling(
+    seed=7,
+    max_tokens=16,
+    min_tokens=1,
+    temperature=0.5,
+    top_p=0.75,
+    top_k=3,
+    min_p=0.25,
+    stop=["end"],
+    stop_token_ids=[2],
+    presence_penalty=0.5,
+    frequency_penalty=-0.5,
+    repetition_penalty=1.5,
+    logit_bias={5: -1.0},
+    logprobs=2,
+    ignore_eos=True,
+)
+_MODEL = ModelInfo("org/model", 2048, ["ar", "deer"], 1, "f00d")
+_DELTA = Delta(
+    "j1", 4, 1, [65, 66], "AB", "stop", [TokenLogprob(65, b"A", -0.5, [(66, b"B", -1.0)])]
+)
+
+MESSAGES: dict[str, tuple[object, str]] = {
+    "chat job": (
+        GenerateJob(
+            job_id="j1",
+            api_id="a1",
+            model="org/model",
+            tenant="t1",
+            created=1.5,
+            input=Chat([ChatMessage("user", "hi", "bob")]),
+            sampling=_SAMPLING,
+            n=2,
+            stream=True,
+            mode="deer",
+            draft_length=4,
+            timeout_s=9.5,
+            cache_salt="salt",
+        ),
+        (
+            "8da66a6f625f6964a26a31a66170695f6964a26131a56d6f64656ca96f72672f6d6f64656ca6"
+            "74656e616e74a27431a763726561746564cb3ff8000000000000a5696e70757482a474797065"
+            "a463686174a86d657373616765739183a4726f6c65a475736572a7636f6e74656e74a26869a4"
+            "6e616d65a3626f62a873616d706c696e678fa47365656407aa6d61785f746f6b656e7310aa6d"
+            "696e5f746f6b656e7301ab74656d7065726174757265cb3fe0000000000000a5746f705f70cb"
+            "3fe8000000000000a5746f705f6b03a56d696e5f70cb3fd0000000000000a473746f7091a365"
+            "6e64ae73746f705f746f6b656e5f6964739102b070726573656e63655f70656e616c7479cb3f"
+            "e0000000000000b16672657175656e63795f70656e616c7479cbbfe0000000000000b2726570"
+            "65746974696f6e5f70656e616c7479cb3ff8000000000000aa6c6f6769745f626961738105cb"
+            "bff0000000000000a86c6f6770726f627302aa69676e6f72655f656f73c3a16e02a673747265"
+            "616dc3a46d6f6465a464656572ac64726166745f6c656e67746804a974696d656f75745f73cb"
+            "4023000000000000aa63616368655f73616c74a473616c74"
+        ),
+    ),
+    "prompts job": (
+        GenerateJob(
+            job_id="j1",
+            api_id="a1",
+            model="m",
+            tenant="t1",
+            created=1.5,
+            input=Prompts(["hi", [1, 2]], echo=True),
+            sampling=Sampling(seed=7),
+        ),
+        (
+            "87a66a6f625f6964a26a31a66170695f6964a26131a56d6f64656ca16da674656e616e74a274"
+            "31a763726561746564cb3ff8000000000000a5696e70757483a474797065a770726f6d707473"
+            "a770726f6d70747392a26869920102a46563686fc3a873616d706c696e6781a47365656407"
+        ),
+    ),
+    "accepted": (Accepted("j1", 3), "93a86163636570746564a26a3103"),
+    "rejected": (
+        Rejected("j1", 400, "too long", "max_tokens", "invalid_value"),
+        (
+            "96a872656a6563746564a26a31cd0190a8746f6f206c6f6e67aa6d61785f746f6b656e73ad69"
+            "6e76616c69645f76616c7565"
+        ),
+    ),
+    "delta": (
+        _DELTA,
+        (
+            "98a564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe0000000000000"
+            "919342c40142cbbff0000000000000"
+        ),
+    ),
+    "finished": (
+        Finished("j1", 5, Usage(3, 2, 1), DraftStats(8, [1, 0, 2]), 2),
+        "96a866696e6973686564a26a31059303020192089301000202",
+    ),
+    "failed": (
+        Failed("j1", 504, "timed out", "timeout"),
+        "95a66661696c6564a26a31cd01f8a974696d6564206f7574a774696d656f7574",
+    ),
+    "frame": (
+        Frame("w1", [Accepted("j1", 3), _DELTA]),
+        (
+            "92a277319293a86163636570746564a26a310398a564656c7461a26a310401924142a24142a4"
+            "73746f70919441c40141cbbfe0000000000000919342c40142cbbff0000000000000"
+        ),
+    ),
+    "log entry": (
+        LogEntry([_DELTA]),
+        (
+            "919198a564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe000000000"
+            "0000919342c40142cbbff0000000000000"
+        ),
+    ),
+    "worker": (
+        WorkerInfo("w1", _MODEL, 64, 3, 2, {"tokens_per_s": 1.5}),
+        (
+            "86a46e616d65a27731a56d6f64656c85a46e616d65a96f72672f6d6f64656cad6d61785f6d6f"
+            "64656c5f6c656ecd0800a56d6f64657392a26172a464656572a76372656174656401ab66696e"
+            "6765727072696e74a466303064ae6d61785f62617463685f73697a6540ab6e756d5f72756e6e"
+            "696e6703ab6e756d5f77616974696e6702a76d65747269637381ac746f6b656e735f7065725f"
+            "73cb3ff8000000000000"
+        ),
+    ),
+    "model": (
+        _MODEL,
+        (
+            "85a46e616d65a96f72672f6d6f64656cad6d61785f6d6f64656c5f6c656ecd0800a56d6f6465"
+            "7392a26172a464656572a76372656174656401ab66696e6765727072696e74a466303064"
+        ),
+    ),
+}
