@@ -11,26 +11,32 @@ import torch
 from torch import Tensor
 
 from engine.decoding.noise import gumbel
+from engine.decoding.noise_cache import NoiseCache
 from engine.decoding.sampling_table import SamplingTable
 
 FIRST_TOP_P_WIDTH = 256  # candidates looked at first; most distributions have their mass in these
 
 
 def sample(
-    logits: Tensor, table: SamplingTable, sequence_index: Tensor, positions: Tensor
+    logits: Tensor,
+    table: SamplingTable,
+    sequence_index: Tensor,
+    positions: Tensor,
+    noise_cache: NoiseCache | None = None,
 ) -> Tensor:
     """Draw a token a row.
 
     logits: [R, V]; sequence_index: [R], a row's sequence in the table; positions: [R], a row's
-    output position. Returns [R] int64. Equal maxima go to the lowest token id.
+    output position. Returns [R] int64. Equal maxima go to the lowest token id. A cache saves time
+    on a CPU and changes nothing else.
     """
     if table.all_greedy:
         return logits.argmax(-1)
     if not table.any_greedy:
-        return _draw(logits, table, sequence_index, positions)
-    drawn = (~table.is_greedy[sequence_index]).nonzero().squeeze(1)
+        return _draw(logits, table, sequence_index, positions, noise_cache)
+    rows = (~table.is_greedy[sequence_index]).nonzero().squeeze(1)
     token_ids = logits.argmax(-1)
-    token_ids[drawn] = _draw(logits[drawn], table, sequence_index[drawn], positions[drawn])
+    token_ids[rows] = _draw(logits[rows], table, sequence_index[rows], positions[rows], noise_cache)
     return token_ids
 
 
@@ -49,23 +55,36 @@ def gather_logprobs(
 
     Returns those of `token_ids` [R], and the `num_top` highest with their ids, [R, n] each.
     """
-    logits = logits.float()
-    log_normalizer = logits.logsumexp(-1, keepdim=True)
-    chosen = logits.gather(1, token_ids[:, None]) - log_normalizer
-    values, top_ids = logits.topk(num_top, dim=-1)
-    return chosen.squeeze(1), values - log_normalizer, top_ids
+    logprobs = logits.float().log_softmax(-1)
+    values, top_ids = logprobs.topk(num_top, dim=-1)
+    return logprobs.gather(1, token_ids[:, None]).squeeze(1), values, top_ids
 
 
-def _draw(logits: Tensor, table: SamplingTable, index: Tensor, positions: Tensor) -> Tensor:
-    noise = gumbel(
-        table.seed[index],
-        table.prompt_index[index],
-        table.choice[index],
-        positions,
-        logits.shape[-1],
-    )
+def _draw(
+    logits: Tensor,
+    table: SamplingTable,
+    index: Tensor,
+    positions: Tensor,
+    cache: NoiseCache | None,
+) -> Tensor:
+    noise = _noise(table, index, positions, logits.shape[-1], cache)
     # The normaliser of log p~ is the same for a whole row, so the argmax does not need it.
     return _filtered(logits, table, index).add_(noise).argmax(-1)
+
+
+def _noise(
+    table: SamplingTable,
+    index: Tensor,
+    positions: Tensor,
+    vocab_size: int,
+    cache: NoiseCache | None,
+) -> Tensor:
+    if cache is not None:
+        streams = [table.streams[i] for i in index.tolist()]
+        keys = list(zip(streams, positions.tolist(), strict=True))
+        return cache.rows(keys, vocab_size)
+    seeds, prompts, choices = (t[index] for t in (table.seed, table.prompt_index, table.choice))
+    return gumbel(seeds, prompts, choices, positions, vocab_size)
 
 
 def _filtered(logits: Tensor, table: SamplingTable, index: Tensor) -> Tensor:
@@ -85,8 +104,10 @@ def _filtered(logits: Tensor, table: SamplingTable, index: Tensor) -> Tensor:
         threshold = torch.maximum(threshold, _top_k_threshold(scaled, table, index))
     scaled.masked_fill_(scaled < threshold, -torch.inf)
     if table.any_top_p:
-        threshold = _top_p_threshold(scaled, table.top_p[index, None])
-        scaled.masked_fill_(scaled < threshold, -torch.inf)
+        # Not logsumexp: for one row it splits the sum over threads, for many it does not.
+        probs = scaled.softmax(-1)
+        threshold = _top_p_threshold(probs, table.top_p[index, None])
+        scaled.masked_fill_(probs < threshold, -torch.inf)
     return scaled
 
 
@@ -100,18 +121,17 @@ def _top_k_threshold(scaled: Tensor, table: SamplingTable, index: Tensor) -> Ten
     return lowest_kept.masked_fill((top_k == 0) | (top_k >= vocab_size), -torch.inf)
 
 
-def _top_p_threshold(scaled: Tensor, top_p: Tensor) -> Tensor:
+def _top_p_threshold(probs: Tensor, top_p: Tensor) -> Tensor:
     """The lowest value in the smallest set of mass >= top_p (Holtzman et al. 2020), [R, 1]."""
-    vocab_size = scaled.shape[-1]
-    log_normalizer = scaled.logsumexp(-1, keepdim=True)
+    vocab_size = probs.shape[-1]
     # On a GPU asking whether the first width was enough would cost more than a full sort.
-    width = min(FIRST_TOP_P_WIDTH, vocab_size) if scaled.device.type == "cpu" else vocab_size
+    width = min(FIRST_TOP_P_WIDTH, vocab_size) if probs.device.type == "cpu" else vocab_size
     while True:
-        values = scaled.topk(width, dim=-1).values
-        mass = (values - log_normalizer).exp_().cumsum(-1)
-        # A token is kept while the mass before it is short of top_p, so one always is.
-        num_kept = 1 + (mass[:, :-1] < top_p).sum(-1, keepdim=True)
+        values = probs.topk(width, dim=-1).values
+        mass = values.cumsum(-1)
         if width == vocab_size or bool(((mass[:, -1:] >= top_p) | (top_p >= 1.0)).all()):
             break
         width = min(8 * width, vocab_size)
-    return values.gather(1, num_kept - 1).masked_fill(top_p >= 1.0, -torch.inf)
+    # A token is kept while the mass before it is short of top_p, so one always is.
+    num_kept = 1 + (mass[:, :-1] < top_p).sum(-1, keepdim=True)
+    return values.gather(1, num_kept - 1).masked_fill(top_p >= 1.0, 0.0)

@@ -29,6 +29,7 @@ class SamplingTable:
     prompt_index: Tensor  # int64
     choice: Tensor  # int64
     is_greedy: Tensor  # bool
+    streams: tuple[tuple[int, int, int], ...]  # seed, prompt index and choice once more
     all_greedy: bool
     any_greedy: bool
     any_filter: bool
@@ -40,7 +41,8 @@ class SamplingTable:
         all_params = [params for params, _, _ in entries]
         drawn = [params for params in all_params if not params.is_greedy]
         reals = [(p.temperature, p.top_p, p.min_p) for p in all_params]
-        whole = [(p.top_k, _as_int64(p.seed), prompt, _checked(c)) for p, prompt, c in entries]
+        streams = [(_as_int64(p.seed), prompt, _checked(choice)) for p, prompt, choice in entries]
+        whole = [(p.top_k, *stream) for p, stream in zip(all_params, streams, strict=True)]
         temperature, top_p, min_p = _columns(reals, torch.float32, device)
         top_k, seed, prompt_index, choice = _columns(whole, torch.int64, device)
         is_greedy = torch.tensor([p.is_greedy for p in all_params], device=device)
@@ -55,6 +57,7 @@ class SamplingTable:
             prompt_index=prompt_index,
             choice=choice,
             is_greedy=is_greedy,
+            streams=tuple(streams),
             all_greedy=not drawn,
             any_greedy=len(drawn) < len(all_params),
             any_filter=any_top_p or max_top_k > 0 or any(p.min_p > 0.0 for p in drawn),
