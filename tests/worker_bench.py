@@ -160,10 +160,12 @@ def running_worker(
     server: Valkey, name: str, **options: float
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker process with the fake engine; whatever happens, it is gone afterwards."""
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    options_of_all = {"redis_url": server.url, "name": name}
+    flags = [
+        f"--{key.replace('_', '-')}={value}" for key, value in (options_of_all | options).items()
+    ]
     process = start_child(
-        [sys.executable, "-m", "tests.fake_worker", f"--redis-url={server.url}", f"--name={name}"]
-        + flags,
+        [sys.executable, "-m", "tests.fake_worker", *flags],
         death_signal=signal.SIGKILL,
     )
     try:

@@ -48,6 +48,10 @@ class EmbeddedRedis:
     def url(self) -> str:
         return f"unix://{self._socket}"
 
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def start(self) -> None:
         """Start the server and wait until it answers; raises EmbeddedRedisError."""
         self._prepare_directory()

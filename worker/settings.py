@@ -23,7 +23,7 @@ class SettingsError(ValueError):
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`VDIFF_<FIELD>` each; None means that the model, the device or the engine decides."""
 
-    redis_url: str
+    redis_url: str = "redis://127.0.0.1:6379/0"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     model: str | None = None
     ar_verifier_model: str | None = None
@@ -41,7 +41,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     flash_attention: bool | None = None
     use_8bit: bool = False
     enable_batching: bool = True
-    max_batch_size: Positive = 32
+    max_batch_size: Positive = 16
     max_step_tokens: Positive | None = None
     kv_cache_mb: Positive | None = None
     prefix_cache: bool = True
@@ -69,7 +69,8 @@ def read_settings(environ: Mapping[str, str]) -> WorkerSettings:
     given = {
         field.name: _parse(environ[PREFIX + field.name.upper()], field)
         for field in msgspec.structs.fields(WorkerSettings)
-        if environ.get(PREFIX + field.name.upper(), "") != ""
+        # An empty variable is how compose files and shells say "not set".
+        if environ.get(PREFIX + field.name.upper(), "").strip() != ""
     }
     if "redis_url" not in given:
         raise SettingsError(

@@ -39,7 +39,12 @@ _ALL = (
     _setting("REQUEST_TIMEOUT", (API,), "300", "seconds until a request is given up"),
     _setting("RATE_LIMIT_REQUESTS", (API,), "0: off", "requests a key may send in one window"),
     _setting("RATE_LIMIT_WINDOW", (API,), "60", "length of that window in seconds"),
-    _setting("REDIS_URL", _BOTH, "serve: embedded", "Redis >= 7.0 or Valkey that holds the queue"),
+    _setting(
+        "REDIS_URL",
+        _BOTH,
+        "redis://127.0.0.1:6379/0; serve: its own",
+        "Redis >= 7.0 or Valkey that holds the queue",
+    ),
     _setting("RESULT_TTL", _BOTH, "3600", "seconds a finished job can be read again"),
     _setting("FAILURE_TTL", _BOTH, "86400", "seconds a failed job can be looked at"),
     _setting("LOG_LEVEL", _BOTH, "info", "debug, info, warning or error"),
@@ -47,11 +52,14 @@ _ALL = (
     _setting(
         "DATA_DIR", (SERVE,), "~/.local/share/dfastllm", "where the embedded queue keeps its data"
     ),
-    _setting("MODEL", (WORKER,), "embedded", "diffusion model or drafter: a folder or a hub name"),
     _setting(
-        "AR_VERIFIER_MODEL", (WORKER,), "embedded", "autoregressive verifier: folder or hub name"
+        "MODEL",
+        (WORKER,),
+        "embedded",
+        "folder of the diffusion model or drafter, or of a lone verifier",
     ),
-    _setting("TOKENIZER", (WORKER,), "the verifier's", "tokenizer: a folder or a hub name"),
+    _setting("AR_VERIFIER_MODEL", (WORKER,), "embedded", "folder of the autoregressive verifier"),
+    _setting("TOKENIZER", (WORKER,), "the verifier's", "folder of the tokenizer"),
     _setting(
         "MODEL_NAME", (WORKER,), "from the model", "name under which clients ask for the model"
     ),
@@ -64,35 +72,53 @@ _ALL = (
     ),
     _setting("HYBRID_MODE", (WORKER,), "deer", "mode of requests that name none"),
     _setting(
-        "HYBRID_DRAFT_SIZE", (WORKER,), "auto", "draft length; auto: the planner decides each step"
+        "HYBRID_DRAFT_SIZE",
+        (WORKER,),
+        "auto",
+        "draft length; auto: the planner decides each step [not yet]",
     ),
     _setting(
         "HYBRID_MAX_DRAFT", (WORKER,), "from the drafter", "longest draft the planner may choose"
     ),
-    _setting("COMPILE", (WORKER,), "false", "compile the models with torch.compile"),
+    _setting("COMPILE", (WORKER,), "false", "compile the models with torch.compile [not yet]"),
     _setting("FLASH_ATTENTION", (WORKER,), "auto", "use flash attention: auto, true or false"),
-    _setting("USE_8BIT", (WORKER,), "false", "hold the weights in 8 bits"),
+    _setting("USE_8BIT", (WORKER,), "false", "hold the weights in 8 bits [not yet]"),
     _setting(
         "ENABLE_BATCHING", (WORKER,), "true", "run several requests at once; false: one by one"
     ),
-    _setting("MAX_BATCH_SIZE", (WORKER,), "32", "sequences that run at once"),
+    _setting("MAX_BATCH_SIZE", (WORKER,), "16", "sequences that run at once"),
     _setting("MAX_STEP_TOKENS", (WORKER,), "auto", "token budget of one engine step"),
     _setting("KV_CACHE_MB", (WORKER,), "auto", "memory for the KV cache, in MiB"),
     _setting("PREFIX_CACHE", (WORKER,), "true", "share the KV of equal prompt beginnings"),
-    _setting("ADAPTIVE_ENTROPY", (WORKER,), "true", "adapt drafting to entropy and load"),
+    _setting("ADAPTIVE_ENTROPY", (WORKER,), "true", "adapt drafting to entropy and load [not yet]"),
     _setting(
-        "ENTROPY_HIGH", (WORKER,), "from the controller", "entropy above which drafts get short"
+        "ENTROPY_HIGH",
+        (WORKER,),
+        "from the controller",
+        "entropy above which drafts get short [not yet]",
     ),
     _setting(
-        "ENTROPY_LOW", (WORKER,), "from the controller", "entropy below which drafts get long"
+        "ENTROPY_LOW",
+        (WORKER,),
+        "from the controller",
+        "entropy below which drafts get long [not yet]",
     ),
-    _setting("DIFFUSION_STEPS", (WORKER,), "from the strategy", "denoising steps a block"),
-    _setting("BLOCK_SIZE", (WORKER,), "from the model", "tokens denoised together"),
-    _setting("ENABLE_APD", (WORKER,), "true", "offer the mode apd where its models are there"),
     _setting(
-        "APD_MAX_PARALLEL", (WORKER,), "from the strategy", "apd: most tokens accepted at once"
+        "DIFFUSION_STEPS", (WORKER,), "from the strategy", "denoising steps a block [not yet]"
     ),
-    _setting("APD_THRESHOLD", (WORKER,), "from the strategy", "apd: acceptance threshold"),
+    _setting("BLOCK_SIZE", (WORKER,), "from the model", "tokens denoised together [not yet]"),
+    _setting(
+        "ENABLE_APD", (WORKER,), "true", "offer the mode apd where its models are there [not yet]"
+    ),
+    _setting(
+        "APD_MAX_PARALLEL",
+        (WORKER,),
+        "from the strategy",
+        "apd: most tokens accepted at once [not yet]",
+    ),
+    _setting(
+        "APD_THRESHOLD", (WORKER,), "from the strategy", "apd: acceptance threshold [not yet]"
+    ),
     _setting("LEASE", (WORKER,), "30", "seconds after which a silent worker's jobs go to another"),
     _setting("DRAIN_TIMEOUT", (WORKER,), "20", "seconds a stopping worker lets its jobs run on"),
     _setting(

@@ -1,0 +1,52 @@
+"""`python -m worker`: settings, engine, then the queue until the process is asked to stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from worker.cpu_threads import set_cpu_policy
+from worker.settings import SettingsError, WorkerSettings, changed_settings, read_settings
+
+EXIT_MISCONFIGURED = 2
+
+log = logging.getLogger("worker")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m worker", description=__doc__)
+    parser.add_argument("--name", help="the worker's name in RQ; default: <host>-<8 hex digits>")
+    name = parser.parse_args(argv).name
+    try:
+        settings = read_settings(os.environ)
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        # Before anything imports torch: OpenMP reads its environment once.
+        log.info(set_cpu_policy(os.environ, int(os.environ.get("VDIFF_WORKERS") or 1)))
+        return _work(settings, name)
+    except SettingsError as error:
+        sys.stderr.write(f"dfastllm worker: {error}\n")
+        return EXIT_MISCONFIGURED
+
+
+def _work(settings: WorkerSettings, name: str | None) -> int:
+    from engine.build import build_engine
+    from worker.batch_worker import unique_name
+    from worker.engine_config import check_mode, engine_config
+    from worker.service import serve
+
+    log.info("settings that differ from the defaults: %s", changed_settings(settings) or "none")
+    try:
+        engine = build_engine(engine_config(settings))
+    except OSError as error:
+        raise SettingsError(f"the model cannot be read: {error}") from error
+    check_mode(settings, engine.modes)
+    return serve(engine, settings, name or unique_name())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""From `VDIFF_*` settings to the engine's own configuration; what it cannot do is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from engine.build import EngineConfig
+from worker.settings import SettingsError, WorkerSettings
+
+# Names that stay, for ways of generating that this version does not have yet.
+NOT_IN_THIS_VERSION = (
+    "hybrid_draft_size",
+    "compile",
+    "use_8bit",
+    "adaptive_entropy",
+    "entropy_high",
+    "entropy_low",
+    "diffusion_steps",
+    "block_size",
+    "enable_apd",
+    "apd_max_parallel",
+    "apd_threshold",
+)
+
+
+def engine_config(settings: WorkerSettings) -> EngineConfig:
+    """Return what to build; raises SettingsError naming what this version cannot do."""
+    _refuse_unsupported(settings)
+    verifier, drafter = _models(settings)
+    config = EngineConfig(
+        model_path=verifier,
+        drafter_path=drafter,
+        tokenizer_path=settings.tokenizer,
+        model_name=settings.model_name,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_batch_size=settings.max_batch_size if settings.enable_batching else 1,
+        max_step_tokens=settings.max_step_tokens,
+        kv_memory_bytes=None if settings.kv_cache_mb is None else settings.kv_cache_mb << 20,
+        prefix_cache=settings.prefix_cache,
+    )
+    if not settings.hybrid_enabled:
+        config = replace(config, default_mode="ar")
+    elif settings.hybrid_mode is not None:
+        config = replace(config, default_mode=settings.hybrid_mode)
+    if settings.hybrid_max_draft is not None:
+        config = replace(config, max_draft_length=settings.hybrid_max_draft)
+    if settings.flash_attention is not None:
+        config = replace(config, attention="varlen" if settings.flash_attention else "sdpa")
+    return config
+
+
+def check_mode(settings: WorkerSettings, modes: tuple[str, ...]) -> None:
+    """Raise SettingsError where the default mode needs a model that is not there."""
+    mode = settings.hybrid_mode
+    if settings.hybrid_enabled and mode is not None and mode not in modes:
+        offered = ", ".join(modes)
+        raise SettingsError(f"VDIFF_HYBRID_MODE={mode}: these models offer only {offered}")
+
+
+def _models(settings: WorkerSettings) -> tuple[str | None, str | None]:
+    """Return verifier and drafter; a model that stands alone is the verifier."""
+    if settings.ar_verifier_model is None:
+        return settings.model, None
+    return settings.ar_verifier_model, settings.model
+
+
+def _refuse_unsupported(settings: WorkerSettings) -> None:
+    for field in msgspec.structs.fields(WorkerSettings):
+        is_default = getattr(settings, field.name) == field.default
+        if field.name in NOT_IN_THIS_VERSION and not is_default:
+            name = f"VDIFF_{field.name.upper()}"
+            raise SettingsError(f"{name}: this version has no such thing yet; leave it unset")

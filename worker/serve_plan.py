@@ -1,0 +1,55 @@
+"""What `dfastllm serve` is asked to start, checked before anything is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.cpu_threads import set_cpu_policy
+from worker.settings import SettingsError, read_settings
+
+DEFAULT_DATA_DIR = "~/.local/share/dfastllm"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+
+
+@dataclass(frozen=True, slots=True)
+class ServePlan:
+    """Settings of `serve` itself; those of the parts travel on in `child_environ`."""
+
+    host: str
+    port: int
+    api_key: str | None  # one that the API takes
+    redis_url: str | None  # None: bring our own
+    data_dir: Path
+    num_workers: int
+    drain_timeout_s: float
+    child_environ: Mapping[str, str]
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> ServePlan:
+        """Read and check the settings; raises SettingsError naming a bad one."""
+        num_workers = _whole_number(environ, "VDIFF_WORKERS", 1, 1, 256)
+        child_environ = dict(environ)
+        set_cpu_policy(child_environ, num_workers)
+        keys = environ.get("VDIFF_API_KEY", "").split(",")
+        return cls(
+            host=environ.get("VDIFF_HOST") or DEFAULT_HOST,
+            port=_whole_number(environ, "VDIFF_PORT", DEFAULT_PORT, 1, 65535),
+            api_key=keys[0].strip() or None,
+            redis_url=environ.get("VDIFF_REDIS_URL") or None,
+            data_dir=Path(environ.get("VDIFF_DATA_DIR") or DEFAULT_DATA_DIR),
+            num_workers=num_workers,
+            drain_timeout_s=read_settings(environ).drain_timeout,
+            child_environ=child_environ,
+        )
+
+
+def _whole_number(
+    environ: Mapping[str, str], name: str, default: int, lowest: int, highest: int
+) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal() or not lowest <= int(text) <= highest:
+        raise SettingsError(f"{name}={text!r}: must be a number from {lowest} to {highest}")
+    return int(text)
