@@ -53,7 +53,10 @@ def new_job(
 
 def return_value(result: bytes | None) -> str:
     """Return a result as RQ stores it; empty for none."""
-    return "" if result is None else b64encode(pickle.dumps(result, protocol=5)).decode()
+    if result is None:
+        return ""
+    # As text: rq-dashboard shows results as JSON, which knows no bytes.
+    return b64encode(pickle.dumps(result.decode(errors="replace"), protocol=5)).decode()
 
 
 def exc_string(text: str) -> str:
