@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,8 +91,10 @@ def build_engine(config: EngineConfig | None = None) -> DFastLLMEngine:
         check_against_eager(runner)
     pool = PagePool(num_pages, config.page_size)
     prefix_cache = PrefixCache(pool, enabled=config.prefix_cache)
+    context = _strategy_context(config, runner, max_model_len)
+    runner.counts.reset()  # what was run to measure costs served nobody
     available = frozenset({ModelRole.VERIFIER} | ({ModelRole.DRAFTER} if drafter else set()))
-    strategies = load_strategies(_strategy_context(config, runner, max_model_len), available)
+    strategies = load_strategies(context, available)
     default_mode = config.default_mode if config.default_mode in strategies else "ar"
     step_tokens = config.max_step_tokens or (2048 if device.type == "cuda" else 256)
     batcher = RequestBatcher(
@@ -229,5 +230,3 @@ def _log_choices(
         backend,
         num_tokens,
     )
-
-

@@ -81,6 +81,9 @@ class RequestBatcher:
 
     def abort(self, sequence_id: str) -> None:
         """Forget a sequence, wherever it is; its pages are free at once."""
+        self._ended_before_start = [
+            seq for seq in self._ended_before_start if seq.sequence_id != sequence_id
+        ]
         for sequence in [*self.running, *self.waiting]:
             if sequence.sequence_id == sequence_id:
                 self._remove(sequence)

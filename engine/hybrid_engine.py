@@ -111,9 +111,7 @@ class HybridEngine(GenerationStrategy):
         ]
         return plan_lengths(candidates, self._verify_cost, self._draft_cost)
 
-    def _verify_rows(
-        self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]
-    ) -> list[Rows]:
+    def _verify_rows(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         drafts = {output.rows.sequence.sequence_id: output.token_ids for output in drafted}
         rows = []
         for seq in sequences:

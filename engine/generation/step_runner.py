@@ -133,9 +133,7 @@ class StepRunner:
             picks.append(Pick(rows.sequence, first, rows.num_logits, draft))
         return self._outputs(all_rows, self._runner.verify(spans, wanted), picks)
 
-    def _outputs(
-        self, all_rows: Seq[Rows], logits: Tensor, picks: Seq[Pick]
-    ) -> list[RowsOutput]:
+    def _outputs(self, all_rows: Seq[Rows], logits: Tensor, picks: Seq[Pick]) -> list[RowsOutput]:
         tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
         outputs, start = [], 0
         for rows, token_ids in zip(all_rows, tokens, strict=True):
@@ -165,7 +163,9 @@ class StepRunner:
         token_ids = output.token_ids[-1:]
         logprobs: list[TokenLogprobs] = []
         if sequence.params.logprobs is not None:
-            logprobs = self._sampler.logprobs(output.logits[-1:], token_ids, sequence.params.logprobs)
+            logprobs = self._sampler.logprobs(
+                output.logits[-1:], token_ids, sequence.params.logprobs
+            )
         return Commit(sequence, token_ids, logprobs, end)
 
     def _keep_prompt_logprobs(self, output: RowsOutput) -> None:

@@ -106,8 +106,8 @@ class GenerationStrategy(ABC):
         The j-th token must stem from the j-th row with logits. May update statistics.
         """
 
-    def observe(self, timing: StepTiming) -> None:
+    def observe(self, timing: StepTiming) -> None:  # noqa: B027 an optional hook
         """Learn from what the step cost; called once a step in which this strategy took part."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: Sequence) -> None:  # noqa: B027 an optional hook
         """Forget what was kept for a sequence that has ended."""

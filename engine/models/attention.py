@@ -74,7 +74,9 @@ def _attend_group(
     """[S * Q, Hq, D] of one group, padding included."""
     group = context.batch.groups[index]
     num_spans, width = group.rows.shape
-    queries = q[group.rows.flatten()] if len(context.batch.groups) > 1 or group.real is not None else q
+    queries = (
+        q[group.rows.flatten()] if len(context.batch.groups) > 1 or group.real is not None else q
+    )
     queries = queries.unflatten(0, (num_spans, width)).transpose(1, 2)  # [S, Hq, Q, D]
     keys = gather_pages(context.pool.keys(layer), group.pages)
     values = gather_pages(context.pool.values(layer), group.pages)
@@ -139,9 +141,7 @@ def _varlen_arguments(context: PagedContext) -> _VarlenArguments:
         counts = [len(span.token_ids) for span in batch.spans]
         ends = [span.end for span in batch.spans]
         widest = max(-(-end // batch.page_size) for end in ends)
-        table = [
-            [*span.page_ids[: -(-span.end // batch.page_size)]] for span in batch.spans
-        ]
+        table = [[*span.page_ids[: -(-span.end // batch.page_size)]] for span in batch.spans]
         padded = [row + [0] * (widest - len(row)) for row in table]
         starts = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         cached = _VarlenArguments(

@@ -25,9 +25,7 @@ def check_against_eager(runner: ModelRunner) -> None:
     ids = token_ids.tolist()
     pages = list(range(1, -(-_NUM_TOKENS // runner.page_size) + 1))
     first = runner.verify([Span(ids[:_SPLIT], 0, pages)], list(range(_SPLIT)))
-    rest = runner.verify(
-        [Span(ids[_SPLIT:], _SPLIT, pages)], list(range(_NUM_TOKENS - _SPLIT))
-    )
+    rest = runner.verify([Span(ids[_SPLIT:], _SPLIT, pages)], list(range(_NUM_TOKENS - _SPLIT)))
     packed = torch.cat((first, rest)).float()
     expected = verifier.eager_logits(token_ids[None].to(runner.device))[0].float()
     error = (packed - expected).abs().max() / expected.abs().max().clamp(min=1e-6)

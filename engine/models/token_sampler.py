@@ -82,7 +82,9 @@ class TokenSampler:
         if table is None:
             if len(self._tables) > _MAX_TABLES:
                 self._tables.clear()
-            entries = [(p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks]
+            entries = [
+                (p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks
+            ]
             table = self._tables[key] = SamplingTable.build(entries, self._device)
         return table
 
