@@ -45,12 +45,12 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_step_tokens: Positive | None = None
     kv_cache_mb: Positive | None = None
     prefix_cache: bool = True
-    adaptive_entropy: bool = True
+    adaptive_entropy: bool = False
     entropy_high: Annotated[float, Meta(ge=0)] | None = None
     entropy_low: Annotated[float, Meta(ge=0)] | None = None
     diffusion_steps: Positive | None = None
     block_size: Positive | None = None
-    enable_apd: bool = True
+    enable_apd: bool = False
     apd_max_parallel: Positive | None = None
     apd_threshold: Share | None = None
     result_ttl: Positive = 3600

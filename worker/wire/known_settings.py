@@ -90,7 +90,9 @@ _ALL = (
     _setting("MAX_STEP_TOKENS", (WORKER,), "auto", "token budget of one engine step"),
     _setting("KV_CACHE_MB", (WORKER,), "auto", "memory for the KV cache, in MiB"),
     _setting("PREFIX_CACHE", (WORKER,), "true", "share the KV of equal prompt beginnings"),
-    _setting("ADAPTIVE_ENTROPY", (WORKER,), "true", "adapt drafting to entropy and load [not yet]"),
+    _setting(
+        "ADAPTIVE_ENTROPY", (WORKER,), "false", "adapt drafting to entropy and load [not yet]"
+    ),
     _setting(
         "ENTROPY_HIGH",
         (WORKER,),
@@ -108,7 +110,7 @@ _ALL = (
     ),
     _setting("BLOCK_SIZE", (WORKER,), "from the model", "tokens denoised together [not yet]"),
     _setting(
-        "ENABLE_APD", (WORKER,), "true", "offer the mode apd where its models are there [not yet]"
+        "ENABLE_APD", (WORKER,), "false", "offer the mode apd where its models are there [not yet]"
     ),
     _setting(
         "APD_MAX_PARALLEL",
