@@ -1,0 +1,235 @@
+"""The DFlash drafter: one small non-causal block model that reads the verifier's hidden states.
+
+A block is the anchor (the last committed token, clean) followed by `block_size - 1` mask tokens, at
+absolute positions anchor, anchor + 1, ... Block position k >= 1 predicts the token AT position
+anchor + k: a mask predicts itself. What position 0 puts out is not used.
+
+Context is every position before the anchor. Its keys and values are a function of the verifier's
+tapped hidden states at that position alone, so they can be cached, shared by prefix and rolled back
+by truncation. The anchor itself is not context yet: the verifier has not read it.
+
+`target_layer_ids` counts decoder layers from 0, and id i means the hidden state AFTER layer i,
+before any final norm: `hidden_states[i + 1]` of a transformers model with `output_hidden_states`.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# (layer, q [N, Hq, D], k [N, Hkv, D], v [N, Hkv, D]) -> [N, Hq, D]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DFlashConfig:
+    """Shape of a drafter, and where it taps the verifier."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    mask_token_id: int
+    target_layer_ids: tuple[int, ...]
+    num_target_layers: int
+    block_size: int = 8
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    max_position_embeddings: int = 2048
+
+    @property
+    def context_size(self) -> int:
+        """Width of what `project_context` takes: all taps side by side."""
+        return len(self.target_layer_ids) * self.hidden_size
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "DFlashConfig":
+        """Read a published `config.json`; transformers 5 keeps the theta in `rope_parameters`."""
+        rope = raw.get("rope_parameters") or raw
+        dflash = raw["dflash_config"]
+        return cls(
+            num_layers=raw["num_hidden_layers"],
+            hidden_size=raw["hidden_size"],
+            num_heads=raw["num_attention_heads"],
+            num_kv_heads=raw["num_key_value_heads"],
+            head_dim=raw["head_dim"],
+            intermediate_size=raw["intermediate_size"],
+            vocab_size=raw["vocab_size"],
+            mask_token_id=dflash["mask_token_id"],
+            target_layer_ids=tuple(dflash["target_layer_ids"]),
+            num_target_layers=raw["num_target_layers"],
+            block_size=raw["block_size"],
+            rms_norm_eps=raw["rms_norm_eps"],
+            rope_theta=float(rope["rope_theta"]),
+            max_position_embeddings=raw.get("max_position_embeddings", 2048),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The published layout of `config.json`."""
+        return {
+            "architectures": ["DFlashDraftModel"],
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "block_size": self.block_size,
+            "dflash_config": {
+                "mask_token_id": self.mask_token_id,
+                "target_layer_ids": list(self.target_layer_ids),
+            },
+            "dtype": "bfloat16",
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "layer_types": ["full_attention"] * self.num_layers,
+            "max_position_embeddings": self.max_position_embeddings,
+            "num_attention_heads": self.num_heads,
+            "num_hidden_layers": self.num_layers,
+            "num_key_value_heads": self.num_kv_heads,
+            "num_target_layers": self.num_target_layers,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "tie_word_embeddings": True,
+            "vocab_size": self.vocab_size,
+        }
+
+
+class Rope(nn.Module):
+    """Rotary position embedding, halves rotated as in Llama and Qwen."""
+
+    inverse_frequency: Tensor
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.register_buffer("inverse_frequency", theta**-exponent, persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        # x: [T, H, D], positions: [T]
+        angle = positions[:, None].float() * self.inverse_frequency.float()
+        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        first, second = x.float().chunk(2, dim=-1)
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return turned.to(x.dtype)
+
+
+class DFlashAttention(nn.Module):
+    """Projections of one layer; the attention itself belongs to the caller."""
+
+    def __init__(self, config: DFlashConfig, rope: Rope) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.rope = rope
+        query_size = config.num_heads * config.head_dim
+        key_size = config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+
+    def queries(self, x: Tensor, positions: Tensor) -> Tensor:
+        heads = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        return self.rope(self.q_norm(heads), positions)  # type: ignore[no-any-return]
+
+    def keys_values(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        keys = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
+        values = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        return self.rope(self.k_norm(keys), positions), values
+
+
+class DFlashMLP(nn.Module):
+    """The gated feed-forward part."""
+
+    def __init__(self, config: DFlashConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class DFlashLayer(nn.Module):
+    """One pre-norm layer over the rows of all blocks."""
+
+    def __init__(self, config: DFlashConfig, rope: Rope) -> None:
+        super().__init__()
+        self.self_attn = DFlashAttention(config, rope)
+        self.mlp = DFlashMLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, x: Tensor, positions: Tensor, index: int, attend: Attend) -> Tensor:
+        normed = self.input_layernorm(x)
+        keys, values = self.self_attn.keys_values(normed, positions)
+        mixed = attend(index, self.self_attn.queries(normed, positions), keys, values)
+        x = x + self.self_attn.o_proj(mixed.flatten(-2))
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class DFlashDrafter(nn.Module):
+    """The drafter; embedding and output head are the verifier's and stay with the caller."""
+
+    def __init__(self, config: DFlashConfig) -> None:
+        super().__init__()
+        self.config = config
+        rope = Rope(config.head_dim, config.rope_theta)
+        self.fc = nn.Linear(config.context_size, config.hidden_size, bias=False)
+        self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.layers = nn.ModuleList(DFlashLayer(config, rope) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def project_context(self, hidden: Tensor) -> Tensor:
+        """Tapped hidden states [T, taps * H] -> context features [T, H]."""
+        return self.hidden_norm(self.fc(hidden))  # type: ignore[no-any-return]
+
+    def context_kv(
+        self, layer: int, context: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Context features [T, H] at positions [T] -> k (normed, roped) and v, both [T, Hkv, D]."""
+        return self.layers[layer].self_attn.keys_values(context, positions)  # type: ignore[operator, union-attr, no-any-return]
+
+    def forward(self, block_embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Rows of all blocks [N, H] at positions [N] -> final normed hidden [N, H].
+
+        `attend` must let each row see the context before its anchor and the whole of its own
+        block, whose keys and values it is given, with scale head_dim ** -0.5.
+        """
+        x = block_embeds
+        for index, layer in enumerate(self.layers):
+            x = layer(x, positions, index, attend)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+def load_drafter(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> DFlashDrafter:
+    """Load a published drafter folder; a tensor too many or too few is an error."""
+    folder = Path(path)
+    config = DFlashConfig.from_json(json.loads((folder / "config.json").read_text("utf-8")))
+    drafter = DFlashDrafter(config)
+    drafter.load_state_dict(load_file(folder / "model.safetensors"))
+    return drafter.to(device=device, dtype=dtype).eval()
+
+
+def save_drafter(
+    drafter: DFlashDrafter, path: str | Path, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write `config.json` and `model.safetensors` in the published layout."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in drafter.state_dict().items()}
+    text = json.dumps(drafter.config.to_json(), indent=2)
+    (folder / "config.json").write_text(text + "\n", "utf-8")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,1 @@
+"""The training command: corpus to tokenizer, verifier, rollouts, drafter, figures and model card."""

@@ -1,0 +1,77 @@
+"""The drafter over many anchors of a batch at once, with attention as one dense mask."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.models.dflash import DFlashDrafter
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the verifier made of token ids [B, L]: the drafter's context, and its last hidden."""
+
+    token_ids: Tensor
+    tapped: Tensor  # [B, L, taps * H]
+    hidden: Tensor  # [B, L, H], after the final norm
+
+
+@torch.no_grad()
+def read(verifier: Any, token_ids: Tensor, taps: tuple[int, ...]) -> Reading:
+    """One verifier forward over rows that all begin at position 0; padding goes to the right."""
+    out = verifier.model(input_ids=token_ids, use_cache=False, output_hidden_states=True)
+    tapped = torch.cat([out.hidden_states[i + 1] for i in taps], dim=-1)
+    return Reading(token_ids, tapped, out.last_hidden_state)
+
+
+def block_hidden(
+    drafter: DFlashDrafter, verifier: Any, reading: Reading, anchors: Tensor
+) -> Tensor:
+    """Blocks at anchors [B, A] -> the drafter's final hidden at their masks [B, A, K - 1, H]."""
+    size, (B, A) = drafter.config.block_size, anchors.shape
+    positions = anchors[:, :, None] + torch.arange(size, device=anchors.device)
+    tokens = torch.full_like(positions, drafter.config.mask_token_id)
+    tokens[:, :, 0] = reading.token_ids.gather(1, anchors)
+    embeds = verifier.model.embed_tokens(tokens.flatten())
+    attend = DenseAttention(drafter, reading.tapped, anchors)
+    hidden = drafter(embeds, positions.flatten(), attend)
+    return hidden.view(B, A, size, -1)[:, :, 1:]
+
+
+class DenseAttention:
+    """`attend` for `DFlashDrafter`: [context of the row; all blocks of the row] under a mask."""
+
+    def __init__(self, drafter: DFlashDrafter, tapped: Tensor, anchors: Tensor) -> None:
+        B, L, _ = tapped.shape
+        size = drafter.config.block_size
+        self._drafter, self._shape = drafter, (B, L)
+        self._context = drafter.project_context(tapped.flatten(0, 1))
+        self._positions = torch.arange(L, device=tapped.device).repeat(B)
+        self._mask = visible(anchors, L, size)[:, None]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        B, L = self._shape
+        context_k, context_v = self._drafter.context_kv(layer, self._context, self._positions)
+        keys = torch.cat((context_k.unflatten(0, (B, L)), k.unflatten(0, (B, -1))), dim=1)
+        values = torch.cat((context_v.unflatten(0, (B, L)), v.unflatten(0, (B, -1))), dim=1)
+        groups = q.shape[1] // k.shape[1]
+        mixed = F.scaled_dot_product_attention(
+            q.unflatten(0, (B, -1)).transpose(1, 2),
+            keys.transpose(1, 2).repeat_interleave(groups, dim=1),
+            values.transpose(1, 2).repeat_interleave(groups, dim=1),
+            attn_mask=self._mask,
+        )
+        return mixed.transpose(1, 2).flatten(0, 1)
+
+
+def visible(anchors: Tensor, length: int, size: int) -> Tensor:
+    """anchors [B, A] -> [B, A * K, L + A * K]: the context before the anchor, and one's own block."""
+    B, A = anchors.shape
+    row_anchor = anchors.repeat_interleave(size, dim=1)
+    context = torch.arange(length, device=anchors.device) < row_anchor[:, :, None]
+    block = torch.arange(A * size, device=anchors.device) // size
+    own = (block[:, None] == block[None, :]).expand(B, -1, -1)
+    return torch.cat((context, own), dim=2)

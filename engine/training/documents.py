@@ -1,0 +1,68 @@
+"""Training documents: JSON lines, plain or xz, holding `text` or `messages`, and their source."""
+
+import json
+import lzma
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+END_OF_TEXT = "<|endoftext|>"
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text or one dialogue, and the source it came from."""
+
+    source: str
+    text: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+
+    def render(self) -> str:
+        """The document as the verifier reads it: text, or ChatML, closed by the end of text."""
+        if not self.messages:
+            return self.text + END_OF_TEXT
+        return "".join(map(turn, self.messages)) + END_OF_TEXT
+
+    def prompts(self) -> list[str]:
+        """For a dialogue: everything before each assistant turn, up to where the answer begins."""
+        opened = IM_START + "assistant\n"
+        heads, read = [], ""
+        for message in self.messages:
+            if message[0] == "assistant":
+                heads.append(read + opened)
+            read += turn(message)
+        return heads
+
+
+def turn(message: tuple[str, str]) -> str:
+    """One ChatML turn, as the chat template writes it."""
+    role, content = message
+    return f"{IM_START}{role}\n{content}{IM_END}\n"
+
+
+def read_documents(paths: Iterable[str | Path]) -> Iterator[Document]:
+    """All documents of all files, in their order."""
+    for path in map(Path, paths):
+        with _open_text(path) as lines:
+            for line in lines:
+                if line.strip():
+                    yield _parse(json.loads(line))
+
+
+def source_weight(source: str, weights: dict[str, float]) -> float:
+    """How often a document is read in an epoch: its source's weight, else its family's, else 1."""
+    return weights.get(source, weights.get(source.split("/")[0], 1.0))
+
+
+def _open_text(path: Path) -> IO[str]:
+    if path.suffix == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _parse(raw: dict[str, Any]) -> Document:
+    messages = tuple((m["role"], m["content"]) for m in raw.get("messages", ()))
+    return Document(raw.get("src", "unnamed"), raw.get("text", ""), messages)

@@ -1,0 +1,211 @@
+"""The stages in their order, and the files by which each hands over to the next."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import Qwen3ForCausalLM
+
+from engine.models.dflash import DFlashDrafter, load_drafter, save_drafter
+from engine.training import corpus, rollouts
+from engine.training.card import write_card
+from engine.training.documents import Document, read_documents, source_weight
+from engine.training.drafter import train_drafter
+from engine.training.evaluate import acceptance_by_source, held_out_prompts, perplexity_by_source
+from engine.training.loop import Budget, Progress
+from engine.training.presets import Preset
+from engine.training.tokenizer import STOP_IDS, load_tokenizer, save_tokenizer, train_tokenizer
+from engine.training.verifier import save_verifier, train_verifier
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run was asked to do; it is kept beside the models, so that they can be made again."""
+
+    data: tuple[str, ...]
+    heldout: tuple[str, ...]
+    out: str
+    preset_name: str
+    weights: dict[str, float]
+    seed: int
+    verifier_budget: Budget
+    drafter_budget: Budget
+    num_rollouts: int
+    rollout_tokens: int
+    rollout_batch: int
+    eval_prompts: int
+    loss: str
+    device: str
+    command: str = ""
+
+
+@dataclass
+class Pipeline:
+    """One output folder: `run/` holds what the stages need, `verifier/` and `drafter/` what they made."""
+
+    options: Options
+    preset: Preset
+    stages: dict[str, Callable[[], None]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stages = {
+            "tokenizer": self.tokenizer,
+            "pack": self.pack,
+            "verifier": self.verifier,
+            "rollouts": self.rollouts,
+            "drafter": self.drafter,
+            "eval": self.evaluate,
+            "card": self.card,
+        }
+
+    def run(self, stage: str) -> None:
+        """One stage, or `all` of them; a finished stage before the first unfinished is skipped."""
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        if stage != "all":
+            self.stages[stage]()
+            return
+        done = {
+            "tokenizer": (self.run_folder / "tokenizer" / "tokenizer.json").exists(),
+            "pack": corpus.is_packed(self.run_folder / "corpus"),
+            "rollouts": (self.run_folder / "rollouts" / rollouts.FILE).exists(),
+        }
+        for name, work in self.stages.items():
+            if not done.get(name, False):
+                logger.info("stage %s", name)
+                work()
+
+    def tokenizer(self) -> None:
+        documents = read_documents(self.options.data)
+        made = train_tokenizer(documents, self.preset.vocab_size, self.options.weights)
+        save_tokenizer(made, self.run_folder / "tokenizer", self.preset.max_length)
+
+    def pack(self) -> None:
+        packed = corpus.pack(self._documents(), self._tokenizer, self.run_folder / "corpus")
+        logger.info("%d documents, %d tokens", len(packed.sources), len(packed.tokens))
+
+    def verifier(self) -> None:
+        options = self.options
+        model, progress = train_verifier(
+            self.preset,
+            self._reader(),
+            options.verifier_budget,
+            self.run_folder / "verifier",
+            options.seed,
+            self.device,
+        )
+        save_verifier(model, self.out / "verifier")
+        save_tokenizer(self._tokenizer, self.out / "verifier", self.preset.max_length)
+        self._record("verifier", progress)
+
+    def rollouts(self) -> None:
+        options = self.options
+        random = np.random.default_rng(options.seed)
+        prompts = rollouts.choose_prompts(
+            list(self._documents()), self._tokenizer, options.num_rollouts, options.weights, random
+        )
+        answers = rollouts.roll_out(
+            self._load_verifier(),
+            prompts,
+            options.rollout_tokens,
+            options.rollout_batch,
+            rollouts.STOP_ROLLOUT,
+            options.seed,
+        )
+        made = rollouts.save_rollouts(prompts, answers, self.run_folder / "rollouts")
+        logger.info("%d rollouts, %d tokens", len(made), len(made.tokens))
+
+    def drafter(self) -> None:
+        options = self.options
+        folder = self.run_folder / "rollouts"
+        known = rollouts.load_rollouts(folder) if (folder / rollouts.FILE).exists() else None
+        model, progress = train_drafter(
+            self.preset,
+            self._load_verifier(),
+            self._reader(),
+            known,
+            options.drafter_budget,
+            self.run_folder / "drafter",
+            options.seed,
+            options.loss,
+        )
+        save_drafter(model, self.out / "drafter")
+        self._record("drafter", progress)
+
+    def evaluate(self) -> None:
+        """Figures of the models as saved, bfloat16 rounding and all, computed in float32."""
+        options, verifier = self.options, self._load_verifier()
+        drafter = self._load_drafter()
+        documents = list(read_documents(options.heldout))
+        length = self.preset.max_length
+        perplexity = perplexity_by_source(verifier, documents, self._tokenizer, length)
+        figures: dict[str, Any] = {
+            "perplexity": {
+                name: {"num_tokens": p.num_tokens, "perplexity": round(p.perplexity, 3)}
+                for name, p in perplexity.items()
+            }
+        }
+        prompts = held_out_prompts(documents, self._tokenizer, options.eval_prompts, options.seed)
+        for temperature in (0.0, 1.0):
+            totals = acceptance_by_source(
+                verifier, drafter, prompts, temperature, options.rollout_tokens, STOP_IDS
+            )
+            figures[f"mean_committed_t{temperature:g}"] = {
+                name: {"num_verifies": a.num_verifies, "mean": round(a.mean_committed, 3)}
+                for name, a in totals.items()
+            }
+        self._write_json("evaluation.json", figures)
+        logger.info("%s", json.dumps(figures))
+
+    def card(self) -> None:
+        verifier, drafter = self._load_verifier(), self._load_drafter()
+        write_card(self.out, self.run_folder, verifier, drafter, self._tokenizer)
+
+    @property
+    def out(self) -> Path:
+        return Path(self.options.out)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.out / "run"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.options.device)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.run_folder / "tokenizer")
+
+    def _documents(self) -> "filter[Document]":
+        weights = self.options.weights
+        return filter(
+            lambda d: source_weight(d.source, weights) > 0, read_documents(self.options.data)
+        )
+
+    def _reader(self) -> corpus.RowReader:
+        packed = corpus.load_corpus(self.run_folder / "corpus")
+        return corpus.RowReader(packed, self.options.weights, self.options.seed)
+
+    def _load_verifier(self) -> Any:
+        path = self.out / "verifier"
+        model = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return model.to(self.device).eval()
+
+    def _load_drafter(self) -> DFlashDrafter:
+        return load_drafter(self.out / "drafter", torch.float32, self.device)
+
+    def _record(self, stage: str, progress: Progress) -> None:
+        facts = {**vars(progress), "options": asdict(self.options), "preset": asdict(self.preset)}
+        self._write_json(f"run/{stage}.json", facts)
+
+    def _write_json(self, name: str, facts: dict[str, Any]) -> None:
+        (self.out / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
