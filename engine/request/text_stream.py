@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 
 class Detokenizer(Protocol):
     """What a stream of text needs to know of a tokenizer."""
 
-    @property
-    def special_token_ids(self) -> Collection[int]: ...
+    def is_text(self, token_id: int) -> bool: ...
     def continuation_bytes(self, previous: int | None, token_id: int) -> bytes: ...
 
 
@@ -25,14 +24,13 @@ class TextStream:
     def __init__(self, tokenizer: Detokenizer, context: Sequence[int] = ()) -> None:
         """`context` is text before the first push, such as a prompt that is to be continued."""
         self._tokenizer = tokenizer
-        self._special_ids = tokenizer.special_token_ids
-        rendered = [token_id for token_id in context[-8:] if token_id not in self._special_ids]
-        self._previous = rendered[-1] if rendered else None
+        rendered = (token_id for token_id in reversed(context) if tokenizer.is_text(token_id))
+        self._previous = next(rendered, None)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         """The text that has become certain with this token; often none, inside a character."""
-        if token_id in self._special_ids:
+        if not self._tokenizer.is_text(token_id):
             return ""
         new_bytes = self._tokenizer.continuation_bytes(self._previous, token_id)
         self._previous = token_id

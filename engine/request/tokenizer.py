@@ -25,7 +25,6 @@ class Tokenizer:
         self._backend: Any = self._tokenizer.backend_tokenizer
         added = self._tokenizer.added_tokens_decoder
         self._special_text = {i: token.content for i, token in added.items() if token.special}
-        self.special_token_ids = frozenset(self._special_text)  # they steer, and are no text
         decoder = self._backend.decoder
         decoder_json = decoder.__getstate__().decode() if decoder is not None else ""
         self._is_byte_level = '"ByteLevel"' in decoder_json
@@ -78,6 +77,11 @@ class Tokenizer:
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    def is_text(self, token_id: int) -> bool:
+        """False for special tokens and for ids by which a model's vocabulary was padded."""
+        is_special = token_id in self._special_text
+        return not is_special and self._backend.id_to_token(token_id) is not None
+
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds in the middle of a text; of a special token its name."""
         special = self._special_text.get(token_id)
@@ -91,11 +95,9 @@ class Tokenizer:
         Byte-level tokens are bytes whatever comes before. Others may lose a leading space at the
         start of a text, or gain one after a word: what two tokens decode to, less the first.
         """
-        if token_id in self._special_text:
+        if not self.is_text(token_id):
             return b""
         piece = self._backend.id_to_token(token_id)
-        if piece is None:  # rows by which a model's vocabulary was padded
-            return b""
         if self._is_byte_level:
             return self._byte_level_bytes(piece)
         if self._has_byte_pieces and (match := BYTE_PIECE.fullmatch(piece)):

@@ -164,6 +164,17 @@ def test_a_row_is_drawn_the_same_alone_and_in_any_batch(dtype: torch.dtype) -> N
     assert torch.equal(cached, together)
 
 
+def test_a_wide_row_is_the_same_alone_although_threads_may_share_it() -> None:
+    logits = torch.randn(24, 151_936, generator=torch.Generator().manual_seed(9))
+    table, index = table_of({"top_p": 0.8}), torch.zeros(24, dtype=torch.int64)
+    together = processed_logprobs(logits, table, index)
+    chosen = gather_logprobs(logits, index, 1)[0]
+    for row in range(24):
+        at = slice(row, row + 1)
+        assert torch.equal(processed_logprobs(logits[at], table, index[:1])[0], together[row])
+        assert torch.equal(gather_logprobs(logits[at], index[:1], 1)[0], chosen[at])
+
+
 def test_top_p_finds_its_threshold_beyond_the_first_candidates() -> None:
     logits = torch.randn(2, 4000, generator=torch.Generator().manual_seed(5)) * 0.3
     logits[1] *= 20
