@@ -1,0 +1,1 @@
+"""HTTP on one side, the queue on the other: the OpenAI-compatible server."""

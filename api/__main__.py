@@ -1,0 +1,62 @@
+"""`python -m api`: read the settings, listen, serve."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from api.app import create_app
+from api.settings import ApiSettings, SettingsError, load_settings
+from worker.wire.known_settings import API, settings_of
+
+GRACE_S = 3  # without it one open stream would keep a stopping server alive for ever
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit status: 2 for settings that make no sense."""
+    try:
+        settings = load_settings({**os.environ, **_flags(argv)})
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    server = uvicorn.Server(_config(settings))
+    server.run()
+    return 0 if server.started else 1
+
+
+def _flags(argv: Sequence[str] | None) -> dict[str, str]:
+    """Return the flags given, under the names of the environment variables they stand for."""
+    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    for setting in settings_of(API):
+        text = f"{setting.help} (default: {setting.default}; {setting.name})"
+        parser.add_argument(setting.flag, dest=setting.name, metavar="VALUE", help=text)
+    given = vars(parser.parse_args(argv))
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _config(settings: ApiSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

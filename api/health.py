@@ -1,0 +1,113 @@
+"""GET /health, /ready, /version and /metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from litestar import MediaType, Response, get
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from api.errors import UnavailableError
+from api.gateway import GenerationGateway
+from api.metrics import PREFIX
+from api.services import AppServices
+from worker.wire.messages import WorkerInfo
+
+_UNFIT = re.compile(r"[^a-zA-Z0-9_]")
+
+
+@get("/health", tags=["operation"])
+async def health() -> dict[str, str]:
+    """Say that this process answers."""
+    return {"status": "ok"}
+
+
+@get("/ready", tags=["operation"])
+async def ready(services: AppServices) -> dict[str, str | int]:
+    """Say whether a request would be served: 503 while no worker's heartbeat is seen."""
+    workers = await services.gateway.workers()
+    if not workers:
+        raise UnavailableError("No worker is alive.")
+    return {"status": "ready", "workers": len(workers)}
+
+
+@get("/version", tags=["operation"])
+async def show_version() -> dict[str, str]:
+    try:
+        return {"version": version("dfastllm")}
+    except PackageNotFoundError:  # run from a checkout
+        return {"version": "unknown"}
+
+
+@get("/metrics", tags=["operation"], media_type=MediaType.TEXT)
+async def metrics(services: AppServices) -> Response[bytes]:
+    """Show this process's counters, and what queue and workers say now, for Prometheus."""
+    text = generate_latest(services.metrics.registry) + await _shared(services.gateway)
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _shared(gateway: GenerationGateway) -> bytes:
+    """Return what every API process sees alike; only that it is not there, when Redis is away."""
+    registry = CollectorRegistry()
+    try:
+        families = [
+            *_queue_metrics(await gateway.queue_lengths()),
+            *_worker_metrics(await gateway.workers()),
+            GaugeMetricFamily(f"{PREFIX}_queue_up", "Redis answers", value=1),
+        ]
+    except UnavailableError:
+        families = [GaugeMetricFamily(f"{PREFIX}_queue_up", "Redis answers", value=0)]
+    registry.register(_Fixed(families))
+    return generate_latest(registry)
+
+
+class _Fixed(Collector):
+    """Metrics that were read just now: prometheus-client asks a collector, it cannot await one."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _queue_metrics(lengths: dict[str, int]) -> Iterator[Metric]:
+    depth = GaugeMetricFamily(f"{PREFIX}_queue_depth", "Requests waiting", labels=["queue"])
+    for name, length in lengths.items():
+        depth.add_metric([name], length)
+    yield depth
+
+
+def _worker_metrics(workers: list[WorkerInfo]) -> Iterator[Metric]:
+    labels = ["model_name", "worker"]
+    alive = GaugeMetricFamily(f"{PREFIX}_workers", "Workers alive", labels=["model_name"])
+    running = GaugeMetricFamily(f"{PREFIX}_num_requests_running", "Running", labels=labels)
+    waiting = GaugeMetricFamily(f"{PREFIX}_num_requests_waiting", "In the worker", labels=labels)
+    places = GaugeMetricFamily(f"{PREFIX}_max_batch_size", "Places of a worker", labels=labels)
+    for model in sorted({worker.model.name for worker in workers}):
+        alive.add_metric([model], sum(worker.model.name == model for worker in workers))
+    for worker in workers:
+        values = [worker.model.name, worker.name]
+        running.add_metric(values, worker.num_running)
+        waiting.add_metric(values, worker.num_waiting)
+        places.add_metric(values, worker.max_batch_size)
+    yield from (alive, running, waiting, places)
+    yield from _own_words(workers, labels)
+
+
+def _own_words(workers: list[WorkerInfo], labels: list[str]) -> Iterator[Metric]:
+    """Turn what the engines report into metrics: a name that ends in `_total` is a counter."""
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for worker in workers:
+        for name, value in worker.metrics.items():
+            full = f"{PREFIX}_engine_{_UNFIT.sub('_', name)}"
+            kind = CounterMetricFamily if full.endswith("_total") else GaugeMetricFamily
+            family = families.setdefault(
+                full, kind(full, "As the engine reports it", labels=labels)
+            )
+            family.add_metric([worker.model.name, worker.name], value)
+    yield from families.values()

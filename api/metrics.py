@@ -1,0 +1,152 @@
+"""What this process counts for Prometheus, under the field's usual names."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from api.errors import ApiError
+from worker.wire.messages import Delta, Finished, GenerateJob
+
+PREFIX = "dfastllm"
+
+_LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+_INTER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+
+
+class ApiMetrics:
+    """One registry an application, so that tests may make many."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.responses = self._counter(
+            "http_requests", "HTTP answers begun", ["endpoint", "method", "status"]
+        )
+        self.in_flight = Gauge(
+            "requests_in_flight", "Generation requests not answered yet", ["model_name"],
+            namespace=PREFIX, registry=self.registry,
+        )  # fmt: skip
+        self.success = self._counter(
+            "request_success", "Choices that ended well", ["model_name", "finished_reason"]
+        )
+        self.failed = self._counter("requests_failed", "Requests that ended in an error", ["code"])
+        self.rejected = self._counter(
+            "requests_rejected", "Requests refused before the queue", ["reason"]
+        )
+        self.cancelled = self._counter(
+            "requests_cancelled", "Requests whose client went away", ["phase"]
+        )
+        self.ttft = self._histogram(
+            "time_to_first_token_seconds", "Streams: until the first token", _LATENCY_S
+        )
+        self.inter_token = self._histogram(
+            "inter_token_latency_seconds", "Streams: between events of a choice", _INTER_TOKEN_S
+        )
+        self.e2e = self._histogram(
+            "e2e_request_latency_seconds", "From the request to its end", _LATENCY_S
+        )
+        self.prompt_size = self._histogram("request_prompt_tokens", "Prompt tokens", _TOKENS)
+        self.generation_size = self._histogram(
+            "request_generation_tokens", "Output tokens", _TOKENS
+        )
+        self._add_token_counters()
+
+    def _add_token_counters(self) -> None:
+        model = ["model_name"]
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens", model)
+        self.cached_tokens = self._counter(
+            "prompt_tokens_cached", "Prompt tokens found in the prefix cache", model
+        )
+        self.generation_tokens = self._counter("generation_tokens", "Output tokens", model)
+        self.drafts = self._counter("spec_decode_num_drafts", "Verify steps", model)
+        self.draft_tokens = self._counter("spec_decode_num_draft_tokens", "Drafted tokens", model)
+        self.accepted_tokens = self._counter(
+            "spec_decode_num_accepted_tokens", "Draft tokens accepted", model
+        )
+        self.accepted_per_pos = self._counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Draft tokens accepted at a position of the draft",
+            ["model_name", "position"],
+        )
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(name, text, labels, namespace=PREFIX, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(
+            name, text, ["model_name"], namespace=PREFIX, buckets=buckets, registry=self.registry
+        )
+
+
+class JobObserver:
+    """Watches one job from its request to its end. `end` it always; only the first call counts."""
+
+    def __init__(self, metrics: ApiMetrics, job: GenerateJob) -> None:
+        self._metrics = metrics
+        self._model = job.model
+        self._is_stream = job.stream
+        self._start = time.perf_counter()
+        self._last: dict[int, float] = {}  # when each choice last moved
+        self._phase = "queued"
+        self.is_handed_over = False  # set where a stream takes over the duty to call `end`
+        self._inter_token = metrics.inter_token.labels(job.model)
+        metrics.in_flight.labels(job.model).inc()
+
+    def see(self, events: list[Delta | Finished]) -> None:
+        if not events:
+            return
+        now = time.perf_counter()
+        for event in events:
+            if isinstance(event, Finished):
+                self._finish(event, now)
+            else:
+                self._see_delta(event, now)
+
+    def fail(self, error: ApiError) -> None:
+        self._phase = "failed"
+        self._metrics.failed.labels(error.code or "unknown").inc()
+
+    def end(self) -> None:
+        """Count a job that neither finished nor failed as given up by its client."""
+        if self._phase == "ended":
+            return
+        if self._phase in ("queued", "running"):
+            self._metrics.cancelled.labels(self._phase).inc()
+        self._phase = "ended"
+        self._metrics.in_flight.labels(self._model).dec()
+
+    def _see_delta(self, delta: Delta, now: float) -> None:
+        # Deltas of an answer in one piece come in bundles: their times say nothing.
+        if self._is_stream:
+            if not self._last:
+                self._metrics.ttft.labels(self._model).observe(now - self._start)
+            elif (last := self._last.get(delta.choice)) is not None:
+                self._inter_token.observe(now - last)
+        self._last[delta.choice] = now
+        self._phase = "running"
+        if delta.finish_reason is not None:
+            self._metrics.success.labels(self._model, delta.finish_reason).inc()
+
+    def _finish(self, finished: Finished, now: float) -> None:
+        metrics, model, usage = self._metrics, self._model, finished.usage
+        self._phase = "finished"
+        metrics.e2e.labels(model).observe(now - self._start)
+        metrics.prompt_size.labels(model).observe(usage.num_prompt_tokens)
+        metrics.generation_size.labels(model).observe(usage.num_output_tokens)
+        metrics.prompt_tokens.labels(model).inc(usage.num_prompt_tokens)
+        metrics.cached_tokens.labels(model).inc(usage.num_cached_tokens)
+        metrics.generation_tokens.labels(model).inc(usage.num_output_tokens)
+        if finished.draft is not None:
+            self._count_drafts(finished.draft.num_draft_tokens, finished.draft.histogram)
+
+    def _count_drafts(self, num_draft_tokens: int, histogram: list[int]) -> None:
+        metrics, model = self._metrics, self._model
+        metrics.drafts.labels(model).inc(sum(histogram))
+        metrics.draft_tokens.labels(model).inc(num_draft_tokens)
+        metrics.accepted_tokens.labels(model).inc(sum(j * n for j, n in enumerate(histogram)))
+        for position in range(len(histogram) - 1):
+            # A step that accepted j tokens accepted positions 0 to j - 1.
+            num_steps = sum(histogram[position + 1 :])
+            metrics.accepted_per_pos.labels(model, str(position)).inc(num_steps)

@@ -1,0 +1,63 @@
+"""Fields that OpenAI or other servers know and this one does not offer: refused, never dropped."""
+
+from __future__ import annotations
+
+from api.errors import InvalidRequestError
+from api.schemas import ChatCompletionRequest, CompletionRequest
+
+# Values that ask for nothing are as good as absent: clients send them out of habit.
+_HARMLESS: dict[str, tuple[object, ...]] = {
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True,),
+    "acceptance": ("coupled",),
+    "add_generation_prompt": (True,),
+}
+
+_REQUEST_FIELDS = (
+    "denoising_steps", "block_length", "confidence_threshold", "acceptance", "diffusing", "store",
+    "response_format", "prompt_logprobs",
+)  # fmt: skip
+_COMPLETION_FIELDS = (*_REQUEST_FIELDS, "suffix")
+_CHAT_FIELDS = (
+    *_REQUEST_FIELDS, "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call",
+    "audio", "modalities", "prediction", "reasoning_effort", "verbosity", "web_search_options",
+    "prompt_cache_retention", "chat_template", "chat_template_kwargs", "add_generation_prompt",
+    "continue_final_message",
+)  # fmt: skip
+_MESSAGE_FIELDS = (
+    "tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content",
+)  # fmt: skip
+_STREAM_FIELDS = ("include_obfuscation", "continuous_usage_stats")
+
+
+def refuse_what_is_not_offered(request: CompletionRequest | ChatCompletionRequest) -> None:
+    """Raise InvalidRequestError for the first field that asks for what is not there."""
+    if isinstance(request, ChatCompletionRequest):
+        _refuse(request, _CHAT_FIELDS, "")
+        for index, message in enumerate(request.messages):
+            _refuse(message, _MESSAGE_FIELDS, f"messages[{index}].")
+    else:
+        _refuse(request, _COMPLETION_FIELDS, "")
+    if request.stream_options is not None:
+        _refuse(request.stream_options, _STREAM_FIELDS, "stream_options.")
+
+
+def _refuse(holder: object, names: tuple[str, ...], prefix: str) -> None:
+    for name in names:
+        value = getattr(holder, name)
+        if _asks_for_nothing(name, value):
+            continue
+        raise InvalidRequestError(
+            f"'{prefix}{name}' is not offered by this server yet; leave it out.",
+            param=prefix + name,
+            code="unsupported_parameter",
+        )
+
+
+def _asks_for_nothing(name: str, value: object) -> bool:
+    if value is None or value is False or value in ("", [], {}):
+        return True
+    return any(value == harmless for harmless in _HARMLESS.get(name, ()))

@@ -1,0 +1,180 @@
+"""One pub/sub channel an API process: its frames reach the generations, the log fills the holes.
+
+Pub/sub forgets: redis-py reconnects in silence, Redis drops a subscriber that is too slow. So every
+delta has an index, and whatever is missing is read from the job's log: when an index shows a gap,
+when the subscription was renewed, and when a job has been silent for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from api.errors import RequestTimeoutError
+from api.generation import Generation
+from worker.wire import codec, keys, queueing
+from worker.wire.messages import Failed
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_S = 0.2
+MAX_QUIET_SWEEPS = 4  # a job that waits long in the queue is looked at less often
+LATE_S = 2.0  # the worker's own word on a timeout is the better one: give it time to come
+
+
+class ReplyChannel:
+    """Feeds every registered generation until it has ended."""
+
+    def __init__(self, redis: Redis, api_id: str, *, sweep_s: float = 1.0) -> None:
+        self._redis = redis
+        self._name = keys.reply_channel(api_id)
+        self._sweep_s = sweep_s
+        self._generations: dict[str, Generation] = {}
+        self._quiet_sweeps: dict[str, int] = {}
+        self._refills: set[str] = set()
+        self._subscribed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._spawn(self._listen())
+        self._spawn(self._sweep_forever())
+
+    async def wait_subscribed(self, timeout_s: float) -> bool:
+        """Wait until answers can be heard: a job enqueued earlier could end unheard."""
+        try:
+            await asyncio.wait_for(self._subscribed.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def register(self, generation: Generation) -> None:
+        self._generations[generation.job_id] = generation
+
+    def unregister(self, generation: Generation) -> None:
+        self._generations.pop(generation.job_id, None)
+        self._quiet_sweeps.pop(generation.job_id, None)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except (RedisError, OSError) as error:
+                logger.warning("reply channel lost: %s", type(error).__name__)
+                self._subscribed.clear()
+                await asyncio.sleep(RECONNECT_S)
+
+    async def _follow(self) -> None:
+        async with self._redis.pubsub() as pubsub:
+            await pubsub.subscribe(self._name)
+            async for message in pubsub.listen():
+                if message["type"] == "message":
+                    self._deliver(message["data"])
+                elif message["type"] == "subscribe":
+                    # Not only the first time: the client renews a dropped connection by itself.
+                    self._subscribed.set()
+                    for generation in self._generations.values():
+                        self._refill(generation)
+
+    def _deliver(self, data: bytes) -> None:
+        try:
+            frame = codec.decode_frame(data)
+        except codec.UnreadableError:
+            logger.warning("unreadable frame of %d bytes on the reply channel", len(data))
+            return
+        for event in frame.events:
+            generation = self._generations.get(event.job_id)
+            if generation is None:
+                continue  # its reader has gone
+            generation.put(event)
+            if generation.has_gap:
+                self._refill(generation)
+
+    def _refill(self, generation: Generation) -> None:
+        """Read the job's log beside the listener, which must go on; one reading at a time."""
+        if generation.job_id not in self._refills:
+            self._refills.add(generation.job_id)
+            self._spawn(self._check(generation))
+
+    async def _check(self, generation: Generation) -> None:
+        try:
+            # The state first: when it names an ending, the log read after it is complete.
+            state = await queueing.job_state(self._redis, generation.job_id)
+            for delta in await queueing.read_log(
+                self._redis, generation.job_id, generation.next_index
+            ):
+                generation.put(delta)
+            _put_state(generation, state)
+        except (RedisError, OSError, codec.UnreadableError) as error:
+            logger.warning("cannot look after %s: %s", generation.job_id, type(error).__name__)
+        finally:
+            self._refills.discard(generation.job_id)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_s)
+            for generation in list(self._generations.values()):
+                await self._sweep(generation)
+
+    async def _sweep(self, generation: Generation) -> None:
+        if generation.has_ended:
+            return
+        deadline = generation.job.created + (generation.job.timeout_s or float("inf"))
+        if time.time() > deadline + LATE_S:
+            generation.give_up(_timed_out(generation))
+        elif self._is_due(generation) and generation.job_id not in self._refills:
+            self._refills.add(generation.job_id)
+            await self._check(generation)
+
+    def _is_due(self, generation: Generation) -> bool:
+        """Say whether a job has been silent long enough: 1, 2, 4, 8, 12, ... sweeps."""
+        job_id = generation.job_id
+        if time.monotonic() - generation.last_event < self._sweep_s:
+            self._quiet_sweeps.pop(job_id, None)
+            return generation.has_gap
+        quiet = self._quiet_sweeps[job_id] = self._quiet_sweeps.get(job_id, 0) + 1
+        return quiet in (1, 2) or quiet % MAX_QUIET_SWEEPS == 0 or generation.has_gap
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("reply channel task failed", exc_info=error)
+
+
+def _put_state(generation: Generation, state: queueing.JobState | None) -> None:
+    if state is None:
+        generation.put(_lost(generation, "the queue has forgotten this job"))
+        return
+    if state.position is not None:
+        generation.position = state.position
+    # No news: else a silent job would look lively to the next sweep.
+    if state.accepted is not None and not generation.is_accepted:
+        generation.put(state.accepted)
+    if state.ending is not None:
+        generation.put(state.ending)
+    elif state.status in ("failed", "stopped", "canceled"):
+        generation.put(_lost(generation, f"the job ended as {state.status} without an answer"))
+
+
+def _lost(generation: Generation, message: str) -> Failed:
+    return Failed(generation.job_id, 500, message, "worker_lost")
+
+
+def _timed_out(generation: Generation) -> RequestTimeoutError:
+    seconds = generation.job.timeout_s or 0
+    return RequestTimeoutError(f"The request took longer than {seconds:g} seconds.")

@@ -1,0 +1,176 @@
+"""Response bodies and stream chunks, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+from worker.wire.messages import DraftStats, Finished
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: int
+
+
+class UsageBody(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class SpeculativeDecoding(Struct, frozen=True, kw_only=True):
+    """How drafting went: `acceptance_histogram[j]` verify steps accepted j draft tokens."""
+
+    mean_acceptance_length: float
+    draft_acceptance_rate: float
+    acceptance_histogram: list[int]
+    num_spec_steps: int
+    num_accepted_draft_tokens: int
+    num_draft_tokens: int
+
+
+class MetricsBody(Struct, frozen=True):
+    speculative_decoding: SpeculativeDecoding
+
+
+class TopLogprob(Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, frozen=True):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class TextLogprobs(Struct, frozen=True):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class AssistantMessage(Struct, frozen=True):
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(Struct, frozen=True, kw_only=True):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatCompletion(Struct, frozen=True, kw_only=True):
+    """Answer of POST /v1/chat/completions."""
+
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+    metrics: MetricsBody | UnsetType = UNSET
+
+
+class TextChoice(Struct, frozen=True, kw_only=True):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class Completion(Struct, kw_only=True):
+    """Answer of POST /v1/completions, and each chunk of its stream."""
+
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: UsageBody | UnsetType | None = UNSET
+    metrics: MetricsBody | UnsetType = UNSET
+
+
+class ChatDelta(Struct, frozen=True, kw_only=True):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(Struct, frozen=True, kw_only=True):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatChunk(Struct, kw_only=True):
+    """One event of a chat completion's stream."""
+
+    id: str
+    object: str = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: UsageBody | UnsetType | None = UNSET
+    metrics: MetricsBody | UnsetType = UNSET
+
+
+class ModelBody(Struct, frozen=True, kw_only=True):
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "dfastllm"
+    max_model_len: int
+    modes: list[str]
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    object: str = "list"
+    data: list[ModelBody] = field(default_factory=list)
+
+
+def usage_body(finished: Finished) -> UsageBody:
+    usage = finished.usage
+    return UsageBody(
+        prompt_tokens=usage.num_prompt_tokens,
+        completion_tokens=usage.num_output_tokens,
+        total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
+        prompt_tokens_details=PromptTokensDetails(usage.num_cached_tokens),
+    )
+
+
+def metrics_body(finished: Finished) -> MetricsBody | UnsetType:
+    """Return the draft statistics; nothing where nothing was drafted."""
+    return UNSET if finished.draft is None else MetricsBody(_speculation(finished.draft))
+
+
+def _speculation(draft: DraftStats) -> SpeculativeDecoding:
+    num_steps = sum(draft.histogram)
+    num_accepted = sum(j * steps for j, steps in enumerate(draft.histogram))
+    return SpeculativeDecoding(
+        mean_acceptance_length=1 + num_accepted / num_steps if num_steps else 1.0,
+        draft_acceptance_rate=num_accepted / draft.num_draft_tokens
+        if draft.num_draft_tokens
+        else 0,
+        acceptance_histogram=draft.histogram,
+        num_spec_steps=num_steps,
+        num_accepted_draft_tokens=num_accepted,
+        num_draft_tokens=draft.num_draft_tokens,
+    )

@@ -1,0 +1,125 @@
+"""Request bodies of /v1/completions and /v1/chat/completions, as OpenAI and its kin define them.
+
+A field set to null counts as absent. Fields that others know and this server does not offer yet
+are listed too, so that their harmless values pass and the others are refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+Priority = Literal["interactive", "default", "batch"]
+ServiceTier = Literal["auto", "default", "flex", "priority"]
+
+
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    include_obfuscation: Any = None
+    continuous_usage_stats: Any = None
+
+
+class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both endpoints share; the ranges are checked in `api.validation`."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: ServiceTier | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    mode: str | None = None
+    draft_length: int | None = None
+    cache_salt: str | None = None
+    priority: Priority | None = None
+    return_token_ids: bool | None = None
+
+    denoising_steps: Any = None
+    block_length: Any = None
+    confidence_threshold: Any = None
+    acceptance: Any = None
+    diffusing: Any = None
+    store: Any = None
+    response_format: Any = None
+    prompt_logprobs: Any = None
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    suffix: Any = None
+
+
+class ContentPart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: str
+    text: str | None = None
+    image_url: Any = None
+    input_audio: Any = None
+    file: Any = None
+    refusal: Any = None
+
+
+class MessageParam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message; the null fields are those the OpenAI client sends back from its own answers."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+    refusal: Any = None
+    audio: Any = None
+    annotations: Any = None
+    reasoning_content: Any = None
+
+
+class ChatCompletionRequest(
+    GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[MessageParam]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    functions: Any = None
+    function_call: Any = None
+    audio: Any = None
+    modalities: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    add_generation_prompt: Any = None
+    continue_final_message: Any = None

@@ -1,0 +1,32 @@
+"""What every handler may need, made once by `api.app` and kept in the application's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from litestar.connection import ASGIConnection
+from litestar.di import NamedDependency
+
+from api.gateway import GenerationGateway
+from api.metrics import ApiMetrics
+from api.rate_limit import RateLimiter
+from api.settings import ApiSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: ApiSettings
+    gateway: GenerationGateway
+    metrics: ApiMetrics
+    rate_limiter: RateLimiter | None = None
+
+
+AppServices: TypeAlias = NamedDependency[Services]
+"""How a handler asks for them, as its argument `services`."""
+
+
+def services_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Services:
+    services = connection.app.state.services
+    assert isinstance(services, Services)
+    return services

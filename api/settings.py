@@ -1,0 +1,109 @@
+"""The API's settings: read once from the environment, refused by name when they make no sense."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from worker.wire.known_settings import API, PREFIX, check_names, settings_of
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingsError(ValueError):
+    """A setting that stops the start; the message names it."""
+
+
+class ApiSettings(Struct, frozen=True, kw_only=True):
+    """Each field is the environment variable `VDIFF_<FIELD>` and the flag `--<field>`."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: tuple[str, ...] = ()  # none: open to whoever can connect
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    max_queue_size: int = 1000
+    request_timeout: float = 300.0  # seconds
+    rate_limit_requests: int = 0  # a key and window; 0: off
+    rate_limit_window: float = 60.0  # seconds
+    result_ttl: int = 3600  # seconds
+    failure_ttl: int = 86400  # seconds
+    log_level: str = "info"
+
+    max_body_bytes: int = 16 * 1024 * 1024
+    """Not an environment variable, as all below: tests shorten them."""
+    accept_patience_s: float = 3.0  # how long a stream waits for the worker before it opens
+    queue_comment_s: float = 5.0
+    ping_s: float = 15.0
+    sweep_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError naming the first setting that makes no sense."""
+        _require(0 <= self.port <= 65535, "PORT", "a port between 0 and 65535", self.port)
+        _require(self.max_queue_size > 0, "MAX_QUEUE_SIZE", "above 0", self.max_queue_size)
+        _positive("REQUEST_TIMEOUT", self.request_timeout)
+        _positive("RATE_LIMIT_WINDOW", self.rate_limit_window)
+        limit = self.rate_limit_requests
+        _require(limit >= 0, "RATE_LIMIT_REQUESTS", "0 (off) or more", limit)
+        _require(self.result_ttl > 0, "RESULT_TTL", "above 0", self.result_ttl)
+        _require(self.failure_ttl > 0, "FAILURE_TTL", "above 0", self.failure_ttl)
+        levels = " or ".join(LOG_LEVELS)
+        _require(self.log_level in LOG_LEVELS, "LOG_LEVEL", levels, self.log_level)
+        if not self.api_key and not is_loopback(self.host):
+            raise SettingsError(
+                f"VDIFF_HOST is {self.host}, which others can reach, but VDIFF_API_KEY is not set: "
+                "set a key, or listen on 127.0.0.1"
+            )
+
+
+def load_settings(environ: Mapping[str, str]) -> ApiSettings:
+    """Read the API's settings; raise SettingsError for an unknown `VDIFF_*` name or a bad value."""
+    try:
+        check_names(environ)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    values: dict[str, Any] = {}
+    for setting in settings_of(API):
+        # An empty variable is how compose files and shells say "not set".
+        if text := environ.get(setting.name, "").strip():
+            field = setting.name.removeprefix(PREFIX).lower()
+            values[field] = _parse(setting.name, field, text)
+    return ApiSettings(**values)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, or nothing: it may be reachable from anywhere
+
+
+def _parse(name: str, field: str, text: str) -> object:
+    default = getattr(_DEFAULTS, field)
+    if isinstance(default, tuple):
+        return tuple(key for part in text.split(",") if (key := part.strip()))
+    if isinstance(default, str):
+        return text.lower() if field == "log_level" else text
+    kind = type(default)
+    try:
+        return kind(text)
+    except ValueError:
+        words = "a whole number" if kind is int else "a number"
+        raise SettingsError(f"{name} must be {words}, not {text!r}") from None
+
+
+def _positive(name: str, value: float) -> None:
+    _require(0 < value < math.inf, name, "a number of seconds above 0", value)
+
+
+def _require(is_good: bool, name: str, wanted: str, value: object) -> None:
+    if not is_good:
+        raise SettingsError(f"{PREFIX}{name} must be {wanted}, not {value}")
+
+
+_DEFAULTS = ApiSettings()

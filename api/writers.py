@@ -1,0 +1,199 @@
+"""Deltas and endings into OpenAI's bodies and chunks: one writer an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from msgspec import UNSET, Struct, UnsetType
+
+from api.logprobs import TextLogprobsWriter, chat_logprobs_body
+from api.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    Completion,
+    TextChoice,
+    UsageBody,
+    metrics_body,
+    usage_body,
+)
+from worker.wire.messages import Delta, Finished, GenerateJob, TokenLogprob
+
+
+@dataclass(slots=True)
+class GatheredChoice:
+    """All of one choice, for an answer in one piece."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs or ()
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the client wants to see beside the text."""
+
+    system_fingerprint: str
+    include_usage: bool = False
+    return_token_ids: bool = False
+
+
+class Writer(Protocol):
+    """Writes one request's answer, whole or in chunks. It remembers which choices it has begun."""
+
+    def chunks(self, delta: Delta) -> list[Struct]:
+        """Return what to stream for a delta: nothing where a client would see nothing."""
+        ...
+
+    def last_chunk(self, finished: Finished) -> Struct | None: ...
+
+    def body(self, choices: Sequence[GatheredChoice], finished: Finished) -> Struct: ...
+
+
+class ChatWriter:
+    """Writes chat.completion and chat.completion.chunk."""
+
+    def __init__(self, job: GenerateJob, wishes: Wishes) -> None:
+        self._job = job
+        self._wishes = wishes
+        self._begun: set[int] = set()
+        self._no_usage: UnsetType | None = None if wishes.include_usage else UNSET
+
+    def chunks(self, delta: Delta) -> list[Struct]:
+        chunks: list[Struct] = []
+        if delta.choice not in self._begun:
+            self._begun.add(delta.choice)
+            role = ChatDelta(role="assistant", content="")
+            chunks.append(self._chunk([ChatChunkChoice(index=delta.choice, delta=role)]))
+        if _shows(delta, self._wishes):
+            chunks.append(self._chunk([self._choice(delta)]))
+        return chunks
+
+    def last_chunk(self, finished: Finished) -> Struct | None:
+        if not self._wishes.include_usage:
+            return None
+        chunk = self._chunk([], usage_body(finished))
+        chunk.metrics = metrics_body(finished)
+        return chunk
+
+    def body(self, choices: Sequence[GatheredChoice], finished: Finished) -> Struct:
+        return ChatCompletion(
+            id=self._job.job_id,
+            created=int(self._job.created),
+            model=self._job.model,
+            system_fingerprint=self._wishes.system_fingerprint,
+            choices=[self._whole(choice) for choice in choices],
+            usage=usage_body(finished),
+            metrics=metrics_body(finished),
+        )
+
+    def _whole(self, choice: GatheredChoice) -> ChatChoice:
+        num_top = self._job.sampling.logprobs
+        return ChatChoice(
+            index=choice.index,
+            message=AssistantMessage(choice.text),
+            logprobs=None if num_top is None else chat_logprobs_body(choice.logprobs, num_top),
+            finish_reason=choice.finish_reason,
+            token_ids=choice.token_ids if self._wishes.return_token_ids else UNSET,
+        )
+
+    def _choice(self, delta: Delta) -> ChatChunkChoice:
+        num_top = self._job.sampling.logprobs
+        has_logprobs = num_top is not None and delta.logprobs is not None
+        return ChatChunkChoice(
+            index=delta.choice,
+            delta=ChatDelta(content=delta.text) if delta.text else ChatDelta(),
+            logprobs=chat_logprobs_body(delta.logprobs or (), num_top or 0)
+            if has_logprobs
+            else None,
+            finish_reason=delta.finish_reason,
+            token_ids=delta.token_ids if self._wishes.return_token_ids else UNSET,
+        )
+
+    def _chunk(self, choices: list[ChatChunkChoice], usage: UsageBody | None = None) -> ChatChunk:
+        return ChatChunk(
+            id=self._job.job_id,
+            created=int(self._job.created),
+            model=self._job.model,
+            system_fingerprint=self._wishes.system_fingerprint,
+            choices=choices,
+            usage=self._no_usage if usage is None else usage,
+        )
+
+
+class TextWriter:
+    """Writes text_completion, whole and in chunks."""
+
+    def __init__(self, job: GenerateJob, wishes: Wishes) -> None:
+        self._job = job
+        self._wishes = wishes
+        self._logprobs: dict[int, TextLogprobsWriter] = {}
+        self._no_usage: UnsetType | None = None if wishes.include_usage else UNSET
+
+    def chunks(self, delta: Delta) -> list[Struct]:
+        if not _shows(delta, self._wishes):
+            return []
+        choice = GatheredChoice(delta.choice)
+        choice.add(delta)
+        return [self._completion([self._choice(choice)], self._no_usage)]
+
+    def last_chunk(self, finished: Finished) -> Struct | None:
+        if not self._wishes.include_usage:
+            return None
+        return self.body([], finished)
+
+    def body(self, choices: Sequence[GatheredChoice], finished: Finished) -> Struct:
+        completion = self._completion(
+            [self._choice(choice) for choice in choices], usage_body(finished)
+        )
+        completion.metrics = metrics_body(finished)
+        return completion
+
+    def _choice(self, choice: GatheredChoice) -> TextChoice:
+        num_top = self._job.sampling.logprobs
+        logprobs = None
+        if num_top is not None:
+            writer = self._logprobs.setdefault(choice.index, TextLogprobsWriter(num_top))
+            logprobs = writer.write(choice.logprobs)
+        return TextChoice(
+            index=choice.index,
+            text=choice.text,
+            logprobs=logprobs,
+            finish_reason=choice.finish_reason,
+            token_ids=choice.token_ids if self._wishes.return_token_ids else UNSET,
+        )
+
+    def _completion(
+        self, choices: list[TextChoice], usage: UsageBody | UnsetType | None
+    ) -> Completion:
+        return Completion(
+            id=self._job.job_id,
+            created=int(self._job.created),
+            model=self._job.model,
+            system_fingerprint=self._wishes.system_fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+
+def _shows(delta: Delta, wishes: Wishes) -> bool:
+    """Say whether a client sees anything of a delta: half a character is no text yet."""
+    has_ids = wishes.return_token_ids and bool(delta.token_ids)
+    return bool(delta.text or delta.finish_reason or delta.logprobs) or has_ids

@@ -1,0 +1,147 @@
+"""A gateway that answers by script, and a real HTTP server around it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from litestar import Litestar
+
+from api.app import create_app
+from api.generation import Generation
+from api.settings import ApiSettings
+from worker.wire.messages import (
+    Accepted,
+    Chat,
+    Delta,
+    DraftStats,
+    Event,
+    Finished,
+    GenerateJob,
+    ModelInfo,
+    TokenLogprob,
+    Usage,
+    WorkerInfo,
+)
+
+MODEL = ModelInfo("tiny", 128, ["ar", "deer"], 1_700_000_000, "fp-1")
+START_TIMEOUT_S = 10.0
+
+Script = Callable[[GenerateJob], AsyncIterator[Event]]
+
+
+def words_of(job: GenerateJob) -> list[str]:
+    """Return what the fake model says to everything."""
+    return ["Hello", ", ", "wörld"]
+
+
+async def polite(job: GenerateJob) -> AsyncIterator[Event]:
+    """Answer every choice with the same three tokens, as a worker would."""
+    num_prompts = 1 if isinstance(job.input, Chat) else len(job.input.prompts)
+    num_choices = num_prompts * job.n
+    yield Accepted(job.job_id, 5 * num_prompts)
+    index = 0
+    for position, word in enumerate(words_of(job)):
+        for choice in range(num_choices):
+            reason = "stop" if position == 2 else None
+            logprobs = _logprobs(word) if job.sampling.logprobs is not None else None
+            yield Delta(job.job_id, index, choice, [position], word, reason, logprobs)
+            index += 1
+    usage = Usage(5 * num_prompts, 3 * num_choices, 4)
+    yield Finished(job.job_id, index, usage, DraftStats(4, [1, 0, 1]))
+
+
+def _logprobs(word: str) -> list[TokenLogprob]:
+    return [TokenLogprob(7, word.encode(), -0.5, [(7, word.encode(), -0.5), (8, b"x", -1.5)])]
+
+
+@dataclass
+class FakeGateway:
+    """`api.gateway.GenerationGateway` without Redis: `script` says what comes back."""
+
+    script: Script = polite
+    known: list[ModelInfo] = field(default_factory=lambda: [MODEL])
+    live: list[WorkerInfo] = field(
+        default_factory=lambda: [WorkerInfo("w1", MODEL, 8, metrics={"steps_total": 3})]
+    )
+    jobs: list[GenerateJob] = field(default_factory=list)
+    priorities: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    refusal: Exception | None = None
+    closed: threading.Event = field(default_factory=threading.Event)
+    api_id: str = "api0"
+
+    async def submit(self, job: GenerateJob, priority: str) -> Generation:
+        if self.refusal is not None:
+            raise self.refusal
+        self.jobs.append(job)
+        self.priorities.append(priority)
+        generation = Generation(job, self._on_close)
+        generation.position = 12
+        self._player = asyncio.ensure_future(self._play(job, generation))
+        return generation
+
+    async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
+        return self.known
+
+    async def workers(self) -> list[WorkerInfo]:
+        return self.live
+
+    async def queue_lengths(self) -> dict[str, int]:
+        return {"tiny.default": 3}
+
+    def _on_close(self, generation: Generation) -> None:
+        if generation.may_still_run:
+            self.cancelled.append(generation.job_id)
+        self.closed.set()
+
+    async def _play(self, job: GenerateJob, generation: Generation) -> None:
+        async for event in self.script(job):
+            generation.put(event)
+
+
+@contextmanager
+def serving(app: Litestar) -> Iterator[str]:
+    """Serve an application on a free port, in a thread; yield its address."""
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        _wait_until(lambda: server.started or not thread.is_alive())
+        assert server.started, "the server did not start"
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(START_TIMEOUT_S)
+            assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def served(gateway: FakeGateway, **settings: object) -> Iterator[str]:
+    with serving(create_app(ApiSettings(**settings), gateway)) as url:  # type: ignore[arg-type]
+        yield url
+
+
+def _wait_until(is_true: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(int(START_TIMEOUT_S / 0.01)):
+        if is_true():
+            return
+        pause.wait(0.01)
