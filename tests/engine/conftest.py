@@ -1,0 +1,16 @@
+"""Engine tests: one torch thread, one tiny pair of models a session, new pages for each test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.engine.engines import TinyModels, load_tiny_models
+
+torch.set_num_threads(1)  # tiny matrices gain nothing from more, and busy neighbours cost much
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """A small real verifier, drafter and tokenizer, read from their folders."""
+    return load_tiny_models(tmp_path_factory.mktemp("tiny"))
