@@ -117,6 +117,17 @@ class Listener:
 
         self.wait_until(lambda: all(map(has_enough, job_ids)), f"{job_ids} speak")
 
+    def wait_until_logged(self, client: redis.Redis, *job_ids: str) -> None:
+        """Wait for endings by asking for them, and take the log for what was heard."""
+
+        def has_ended(job_id: str) -> bool:
+            return client.hget(keys.job(job_id), "dfl_ending") is not None
+
+        self.wait_until(lambda: all(map(has_ended, job_ids)), f"{job_ids} end")
+        for job_id in job_ids:
+            ending = codec.decode_event(client.hget(keys.job(job_id), "dfl_ending"))
+            self.events[job_id] = [*logged_deltas(client, job_id), ending]
+
     def deltas(self, job_id: str) -> list[Delta]:
         return [event for event in self.events.get(job_id, []) if isinstance(event, Delta)]
 
@@ -141,6 +152,27 @@ class Listener:
         if message is not None:
             for event in codec.decode_frame(message["data"]).events:
                 self.events.setdefault(event.job_id, []).append(event)
+
+
+@contextmanager
+def listening(client: redis.Redis) -> Iterator[Listener]:
+    listener = Listener(client)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def assert_complete(listener: Listener, client: redis.Redis, job: GenerateJob) -> Finished:
+    """Check that a stream is whole, in order, logged alike and what one engine alone says."""
+    deltas = listener.deltas(job.job_id)
+    ending = listener.ending(job.job_id)
+    assert isinstance(ending, Finished), ending
+    assert [delta.index for delta in deltas] == list(range(ending.num_deltas))
+    assert texts_of(deltas) == undisturbed_texts(job)
+    assert logged_deltas(client, job.job_id) == deltas
+    assert status_of(client, job.job_id) == "finished"
+    return ending
 
 
 def logged_deltas(client: redis.Redis, job_id: str) -> list[Delta]:

@@ -20,7 +20,6 @@ from worker.wire.messages import ModelInfo, WorkerInfo
 log = logging.getLogger("worker")
 
 POLL_S = 1.0  # a wake can get lost; no job waits longer than this for it
-BEAT_S = 5.0
 RETRY_S = 0.25  # while Redis is away
 LAST_WORDS_S = 3.0  # how long a stopping worker tries to tell Redis what it leaves behind
 EXIT_ENGINE_BROKEN = 70
@@ -31,6 +30,7 @@ class LoopLimits:
     """How long this worker waits, and how much it keeps."""
 
     drain_s: float = 20.0
+    beat_s: float = 5.0  # a sixth of the lease: it outlives a pause or two
     outage_buffer_bytes: int = 64 << 20
 
 
@@ -159,7 +159,7 @@ class IoLoop:
 
     def _beat(self) -> None:
         beat = self._store.beat(self._runner.jobs.job_ids, self._info())
-        self._beat_at = time.monotonic() + BEAT_S
+        self._beat_at = time.monotonic() + self._limits.beat_s
         if not beat.registered:
             self._worker.register_again()
         self._drop(beat.lost)

@@ -56,7 +56,11 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
 
 
 def _limits(settings: WorkerSettings) -> LoopLimits:
-    return LoopLimits(settings.drain_timeout, settings.outage_buffer_mb << 20)
+    return LoopLimits(
+        drain_s=settings.drain_timeout,
+        beat_s=settings.lease / 6,
+        outage_buffer_bytes=settings.outage_buffer_mb << 20,
+    )
 
 
 def _wait_for(client: Redis) -> None:
