@@ -194,9 +194,7 @@ class DFlashDrafter(nn.Module):
         """Tapped hidden states [T, taps * H] -> context features [T, H]."""
         return self.hidden_norm(self.fc(hidden))  # type: ignore[no-any-return]
 
-    def context_kv(
-        self, layer: int, context: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def context_kv(self, layer: int, context: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Context features [T, H] at positions [T] -> k (normed, roped) and v, both [T, Hkv, D]."""
         return self.layers[layer].self_attn.keys_values(context, positions)  # type: ignore[operator, union-attr, no-any-return]
 

@@ -1,1 +1,1 @@
-"""The training command: corpus to tokenizer, verifier, rollouts, drafter, figures and model card."""
+"""The training command: from a corpus to two models, their figures and their card."""

@@ -38,7 +38,8 @@ def block_hidden(
     embeds = verifier.model.embed_tokens(tokens.flatten())
     attend = DenseAttention(drafter, reading.tapped, anchors)
     hidden = drafter(embeds, positions.flatten(), attend)
-    return hidden.view(B, A, size, -1)[:, :, 1:]
+    masks: Tensor = hidden.view(B, A, size, -1)[:, :, 1:]
+    return masks
 
 
 class DenseAttention:
@@ -47,28 +48,31 @@ class DenseAttention:
     def __init__(self, drafter: DFlashDrafter, tapped: Tensor, anchors: Tensor) -> None:
         B, L, _ = tapped.shape
         size = drafter.config.block_size
-        self._drafter, self._shape = drafter, (B, L)
+        self._drafter, self._rows = drafter, B
         self._context = drafter.project_context(tapped.flatten(0, 1))
         self._positions = torch.arange(L, device=tapped.device).repeat(B)
         self._mask = visible(anchors, L, size)[:, None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, L = self._shape
         context_k, context_v = self._drafter.context_kv(layer, self._context, self._positions)
-        keys = torch.cat((context_k.unflatten(0, (B, L)), k.unflatten(0, (B, -1))), dim=1)
-        values = torch.cat((context_v.unflatten(0, (B, L)), v.unflatten(0, (B, -1))), dim=1)
         groups = q.shape[1] // k.shape[1]
+        keys = torch.cat((self._by_row(context_k), self._by_row(k)), dim=2)
+        values = torch.cat((self._by_row(context_v), self._by_row(v)), dim=2)
         mixed = F.scaled_dot_product_attention(
-            q.unflatten(0, (B, -1)).transpose(1, 2),
-            keys.transpose(1, 2).repeat_interleave(groups, dim=1),
-            values.transpose(1, 2).repeat_interleave(groups, dim=1),
+            self._by_row(q),
+            keys.repeat_interleave(groups, dim=1),
+            values.repeat_interleave(groups, dim=1),
             attn_mask=self._mask,
         )
         return mixed.transpose(1, 2).flatten(0, 1)
 
+    def _by_row(self, x: Tensor) -> Tensor:
+        # from (B * T, H, D) to (B, H, T, D)
+        return x.view(self._rows, -1, *x.shape[1:]).transpose(1, 2)
+
 
 def visible(anchors: Tensor, length: int, size: int) -> Tensor:
-    """anchors [B, A] -> [B, A * K, L + A * K]: the context before the anchor, and one's own block."""
+    """anchors [B, A] -> [B, A * K, L + A * K]: the context before the anchor, and the own block."""
     B, A = anchors.shape
     row_anchor = anchors.repeat_interleave(size, dim=1)
     context = torch.arange(length, device=anchors.device) < row_anchor[:, :, None]

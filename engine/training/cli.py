@@ -29,6 +29,7 @@ stages, in order:
   card        OUT/README.md: data, figures and answers of the models
   all         everything above, finished stages skipped
 """
+WEIGHTS = "how often a source is read in an epoch; 0 leaves it out, unnamed sources weigh 1"
 STAGES = ("tokenizer", "pack", "verifier", "rollouts", "drafter", "eval", "card", "all")
 
 
@@ -60,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--heldout", nargs="+", default=[], metavar="FILE", help="text that is never trained on")
     add("--out", required=True, metavar="DIR", help="where models, checkpoints and logs go")
     add("--preset", choices=PRESETS, help="model sizes (default: cpu, or gpu where there is one)")
-    add("--weights", type=parse_weights, default=DEFAULT_WEIGHTS, metavar="SRC=W,...",
-        help="how often a source is read in an epoch; 0 leaves it out, unnamed sources weigh 1")  # fmt: skip
+    add("--weights", type=parse_weights, default=DEFAULT_WEIGHTS, metavar="SRC=W,...", help=WEIGHTS)
     add("--minutes", type=float, help="verifier training time (default: 60)")
     add("--steps", type=int, help="verifier training steps, instead of --minutes")
     add("--drafter-minutes", type=float, help="drafter training time (default: 30)")

@@ -113,7 +113,7 @@ def coupled_argmax(logits: Tensor, seeds: Tensor, positions: Tensor, temperature
 
 
 def replay(answer: list[int], drafts: list[list[int]], total: Acceptance) -> None:
-    """Walk the rounds: the first token came with the prefill, `drafts[t]` is anchored at output t."""
+    """Walk the rounds; output 0 came with the prefill, and `drafts[t]` is anchored at output t."""
     at = 0
     while at < len(answer) - 1:
         rest = answer[at + 1 :]

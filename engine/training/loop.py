@@ -37,7 +37,8 @@ class Budget:
 class Task(Protocol):
     """What is trained: a model, its loss on the next batch, and where the data stands."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def loss(self, share: float) -> tuple[Tensor, int]:
         """The loss of the next micro-batch and the tokens it read; moves the data on."""
@@ -57,7 +58,7 @@ class Progress:
 
 
 class Fit:
-    """One run of a task in a folder: `checkpoint.pt`, and `log.jsonl` with a line every few steps."""
+    """One run of a task in a folder, which gets `checkpoint.pt` and `log.jsonl`."""
 
     def __init__(
         self,

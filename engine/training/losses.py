@@ -1,4 +1,4 @@
-"""What the drafter is trained on, chosen by name: [M, V] logits of both models in, one number out."""
+"""What the drafter is trained on, by name: [M, V] logits of both models in, a loss a row out."""
 
 from collections.abc import Callable
 

@@ -50,7 +50,7 @@ class Options:
 
 @dataclass
 class Pipeline:
-    """One output folder: `run/` holds what the stages need, `verifier/` and `drafter/` what they made."""
+    """One output folder: models in `verifier/` and `drafter/`, what their stages need in `run/`."""
 
     options: Options
     preset: Preset
@@ -197,7 +197,7 @@ class Pipeline:
 
     def _load_verifier(self) -> Any:
         path = self.out / "verifier"
-        model = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model: torch.nn.Module = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
         return model.to(self.device).eval()
 
     def _load_drafter(self) -> DFlashDrafter:

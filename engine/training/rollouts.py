@@ -90,9 +90,7 @@ def choose_prompts(
     return prompts
 
 
-def prompt_of(
-    document: Document, tokenizer: Tokenizer, random: np.random.Generator
-) -> list[int]:
+def prompt_of(document: Document, tokenizer: Tokenizer, random: np.random.Generator) -> list[int]:
     """One prompt of this document; empty where it has none."""
     if not document.messages:
         ids: list[int] = tokenizer.encode(document.text).ids

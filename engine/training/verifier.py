@@ -35,7 +35,6 @@ def build_verifier(preset: Preset, seed: int) -> Any:
         bos_token_id=None,
         eos_token_id=EOS_IDS,
         pad_token_id=END_OF_TEXT_ID,
-        attn_implementation="sdpa",
     )
     model = Qwen3ForCausalLM(config)
     for layer in model.model.layers:
@@ -49,7 +48,8 @@ class VerifierTask:
 
     def __init__(self, model: Any, reader: RowReader, preset: Preset, device: torch.device) -> None:
         self.model, self.reader, self.preset, self.device = model, reader, preset, device
-        self._loss = torch.compile(self._cross_entropy) if device.type == "cuda" else self._cross_entropy
+        plain = self._cross_entropy
+        self._loss = torch.compile(plain) if device.type == "cuda" else plain
 
     def loss(self, share: float) -> tuple[Tensor, int]:
         length = row_length(share, self.preset.max_length)
@@ -65,7 +65,7 @@ class VerifierTask:
         self.reader.restore(state)
 
     def _cross_entropy(self, tokens: Tensor) -> Tensor:
-        # tokens: [B, L + 1]
+        # from rows one token longer than what is predicted
         hidden = self.model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden)
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
@@ -90,7 +90,8 @@ def train_verifier(
 
 def save_verifier(model: Any, folder: Path) -> None:
     """Write the model in Hugging Face format, bfloat16 on disk; the model itself stays as it is."""
-    copied = Qwen3ForCausalLM(model.config)
+    copied: Any = Qwen3ForCausalLM(model.config)
     copied.load_state_dict(model.state_dict())
-    copied.generation_config = GenerationConfig(eos_token_id=EOS_IDS, pad_token_id=END_OF_TEXT_ID)
+    stops = {"eos_token_id": EOS_IDS, "pad_token_id": END_OF_TEXT_ID}
+    copied.generation_config = GenerationConfig.from_dict(stops)
     copied.to(torch.bfloat16).save_pretrained(folder)
