@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 
 from tests.fakes import FakeEngine
@@ -14,7 +15,7 @@ from worker.settings import WorkerSettings
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--redis-url", required=True)
+    parser.add_argument("--redis-url", default=os.environ.get("VDIFF_REDIS_URL"))
     parser.add_argument("--name", default=unique_name())
     parser.add_argument("--step-s", type=float, default=0.0)
     parser.add_argument("--tokens-per-step", type=int, default=1)

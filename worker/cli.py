@@ -24,9 +24,12 @@ An OpenAI-compatible inference server for hybrid diffusion-AR language models.
 """
 
 SERVE_EPILOG = """\
-To watch the queue, whose address is in the start message:
-  rq info --url <address>
-  rq-dashboard -b 127.0.0.1 --redis-url <address>     (pip install 'dfastllm[dashboard]')
+To watch the queue:
+  rq info --url <address>          the start message names the address
+  rq-dashboard -b 127.0.0.1 --redis-url redis://127.0.0.1:6380
+                                   in a browser, after `serve --queue-port 6380` and
+                                   `pip install 'dfastllm[dashboard]'`; whoever may log in
+                                   to this machine can then read the queue
 """
 
 HELP = {
@@ -103,3 +106,7 @@ def _complaint(part: str, error: Exception) -> int:
 def _become(module: str, arguments: list[str]) -> NoReturn:
     # -P: a folder called "api" or "worker" in the current directory must not be taken for ours.
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
+
+
+if __name__ == "__main__":
+    main()

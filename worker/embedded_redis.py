@@ -17,7 +17,8 @@ START_TIMEOUT_S = 20.0
 # noeviction: a queue must refuse work rather than forget it. everysec survives a crash of the
 # server; only a power cut can take the last second.
 CONF = """\
-port 0
+bind 127.0.0.1
+port {port}
 unixsocket {socket}
 unixsocketperm 600
 dir {directory}
@@ -38,8 +39,9 @@ class EmbeddedRedisError(RuntimeError):
 class EmbeddedRedis:
     """One Valkey process over one data directory, which nobody else may use meanwhile."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, port: int = 0) -> None:
         self.data_dir = data_dir.expanduser().resolve()
+        self._port = port
         self._socket = self.data_dir / "valkey.sock"
         self._lock_fd: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
@@ -57,7 +59,7 @@ class EmbeddedRedis:
         self._prepare_directory()
         self._lock()
         conf = self.data_dir / "valkey.conf"
-        conf.write_text(CONF.format(socket=self._socket, directory=self.data_dir))
+        conf.write_text(self._conf())
         assert self._lock_fd is not None
         # The server inherits the lock: should we die first, nobody starts beside it.
         self.process = start_child([find_server(), str(conf)], pass_fds=[self._lock_fd])
@@ -71,6 +73,9 @@ class EmbeddedRedis:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+    def _conf(self) -> str:
+        return CONF.format(port=self._port, socket=self._socket, directory=self.data_dir)
 
     def _prepare_directory(self) -> None:
         if len(os.fsencode(self._socket)) > MAX_SOCKET_PATH_BYTES:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.cpu_threads import set_cpu_policy
 from worker.settings import SettingsError, read_settings
 
 DEFAULT_DATA_DIR = "~/.local/share/dfastllm"
@@ -23,16 +23,17 @@ class ServePlan:
     api_key: str | None  # one that the API takes
     redis_url: str | None  # None: bring our own
     data_dir: Path
+    queue_port: int  # 0: the embedded queue has no port, only its socket
     num_workers: int
     drain_timeout_s: float
     child_environ: Mapping[str, str]
+    # -P: a folder called "api" or "worker" in the current directory must not be taken for ours.
+    api_command: tuple[str, ...] = (sys.executable, "-P", "-m", "api")
+    worker_command: tuple[str, ...] = (sys.executable, "-P", "-m", "worker")
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> ServePlan:
         """Read and check the settings; raises SettingsError naming a bad one."""
-        num_workers = _whole_number(environ, "VDIFF_WORKERS", 1, 1, 256)
-        child_environ = dict(environ)
-        set_cpu_policy(child_environ, num_workers)
         keys = environ.get("VDIFF_API_KEY", "").split(",")
         return cls(
             host=environ.get("VDIFF_HOST") or DEFAULT_HOST,
@@ -40,9 +41,10 @@ class ServePlan:
             api_key=keys[0].strip() or None,
             redis_url=environ.get("VDIFF_REDIS_URL") or None,
             data_dir=Path(environ.get("VDIFF_DATA_DIR") or DEFAULT_DATA_DIR),
-            num_workers=num_workers,
+            queue_port=_whole_number(environ, "VDIFF_QUEUE_PORT", 0, 0, 65535),
+            num_workers=_whole_number(environ, "VDIFF_WORKERS", 1, 1, 256),
             drain_timeout_s=read_settings(environ).drain_timeout,
-            child_environ=child_environ,
+            child_environ=dict(environ),
         )
 
 

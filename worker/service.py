@@ -38,6 +38,7 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
     mailbox = Mailbox()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: mailbox.request_stop())
+    logging.getLogger("rq.worker").setLevel(logging.WARNING)  # what it tells, we tell
     queues = keys.queue_names(engine.model_name)
     worker = BatchWorker(queues, connect(settings.redis_url), name=name, mailbox=mailbox)
     store = JobStore(

@@ -48,9 +48,9 @@ class Supervisor:
     def __init__(self, plan: ServePlan, door: FrontDoor) -> None:
         self._plan = plan
         self._door = door
-        self._queue = None if plan.redis_url else EmbeddedRedis(plan.data_dir)
+        self._queue = None if plan.redis_url else EmbeddedRedis(plan.data_dir, plan.queue_port)
         self._redis_url = plan.redis_url or (self._queue.url if self._queue else "")
-        self._api = Part("API", lambda: self._start(["api"], signal.SIGTERM))
+        self._api = Part("API", lambda: self._start(plan.api_command, signal.SIGTERM))
         self._worker_names: dict[Part, str] = {}
         self._workers = [self._worker_part(number) for number in range(plan.num_workers)]
         self._num_stop_calls = 0
@@ -107,17 +107,17 @@ class Supervisor:
         def start() -> subprocess.Popen[bytes]:
             self._worker_names[part] = unique_name()
             # SIGKILL: should we die, the queue is gone, and there is nothing to drain for.
-            return self._start(["worker", "--name", self._worker_names[part]], signal.SIGKILL)
+            command = (*self._plan.worker_command, "--name", self._worker_names[part])
+            return self._start(command, signal.SIGKILL)
 
         part = Part(f"worker {number + 1}", start)
         return part
 
     def _start(
-        self, module: Sequence[str], death_signal: signal.Signals
+        self, command: Sequence[str], death_signal: signal.Signals
     ) -> subprocess.Popen[bytes]:
         environ = {**self._plan.child_environ, "VDIFF_REDIS_URL": self._redis_url}
-        args = [sys.executable, "-P", "-m", *module]
-        return start_child(args, env=environ, death_signal=death_signal)
+        return start_child(command, env=environ, death_signal=death_signal)
 
     def _start_queue(self) -> None:
         if self._queue is not None:

@@ -53,6 +53,9 @@ _ALL = (
         "DATA_DIR", (SERVE,), "~/.local/share/dfastllm", "where the embedded queue keeps its data"
     ),
     _setting(
+        "QUEUE_PORT", (SERVE,), "0: none", "loopback port of the embedded queue, for rq-dashboard"
+    ),
+    _setting(
         "MODEL",
         (WORKER,),
         "embedded",
