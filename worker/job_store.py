@@ -215,7 +215,6 @@ class JobStore:
             logs = pipeline.execute()
         for claim, entries in zip(claims, logs, strict=True):
             claim.deltas.extend(codec.deltas_of(entries))
-            self._held[claim.job.job_id].next_index = len(claim.deltas)
 
     def _executions(self, job_ids: Iterable[str]) -> list[tuple[str, str]]:
         """Pair jobs with the executions that prove that they are ours."""

@@ -131,6 +131,7 @@ async def test_every_key_of_an_ended_job_will_go_away(
     await put(async_redis, "a")
     await _assert_all_keys_expire(redis_client)
     store.claim(QUEUES, 1)
+    await _assert_all_keys_expire(redis_client)
     store.emit(StepRecord([Accepted("a", 1)], [delta("a", 0)]))
     store.beat(["a"], INFO)
     await _assert_all_keys_expire(redis_client)

@@ -15,7 +15,7 @@ from tests.valkey import Valkey
 from tests.wire.samples import INFO, QUEUES, delta, finished, put
 from worker.job_store import JobStore, StepRecord
 from worker.serializer import RestrictedSerializer
-from worker.wire import queueing
+from worker.wire import codec, queueing
 from worker.wire.messages import Failed
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +133,24 @@ async def test_a_worker_that_is_known_to_be_dead_is_not_waited_for(
     assert [c.job.job_id for c in supervisor.claim(QUEUES, 3)] == ["a", "c"]
 
 
+async def test_a_step_that_never_arrived_is_sent_again_without_doubles(
+    async_redis: redis.asyncio.Redis,
+    redis_client: redis.Redis,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await put(async_redis, "a")
+    store.claim(QUEUES, 1)
+    step = StepRecord(deltas=[delta("a", 0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(redis_client, "evalsha", _losing_the_command)
+        with pytest.raises(redis.ConnectionError):
+            store.emit(step)
+    assert store.emit(step) == set()
+    ((_, fields),) = redis_client.xrange("dfl:log:a")
+    assert codec.decode_log_entry(fields[b"d"]).deltas == step.deltas
+
+
 @pytest.mark.parametrize("ending", [True, False])
 async def test_a_step_sent_twice_is_written_once(
     async_redis: redis.asyncio.Redis,
@@ -172,6 +190,10 @@ async def test_jobs_of_a_claim_whose_reply_got_lost_go_back_at_the_next_beat(
     assert await status_of(async_redis, "kept") == "started"
     assert [claim.job.job_id for claim in store.claim(QUEUES, 1)] == ["lost"]
     assert redis_client.hget("rq:job:lost", "retries_left") == b"1"
+
+
+def _losing_the_command(*_: Any) -> Any:
+    raise redis.ConnectionError("the command got lost")
 
 
 def _losing_the_reply(client: redis.Redis) -> Callable[..., Any]:

@@ -170,11 +170,12 @@ async def test_reaping_a_dead_child_takes_it_off_rqs_lists(
     assert Worker.count(queue=_queue(redis_client)) == 0
 
 
-async def test_what_an_operator_requeues_runs_again_and_continues(
+async def test_what_an_operator_requeues_runs_again_and_continues_however_late(
     async_redis: redis.asyncio.Redis, redis_client: redis.Redis, store: JobStore
 ) -> None:
     await put(async_redis, "a", max_attempts=1)
     store.claim(QUEUES, 1)
+    redis_client.hset("rq:job:a", "dfl_deadline", 1)  # its time in the queue is long over
     store.emit(StepRecord(deltas=[delta("a", 0)], endings=[failed("a")]))
     _fetch(redis_client, "a").requeue()
     (claim,) = store.claim(QUEUES, 1)
