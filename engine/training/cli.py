@@ -111,4 +111,4 @@ def _options(parsed: argparse.Namespace, device: str, preset: str, command: str)
 def _budget(minutes: float | None, steps: int | None, default_minutes: float) -> Budget:
     if steps is not None:
         return Budget(steps=steps)
-    return Budget(minutes=minutes or default_minutes)
+    return Budget(minutes=default_minutes if minutes is None else minutes)

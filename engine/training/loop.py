@@ -25,6 +25,8 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise ValueError("give either minutes or steps")
+        if (self.steps or self.minutes or 0) <= 0:
+            raise ValueError("a training budget must be more than nothing")
 
     def share(self, step: int, elapsed_s: float) -> float:
         """The part of the budget that is spent, 0 to 1 and beyond."""
