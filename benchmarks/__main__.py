@@ -1,0 +1,68 @@
+"""`python -m benchmarks`: lists the tables, or measures one of them, or all."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.options import RESULTS, Options
+from worker.cpu_threads import set_cpu_policy
+
+TABLES = {
+    "modes": "ar against deer inside one process: tokens/s, forwards, acceptance",
+    "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
+    "prefix": "time to first token behind a 512-token prefix, cold and warm",
+    "queue_path": "what HTTP and the queue add: latency, Redis traffic, jobs/s (no model)",
+    "startup": "seconds from `dfastllm serve` to ready and to the first token",
+}
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    if args.table is None:
+        width = max(map(len, TABLES))
+        print("\n".join(f"{name:<{width}}  {text}" for name, text in TABLES.items()))
+        return 0
+    options = Options(args.quick, args.rounds, args.seed, args.data, args.out)
+    # As the worker does, and like it before torch is imported, which reads this once.
+    set_cpu_policy(os.environ)
+    for name in TABLES if args.table == "all" else [args.table]:
+        _measure(name, options)
+    return 0
+
+
+def _measure(name: str, options: Options) -> None:
+    from benchmarks.environment import describe
+    from benchmarks.results import markdown, write
+
+    header = describe(options)
+    print(json.dumps(header), flush=True)
+    table = importlib.import_module(f"benchmarks.{name}").run(options)
+    print(markdown(table, header))
+    for path in write(table, header, options.folder):
+        print(f"written: {path}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("table", nargs="?", choices=[*TABLES, "all"], help="absent: list them")
+    parser.add_argument("--quick", action="store_true", help="a smoke run; its figures mean little")
+    parser.add_argument("--rounds", type=_positive, default=5, help="A B A B ... (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and of sampling")
+    parser.add_argument("--data", type=Path, help="prompts from a .jsonl or .jsonl.xz file")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

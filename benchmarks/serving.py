@@ -1,0 +1,103 @@
+"""Table `serving`: ar against deer through `dfastllm serve`, as a client sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.load import completion, model_name, run_streams
+from benchmarks.options import Options
+from benchmarks.prompts import prompts
+from benchmarks.results import Cell, Chart, Table
+from benchmarks.rounds import Sample, interleave, middle, ratio
+from benchmarks.server import served
+
+COLUMNS = (
+    "mode", "T", "at once", "tokens/s", "x ar", "first token ms p50", "p95", "ms / token p50",
+    "p95", "chunk gap ms p50", "p95", "complete",
+)  # fmt: skip
+_FIGURES = (
+    "first_ms_p50", "first_ms_p95", "pace_ms_p50", "pace_ms_p95", "gap_ms_p50", "gap_ms_p95",
+)  # fmt: skip
+_NOTES = (
+    "Medians over interleaved rounds of each round's figure. Client, API, queue and worker share "
+    "the machine. 128 new tokens a stream, end of text ignored.",
+    "`first token`: from sending the request to its first text. `ms / token`: a stream's time "
+    "after its first chunk over its tokens after the first. `chunk gap`: between two chunks, "
+    "of which deer's hold several tokens.",
+    "`complete`: streams that ended with a finish reason, `[DONE]` and all their tokens.",
+)
+
+
+def run(options: Options) -> Table:
+    with served() as server:
+        return _measure(options, server.port)
+
+
+def _measure(options: Options, port: int) -> Table:
+    model = model_name(port)
+    rows: list[list[Cell]] = []
+    bars: dict[str, dict[str, float]] = {}
+    kept: dict[str, object] = {}
+    for temperature in (0.0, 1.0):
+        for at_once in (1, 4) if options.quick else (1, 4, 16):
+            cases = {
+                mode: lambda number, m=mode, t=temperature, c=at_once: _sample(
+                    options, port, model, m, t, c, number
+                )
+                for mode in ("ar", "deer")
+            }
+            samples = interleave(cases, options.num_rounds)
+            for mode, own in samples.items():
+                rows.append(_row(mode, temperature, at_once, own, samples["ar"]))
+                group = bars.setdefault(f"{at_once} at once\nT = {temperature:g}", {})
+                group[mode] = middle(own, "tokens_s")
+                kept[f"{mode}, T={temperature:g}, {at_once} at once"] = own
+    title = "Autoregressive against hybrid decoding over HTTP"
+    return Table("serving", title, COLUMNS, rows, _NOTES, kept, Chart("tokens / s", bars))
+
+
+def _sample(
+    options: Options,
+    port: int,
+    model: str,
+    mode: str,
+    temperature: float,
+    at_once: int,
+    number: int,
+) -> Sample:
+    num_tokens = 16 if options.quick else 128
+    count = at_once if options.quick else max(4, 2 * at_once)
+    asked = prompts(replace(options, seed=options.seed + 1000 * (number + 1)), count)
+    requests = [
+        completion(
+            prompt,
+            model=model,
+            mode=mode,
+            temperature=temperature,
+            seed=index,
+            max_tokens=num_tokens,
+            ignore_eos=True,
+            # The second mode must not find the prompts that the first one has read.
+            cache_salt=f"{mode} {number} {temperature} {at_once}",
+        )
+        for index, prompt in enumerate(asked)
+    ]
+    result = run_streams(port, requests, at_once)
+    num_full = sum(stream.num_tokens == num_tokens for stream in result.streams)
+    figures = result.figures()
+    return {**figures, "num_complete": min(figures["num_complete"], num_full)}
+
+
+def _row(
+    mode: str, temperature: float, at_once: int, own: list[Sample], base: list[Sample]
+) -> list[Cell]:
+    complete, total = (int(sum(s[key] for s in own)) for key in ("num_complete", "num_streams"))
+    return [
+        mode,
+        f"{temperature:g}",
+        at_once,
+        middle(own, "tokens_s"),
+        ratio(own, base, "tokens_s"),
+        *(middle(own, key) for key in _FIGURES),
+        f"{complete}/{total}",
+    ]
