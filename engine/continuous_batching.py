@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -87,14 +87,18 @@ class RequestBatcher:
         for sequence in [*self.running, *self.waiting]:
             if sequence.sequence_id == sequence_id:
                 self._remove(sequence)
+        self._ended_before_start = [
+            sequence for sequence in self._ended_before_start if sequence.sequence_id != sequence_id
+        ]
 
     def schedule(self) -> Schedule:
         self._admit()
-        decoding = [seq for seq in list(self.running) if self._can_decode(seq)]
-        decoding = [seq for seq in decoding if seq.status is SequenceStatus.RUNNING]
+        decoding = _still_running(seq for seq in list(self.running) if self._can_decode(seq))
         num_rows = sum(self._max_rows(seq) for seq in decoding)
         budget = max(self.config.max_step_tokens - num_rows, self.config.min_prefill_tokens)
-        return Schedule(decoding, self._prefills(budget))
+        prefills = self._prefills(budget)
+        # An older prompt may just have pre-empted one that was to decode.
+        return Schedule(_still_running(decoding), prefills)
 
     def postprocess(self, commits: Seq[Commit]) -> list[StepOutput]:
         """Commit what the step gave, and let the sequences go that it ended."""
@@ -131,8 +135,14 @@ class RequestBatcher:
 
     def _has_room_for(self, sequence: Sequence) -> bool:
         """Whether the whole prompt would fit now; a lone sequence is always tried."""
-        needed = -(-(sequence.num_tokens + 1) // self.pool.page_size)
-        return not self.running or needed <= self.pool.num_available
+        promised = sum(self._num_missing_pages(running) for running in self.running)
+        needed = self._num_missing_pages(sequence)
+        return not self.running or needed + promised <= self.pool.num_available
+
+    def _num_missing_pages(self, sequence: Sequence) -> int:
+        """Pages that it takes to read what is there, less those that it holds already."""
+        wanted = -(-(sequence.num_tokens + 1) // self.pool.page_size)
+        return max(0, wanted - len(sequence.page_ids))
 
     def _read_cache(self, sequence: Sequence) -> None:
         if not sequence.may_read_cache:
@@ -140,8 +150,8 @@ class RequestBatcher:
         pages, digests = self.prefix_cache.match(sequence.token_ids, sequence.cache_salt)
         sequence.page_ids, sequence.page_digests = pages, digests
         sequence.num_computed = len(pages) * self.pool.page_size
-        if sequence.num_output_tokens == 0:
-            sequence.num_cached_tokens = sequence.num_computed
+        if not sequence.was_preempted:  # else it may find what it has computed itself
+            sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt_tokens)
 
     def _can_decode(self, sequence: Sequence) -> bool:
         if sequence.status is not SequenceStatus.RUNNING or sequence.is_prefilling:
@@ -182,6 +192,7 @@ class RequestBatcher:
         self.running.remove(youngest)
         self._release_pages(youngest)
         youngest.status = SequenceStatus.WAITING
+        youngest.was_preempted = True
         self.waiting.appendleft(youngest)
         return youngest is not needy
 
@@ -209,6 +220,10 @@ class RequestBatcher:
         # Last page first: of a prefix, the end is forgotten before the beginning.
         for page_id in reversed(sequence.release_pages()):
             self.pool.release(page_id)
+
+
+def _still_running(sequences: Iterable[Sequence]) -> list[Sequence]:
+    return [seq for seq in list(sequences) if seq.status is SequenceStatus.RUNNING]
 
 
 class ContinuousBatchingEngine:

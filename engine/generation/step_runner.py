@@ -57,6 +57,8 @@ class StepRunner:
 
     def run(self, schedule: Schedule) -> list[Commit]:
         """Advance every scheduled sequence; changes none of them (`Sequence.commit` does)."""
+        if not schedule.decoding and not schedule.prefills:
+            return []  # no model can run zero rows
         parties = self._by_strategy(schedule.decoding)
         started = time.perf_counter()
         verifier_rows, num_blocks = self._draft_rounds(parties)
@@ -114,7 +116,12 @@ class StepRunner:
         spans = [Span(r.token_ids, r.start, r.sequence.page_ids) for r in blocks]
         logits = self._runner.draft(spans, [rows.num_logits for rows in blocks])
         picks = [
-            Pick(r.sequence, r.start + 1 - r.sequence.num_prompt_tokens, r.num_logits)
+            Pick(
+                r.sequence,
+                r.start + 1 - r.sequence.num_prompt_tokens,
+                r.num_logits,
+                is_drafter=True,
+            )
             for r in blocks
         ]
         return self._outputs(blocks, logits, picks)
@@ -128,7 +135,8 @@ class StepRunner:
             wanted.extend(range(offset - rows.num_logits, offset))
             end = rows.start + len(rows.token_ids)
             first = end - rows.num_logits + 1 - rows.sequence.num_prompt_tokens
-            is_draft = first > 0 and rows.num_logits > 1
+            # A re-read output (pre-empted, replayed) is no draft, though it may have many logits.
+            is_draft = rows.start == rows.sequence.num_tokens - 1
             draft = rows.token_ids[1:] if is_draft else ()
             picks.append(Pick(rows.sequence, first, rows.num_logits, draft))
         return self._outputs(all_rows, self._runner.verify(spans, wanted), picks)
@@ -156,7 +164,7 @@ class StepRunner:
     def _prefill_commit(self, output: RowsOutput) -> Commit:
         rows, sequence = output.rows, output.rows.sequence
         end = rows.start + len(rows.token_ids)
-        if sequence.params.prompt_logprobs:
+        if sequence.wants_prompt_logprobs:
             self._keep_prompt_logprobs(output)
         if end < sequence.num_tokens:
             return Commit(sequence, [], [], end)
@@ -170,20 +178,21 @@ class StepRunner:
 
     def _keep_prompt_logprobs(self, output: RowsOutput) -> None:
         rows, sequence = output.rows, output.rows.sequence
+        kept: list[TokenLogprobs] = []
         if rows.start == 0:
-            first = sequence.token_ids[0]
-            sequence.prompt_logprobs.append(self._sampler.unconditional(first))
+            kept.append(self._sampler.unconditional(sequence.token_ids[0]))
         following = sequence.prompt_token_ids[rows.start + 1 : rows.start + 1 + rows.num_logits]
         if following:
             num_top = sequence.params.logprobs or 0
             logits = output.logits[: len(following)]
-            sequence.prompt_logprobs += self._sampler.logprobs(logits, following, num_top)
+            kept += self._sampler.logprobs(logits, following, num_top)
+        sequence.keep_prompt_logprobs(rows.start + (rows.start > 0), kept)
 
 
 def _prefill_rows(sequence: Sequence, count: int) -> Rows:
     start = sequence.num_computed
     token_ids = sequence.token_ids[start : start + count]
-    if sequence.params.prompt_logprobs:
+    if sequence.wants_prompt_logprobs:
         num_logits = count
     else:
         num_logits = 1 if start + count == sequence.num_tokens else 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
 from engine.decoding.sampler import gather_logprobs, sample
-from engine.decoding.sampling_table import SamplingTable
+from engine.decoding.sampling_table import Entry, SamplingTable
 from engine.request.outputs import TokenLogprobs
 from engine.request.sequence import Sequence
 from engine.request.tokenizer import Tokenizer
@@ -21,13 +22,22 @@ class Pick:
     """Consecutive logit rows of one sequence.
 
     `first_position` is the output position that the first row draws for; `draft` holds the tokens
-    that rows 1, 2, ... take as given before their own.
+    that rows 1, 2, ... take as given before their own. Rows of a drafter are drawn all at once,
+    each from the prefix that is there.
     """
 
     sequence: Sequence
     first_position: int
     count: int
     draft: Seq[int] = ()
+    is_drafter: bool = False
+
+
+class _KnownTable(NamedTuple):
+    """A table, and what it was made of: the key's ids are of these objects while they live."""
+
+    entries: list[Entry]
+    table: SamplingTable
 
 
 class TokenSampler:
@@ -36,7 +46,7 @@ class TokenSampler:
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self._tokenizer = tokenizer
         self._device = device
-        self._tables: dict[tuple[str, ...], SamplingTable] = {}
+        self._tables: dict[tuple[tuple[int, int, int], ...], _KnownTable] = {}
 
     def sample(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
         """logits: [R, V], the rows of all picks in order -> the tokens of each pick."""
@@ -77,16 +87,15 @@ class TokenSampler:
         return TokenLogprobs(token_id, self._tokenizer.token_bytes(token_id), None)
 
     def _table(self, picks: Seq[Pick]) -> SamplingTable:
-        key = tuple(pick.sequence.sequence_id for pick in picks)
-        table = self._tables.get(key)
-        if table is None:
+        entries = [(p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks]
+        key = tuple((id(params), prompt, choice) for params, prompt, choice in entries)
+        known = self._tables.get(key)
+        if known is None:
             if len(self._tables) > _MAX_TABLES:
                 self._tables.clear()
-            entries = [
-                (p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks
-            ]
-            table = self._tables[key] = SamplingTable.build(entries, self._device)
-        return table
+            table = SamplingTable.build(entries, self._device)
+            known = self._tables[key] = _KnownTable(entries, table)
+        return known.table
 
     def _process(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
         """Penalties, biases and bans along each pick's hypothetical prefix; copies if there are."""
@@ -97,8 +106,9 @@ class TokenSampler:
         for pick in picks:
             sequence = pick.sequence
             if _needs_processing(pick):
+                first = 0 if pick.is_drafter else pick.count - 1 - len(pick.draft)
                 apply_processors(
-                    logits[start + pick.count - 1 - len(pick.draft) : start + pick.count],
+                    logits[start + first : start + pick.count],
                     sequence.params,
                     sequence.prompt_token_ids,
                     sequence.output_token_ids,

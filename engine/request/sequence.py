@@ -53,10 +53,13 @@ class Sequence:
         self.page_ids: list[int] = []
         self.page_digests: list[bytes] = []  # of the full pages that are in the prefix cache
         self.num_computed = 0
+        self.was_preempted = False
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
         self.num_draft_tokens = 0
         self.acceptance_histogram: list[int] = []
-        self.prompt_logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        # A replay has given them out before.
+        self._num_prompt_logprobs = self.num_prompt_tokens if replay else 0
         self._max_model_len = max_model_len
         self._eos_token_ids = tokenizer.eos_token_ids
         self._text = TextStream(tokenizer, context=prompt_token_ids)
@@ -106,7 +109,7 @@ class Sequence:
     @property
     def may_read_cache(self) -> bool:
         """Prompt logprobs need logits of every prompt row, which a cached page does not have."""
-        return not self.params.prompt_logprobs
+        return not self.wants_prompt_logprobs
 
     def commit(self, token_ids: Seq[int], logprobs: Seq[TokenLogprobs] = ()) -> int:
         """Make tokens output, in order, until one of them ends the sequence.
@@ -123,6 +126,17 @@ class Sequence:
                 self._pending_logprobs.append(logprobs[index])
             self._check_end(token_id)
         return len(token_ids)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether rows of the prompt still have to give theirs."""
+        return self.params.prompt_logprobs and self._num_prompt_logprobs < self.num_prompt_tokens
+
+    def keep_prompt_logprobs(self, start: int, logprobs: Seq[TokenLogprobs]) -> None:
+        """Take those of prompt tokens from `start` on; a prompt read again gives no new ones."""
+        new = logprobs[self._num_prompt_logprobs - start :]
+        self._prompt_logprobs += new
+        self._num_prompt_logprobs += len(new)
 
     def record_draft(self, num_drafted: int, num_accepted: int) -> None:
         """Count one verify step that had `num_drafted` tokens to check."""
@@ -181,9 +195,9 @@ class Sequence:
         self._num_emitted = self.num_tokens
 
     def _take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
-        if not self.params.prompt_logprobs or not self.prompt_logprobs:
+        if not self._prompt_logprobs:
             return None
-        taken, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        taken, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         return taken
 
     def _summary(self) -> SequenceSummary:
