@@ -78,6 +78,7 @@ class _Held:
     execution_id: str
     stream: bool
     next_index: int = 0
+    is_first: bool = True  # nothing is written yet, so the log has no TTL yet
     unwritten: list[Delta] = field(default_factory=list)
 
     def take(self, delta: Delta) -> None:
@@ -105,10 +106,13 @@ class JobStore:
         lease_s: float = 30.0,
         result_ttl_s: int = 3600,
         failure_ttl_s: int = 86400,
+        fingerprint: str = "",
     ) -> None:
+        """`fingerprint`: of the model; output that another one has begun is not continued here."""
         self._redis = redis
         self._worker_name = worker_name
         self._lease_s = lease_s
+        self._fingerprint = fingerprint
         self._defaults = {"result_ttl": result_ttl_s, "failure_ttl": failure_ttl_s}
         self._frame_head = codec.for_lua(worker_name)
         self._held: dict[str, _Held] = {}
@@ -123,6 +127,8 @@ class JobStore:
             execution=uuid4().hex,
             foreign=reasons.FOREIGN,
             expired=reasons.EXPIRED,
+            fingerprint=self._fingerprint,
+            unlike=reasons.UNLIKE,
         )
         claims = self._read_claims(rows)
         self._read_logs([claim for claim in claims if claim.attempt > 1])
@@ -162,6 +168,7 @@ class JobStore:
         ]
         refused = self._call("emit", jobs=jobs, has_endings=bool(endings))
         for job_id, held in written.items():
+            held.is_first = held.is_first and not held.unwritten
             held.unwritten.clear()
             if job_id in endings:
                 del self._held[job_id]
@@ -254,15 +261,19 @@ def _unreadable(job_id: str) -> Ending:
 
 def _record(
     job_id: str, held: _Held, answer: Raw | None, ending: dict[str, object] | None
-) -> dict[str, object]:
-    return {
-        "id": job_id,
-        "execution": held.execution_id,
-        "answer": answer,
-        "deltas": [codec.for_lua(delta) for delta in held.unwritten],
-        "last_index": held.next_index - 1,
-        "ending": ending,
-    }
+) -> tuple[object, ...]:
+    """Return what `emit.lua` reads of one job."""
+    deltas = b"".join([codec.encode(delta) for delta in held.unwritten])
+    return (
+        job_id,
+        held.execution_id,
+        held.is_first,
+        f"{held.next_index}-0",
+        len(held.unwritten),
+        codec.for_lua(deltas),
+        answer,
+        ending,
+    )
 
 
 def _packed(ending: Ending) -> dict[str, object]:

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+import subprocess
+import sys
 
+import pytest
+import redis
+
+from tests.valkey import Valkey
 from worker.wire import keys
+
+# A job's whole life, seen by our scripts and by rq.
+ONE_LIFE = """
+import asyncio, sys
+import redis, redis.asyncio
+from rq.job import Job
+from tests.wire.samples import QUEUES, finished, put
+from worker.job_store import JobStore, StepRecord
+
+async def enqueue():
+    async with redis.asyncio.Redis.from_url(sys.argv[1]) as client:
+        await put(client, "a")
+
+asyncio.run(enqueue())
+with redis.Redis.from_url(sys.argv[1]) as client:
+    store = JobStore(client, "w1")
+    assert len(store.claim(QUEUES, 1)) == 1
+    assert not store.emit(StepRecord(endings=[finished("a")]))
+    assert Job.fetch("a", connection=client).return_value() == "text"
+"""
 
 
 def test_a_models_queues_come_most_urgent_first() -> None:
@@ -25,3 +51,13 @@ def test_different_models_have_different_queues() -> None:
 def test_an_unknown_priority_is_refused() -> None:
     with pytest.raises(ValueError, match="interactive, default, batch"):
         keys.queue_name("tiny", "urgent")
+
+
+def test_rqs_own_setting_of_the_prefix_holds_for_both_sides(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    environment = {**os.environ, "RQ_KEY_PREFIX": "{mine}"}
+    command = [sys.executable, "-c", ONE_LIFE, valkey.url]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    found = {key.decode().split(":")[0] for key in redis_client.scan_iter()}
+    assert found <= {"{mine}", "dfl"} and "{mine}" in found

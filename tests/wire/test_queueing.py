@@ -201,8 +201,6 @@ async def test_scripts_and_jobs_outlive_a_restart_of_the_server(own_valkey: Valk
         with own_valkey.connect() as connection:
             store = JobStore(connection, "w1")
             assert len(store.claim(QUEUES, 1)) == 1
-            # everysec may still hold the last second back; a crash just after it is the case here.
-            connection.config_set("appendfsync", "always")
             store.emit(StepRecord(deltas=[delta("a", 0)]))
             own_valkey.kill()
             own_valkey.start()

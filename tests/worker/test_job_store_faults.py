@@ -61,6 +61,21 @@ async def test_a_dead_workers_jobs_continue_elsewhere_where_their_log_ends(
     assert [d.index for d in await queueing.read_log(async_redis, "a")] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("begun", [True, False])
+async def test_other_weights_do_not_continue_an_answer_but_may_start_it(
+    async_redis: redis.asyncio.Redis, redis_client: redis.Redis, begun: bool
+) -> None:
+    first = JobStore(redis_client, "w1", fingerprint="one")
+    second = JobStore(redis_client, "w2", fingerprint="two")
+    await put(async_redis, "a")
+    first.claim(QUEUES, 1)
+    if begun:
+        first.emit(StepRecord(deltas=[delta("a", 0)]))
+    first.release(["a"])
+    assert len(second.claim(QUEUES, 1)) == (0 if begun else 1)
+    assert await status_of(async_redis, "a") == ("failed" if begun else "started")
+
+
 async def test_a_beat_keeps_the_lease(
     async_redis: redis.asyncio.Redis, store: JobStore, other: JobStore
 ) -> None:

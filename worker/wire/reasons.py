@@ -26,4 +26,7 @@ FOREIGN = _reason(
 )
 UNREADABLE = _reason(500, "unreadable", "the worker cannot read this job's request")
 LOST = _reason(500, "worker_lost", "the worker died, and no attempt is left")
+UNLIKE = _reason(
+    500, "worker_lost", "the worker died, and none of equal weights is there to continue its output"
+)
 CANCELLED = _reason(499, "cancelled", "the request was cancelled")

@@ -12,6 +12,7 @@ local function renew(job)
   redis.call('EXPIRE', rq .. ':executions:' .. job.id, lease_ttl + 60)
   redis.call('HSET', job_key(job.id), 'last_heartbeat', args.iso)
   redis.call('EXPIRE', job_key(job.id), job.keep)
+  redis.call('EXPIRE', log_key(job.id), job.keep)
 end
 
 -- What the API lists: a sorted set of names, each with a key that holds the words and dies alone.

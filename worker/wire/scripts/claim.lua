@@ -9,7 +9,8 @@ local function start(job, execution, fields)
   job.execution = execution
   job.worker = args.worker
   redis.call('HSET', key, 'status', 'started', 'started_at', args.iso, 'last_heartbeat', args.iso,
-    'ended_at', '', 'worker_name', args.worker, 'dfl_execution', execution, 'dfl_started', now)
+    'ended_at', '', 'worker_name', args.worker, 'dfl_execution', execution, 'dfl_started', now,
+    'dfl_fingerprint', args.fingerprint)
   redis.call('HDEL', key, 'dfl_cancel', 'dfl_ending', 'dfl_ended_by')
   redis.call('EXPIRE', key, job.keep)
   redis.call('HSET', execution_key(job), 'id', execution, 'job_id', job.id,
@@ -23,6 +24,13 @@ local function start(job, execution, fields)
   return {job.id, execution, job.queue, attempt, fields[1]}
 end
 
+-- The rest of an answer fits only what the same weights, tokenizer and template have begun.
+local function is_begun_by_another_kind(job)
+  local begun_by = redis.call('HGET', job_key(job.id), 'dfl_fingerprint')
+  return args.fingerprint ~= '' and begun_by and begun_by ~= args.fingerprint
+    and redis.call('EXISTS', log_key(job.id)) == 1
+end
+
 local function try(id)
   local job = read_job(id)
   if job.status ~= 'queued' then return end -- cancelled, forgotten, or queued twice and running
@@ -31,6 +39,8 @@ local function try(id)
     finish(job, failure(job, args.foreign))
   elseif fields[2] and tonumber(fields[2]) < now then
     finish(job, failure(job, args.expired))
+  elseif is_begun_by_another_kind(job) then
+    finish(job, failure(job, args.unlike))
   else
     claims[#claims + 1] = start(job, args.execution .. '-' .. #claims, fields)
   end

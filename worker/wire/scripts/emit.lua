@@ -4,23 +4,21 @@ local lost = {}
 
 -- Redis refuses an id that is not above the last one. Only the holder writes here, so that is this
 -- very step, sent again because its first reply got lost.
-local function log(job, last_index, deltas)
+local function log(job, record)
   local key = log_key(job.id)
-  local entry = '\145' .. array_of(deltas)
-  local reply = redis.pcall('XADD', key, string.format('%d-0', last_index + 1), 'd', entry)
+  local entry = '\145' .. array_head(record.count) .. record.deltas
+  local reply = redis.pcall('XADD', key, record.log_id, 'd', entry)
   if type(reply) == 'table' and reply.err then return false end
-  redis.call('EXPIRE', key, job.keep, 'NX')
+  if job.keep then redis.call('EXPIRE', key, job.keep) end
   return true
 end
 
 local function write(job, record)
   if record.answer then
     redis.call('HSET', job_key(job.id), 'dfl_answer', record.answer)
-    say(job.api, record.answer)
+    say(job.api, record.answer, 1)
   end
-  if #record.deltas > 0 and log(job, record.last_index, record.deltas) then
-    for _, delta in ipairs(record.deltas) do say(job.api, delta) end
-  end
+  if record.count > 0 and log(job, record) then say(job.api, record.deltas, record.count) end
   if record.ending then finish(job, record.ending) end
 end
 
@@ -35,8 +33,23 @@ local function canceled_by_rq(job, record)
   return record.ending and job.status == 'canceled' and job.execution == record.execution
 end
 
-for _, record in ipairs(args.jobs) do
-  local job = read_job(record.id)
+-- Nearly every record is one more delta: then the fence and the address are all that is needed.
+local function glance(id)
+  local field = redis.call('HMGET', job_key(id), 'status', 'dfl_execution', 'dfl_api')
+  return {id = id, status = field[1], execution = field[2], api = field[3]}
+end
+
+-- As arrays, because a step holds a record for every sequence and names cost time.
+local function unpack_record(row)
+  return {
+    id = row[1], execution = row[2], is_first = row[3], log_id = row[4], count = row[5],
+    deltas = row[6], answer = row[7], ending = row[8],
+  }
+end
+
+for _, row in ipairs(args.jobs) do
+  local record = unpack_record(row)
+  local job = (record.ending or record.is_first) and read_job(record.id) or glance(record.id)
   if holds(job, record.execution) then
     write(job, record)
   elseif canceled_by_rq(job, record) then

@@ -29,25 +29,28 @@ local function holds(job, execution)
 end
 
 -- Frames are put together here, so that what the fence refuses is not in them.
-local events_by_api = {}
+local frames = {}
 
-local function say(api, event)
+-- `events` are `count` packed events in a row.
+local function say(api, events, count)
   if not api then return end
-  local events = events_by_api[api]
-  if not events then
-    events = {}
-    events_by_api[api] = events
+  local frame = frames[api]
+  if not frame then
+    frame = {count = 0}
+    frames[api] = frame
   end
-  events[#events + 1] = event
+  frame.count = frame.count + count
+  frame[#frame + 1] = events
 end
 
-local function array_of(items)
-  return string.char(0xdd) .. struct.pack('>I4', #items) .. table.concat(items)
+local function array_head(count)
+  return string.char(0xdd) .. struct.pack('>I4', count)
 end
 
 local function publish_frames()
-  for api, events in pairs(events_by_api) do
-    redis.call('PUBLISH', dfl .. ':api:' .. api, '\146' .. args.frame_head .. array_of(events))
+  for api, frame in pairs(frames) do
+    redis.call('PUBLISH', dfl .. ':api:' .. api,
+      '\146' .. args.frame_head .. array_head(frame.count) .. table.concat(frame))
   end
 end
 
@@ -124,7 +127,7 @@ local function finish(job, ending)
   register_ending(job, ending)
   add_result(job, ending)
   count_ending(job, ending)
-  say(job.api, ending.event)
+  say(job.api, ending.event, 1)
 end
 
 local function cancel(job)
