@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from msgspec import Raw
 from redis import Redis
+from redis.exceptions import RedisError
 
 from worker.wire import codec, keys, lua, reasons, rq_hash
 from worker.wire.messages import (
@@ -130,8 +131,13 @@ class JobStore:
             fingerprint=self._fingerprint,
             unlike=reasons.UNLIKE,
         )
-        claims = self._read_claims(rows)
-        self._read_logs([claim for claim in claims if claim.attempt > 1])
+        try:
+            claims = self._read_claims(rows)
+            self._read_logs([claim for claim in claims if claim.attempt > 1])
+        except RedisError:
+            # The next beat gives back what was started in our name and is not held.
+            self._forget(row[0] for row in rows)
+            raise
         return claims
 
     def beat(self, job_ids: Sequence[str], info: WorkerInfo) -> Beat:

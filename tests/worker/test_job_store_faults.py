@@ -207,7 +207,27 @@ async def test_jobs_of_a_claim_whose_reply_got_lost_go_back_at_the_next_beat(
     assert redis_client.hget("rq:job:lost", "retries_left") == b"1"
 
 
-def _losing_the_command(*_: Any) -> Any:
+async def test_a_claim_that_cannot_read_the_log_gives_its_jobs_back_at_the_next_beat(
+    async_redis: redis.asyncio.Redis,
+    redis_client: redis.Redis,
+    store: JobStore,
+    other: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await put(async_redis, "a")
+    other.claim(QUEUES, 1)
+    other.release(["a"])
+    with monkeypatch.context() as patch:
+        patch.setattr(redis_client, "pipeline", _losing_the_command)
+        with pytest.raises(redis.ConnectionError):
+            store.claim(QUEUES, 1)
+    store.beat([], INFO)
+    (claim,) = store.claim(QUEUES, 1)
+    assert claim.attempt == 3
+    assert redis_client.hget("rq:job:a", "retries_left") == b"1"
+
+
+def _losing_the_command(*_: Any, **__: Any) -> Any:
     raise redis.ConnectionError("the command got lost")
 
 
