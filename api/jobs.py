@@ -29,7 +29,11 @@ from api.validation import (
 )
 from worker.wire.messages import Chat, ChatMessage, GenerateJob, ModelInfo, Prompts, Sampling
 
-_TIERS: dict[str, Priority] = {"flex": "batch", "priority": "interactive"}
+_TIERS: dict[str, Priority] = {
+    "flex": "batch",
+    "priority": "interactive",
+    "fast": "interactive",
+}
 
 
 class Sender(NamedTuple):

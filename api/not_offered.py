@@ -24,8 +24,8 @@ _COMPLETION_FIELDS = (*_REQUEST_FIELDS, "suffix")
 _CHAT_FIELDS = (
     *_REQUEST_FIELDS, "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call",
     "audio", "modalities", "prediction", "reasoning_effort", "verbosity", "web_search_options",
-    "prompt_cache_retention", "chat_template", "chat_template_kwargs", "add_generation_prompt",
-    "continue_final_message",
+    "prompt_cache_retention", "prompt_cache_options", "moderation", "chat_template",
+    "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
 )  # fmt: skip
 _MESSAGE_FIELDS = (
     "tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content",

@@ -15,17 +15,13 @@ from litestar.openapi.spec import (
     SecurityScheme,
 )
 
-from api.schemas import ChatCompletionRequest, CompletionRequest
-
-_REF = "#/components/schemas/{name}"
-_BODIES = (CompletionRequest, ChatCompletionRequest)
-
 
 def body_of(model: type[msgspec.Struct]) -> type[Operation]:
     """Return an operation class whose request body is `model`."""
+    (schema,), parts = msgspec.json.schema_components([model], ref_template="{name}")
     # A plain dict where litestar's types want a Schema: it is written out as it stands.
-    schema: Any = {"$ref": _REF.format(name=model.__name__)}
-    body = RequestBody(required=True, content={"application/json": OpenAPIMediaType(schema=schema)})
+    whole: Any = _inlined(schema, parts)
+    body = RequestBody(required=True, content={"application/json": OpenAPIMediaType(schema=whole)})
 
     @dataclass
     class OperationWithBody(Operation):
@@ -36,9 +32,17 @@ def body_of(model: type[msgspec.Struct]) -> type[Operation]:
 
 
 def openapi_config() -> OpenAPIConfig:
-    _, schemas = msgspec.json.schema_components(_BODIES, ref_template=_REF)
-    components: Any = Components(
-        schemas=schemas,
-        security_schemes={"key": SecurityScheme(type="http", scheme="bearer")},
-    )
+    key = SecurityScheme(type="http", scheme="bearer")
+    components = Components(security_schemes={"key": key})
     return OpenAPIConfig(title="dfastllm", version="0.1.0", components=components)
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """Put each part in place of the reference to it: litestar drops components it did not make."""
+    if isinstance(schema, list):
+        return [_inlined(item, parts) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"]], parts)
+    return {name: _inlined(value, parts) for name, value in schema.items()}

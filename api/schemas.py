@@ -11,7 +11,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 Priority = Literal["interactive", "default", "batch"]
-ServiceTier = Literal["auto", "default", "flex", "priority"]
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +119,8 @@ class ChatCompletionRequest(
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
+    moderation: Any = None
     chat_template: Any = None
     chat_template_kwargs: Any = None
     add_generation_prompt: Any = None

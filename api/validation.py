@@ -14,7 +14,6 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
-MAX_NAME_LENGTH = 512
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on until it ends
 MAX_SEED = 2**63 - 1
 
@@ -44,8 +43,6 @@ def sampling_of(
 
 def check_ranges(request: GenerationRequest) -> None:
     """Raise InvalidRequestError for the first field of both endpoints that is out of range."""
-    if not request.model or len(request.model) > MAX_NAME_LENGTH:
-        raise InvalidRequestError("'model' must name a model.", param="model")
     check("n", request.n, 1, MAX_CHOICES)
     check("temperature", request.temperature, 0.0, 2.0)
     check("top_p", request.top_p, 0.0, 1.0, is_open=True)
