@@ -1,0 +1,82 @@
+"""Real worker processes are killed at any moment; every job ends once, with all its output."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+import redis
+import redis.asyncio
+
+from tests.valkey import Valkey
+from tests.wire.samples import QUEUE, QUEUES, put
+from worker.job_store import JobStore
+from worker.wire import queueing
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+NUM_JOBS, NUM_DELTAS, NUM_KILLS = 40, 6, 4
+
+# Continues each job where its log ends, one delta a step, until it is killed.
+WORKER = f"""
+import sys, redis
+from tests.wire.samples import QUEUES, delta, finished
+from worker.job_store import JobStore, StepRecord
+
+store = JobStore(redis.Redis.from_url(sys.argv[1]), sys.argv[2], lease_s=0.5)
+print("ready", flush=True)
+next_index = {{}}
+while True:
+    for claim in store.claim(QUEUES, 4 - len(next_index)):
+        next_index[claim.job.job_id] = len(claim.deltas)
+    deltas = [delta(name, index) for name, index in next_index.items() if index < {NUM_DELTAS}]
+    done = [name for name, index in next_index.items() if index + 1 >= {NUM_DELTAS}]
+    lost = store.emit(StepRecord(deltas=deltas, endings=[finished(n, {NUM_DELTAS}) for n in done]))
+    next_index = {{n: i + 1 for n, i in next_index.items() if n not in lost and n not in done}}
+"""
+
+
+async def test_no_kill_loses_or_doubles_a_job_or_a_token(
+    async_redis: redis.asyncio.Redis, redis_client: redis.Redis, valkey: Valkey
+) -> None:
+    chance = random.Random(1)
+    supervisor = JobStore(redis_client, "supervisor")
+    for life in range(NUM_KILLS + 1):
+        for number in range(life * NUM_JOBS // NUM_KILLS, (life + 1) * NUM_JOBS // NUM_KILLS):
+            if number < NUM_JOBS:
+                await put(async_redis, f"j{number}", max_attempts=100)
+        process = _start(valkey, f"w{life}")
+        if life < NUM_KILLS:
+            time.sleep(chance.uniform(0.0, 0.01))
+        else:
+            _wait_until_all_are_finished(redis_client, supervisor)
+        process.kill()
+        process.wait()
+        if life % 2:  # the others' jobs wait for the lease
+            supervisor.reap_worker(f"w{life}")
+    for number in range(NUM_JOBS):
+        log = await queueing.read_log(async_redis, f"j{number}")
+        assert [delta.index for delta in log] == list(range(NUM_DELTAS))
+        assert redis_client.xlen(f"rq:results:j{number}") == 1
+    attempts = [int(redis_client.hget(f"rq:job:j{n}", "dfl_attempt") or 0) for n in range(NUM_JOBS)]
+    assert max(attempts) > 1, "no kill has hit a running job: the test proves nothing"
+
+
+def _start(valkey: Valkey, name: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", WORKER, valkey.url, name]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def _wait_until_all_are_finished(client: redis.Redis, supervisor: JobStore) -> None:
+    deadline = time.monotonic() + 30
+    while client.zcard(f"rq:finished:{QUEUE}") < NUM_JOBS:
+        assert time.monotonic() < deadline
+        supervisor.reap(QUEUES)
+        time.sleep(0.02)
