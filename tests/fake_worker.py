@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--max-batch-size", type=int, default=8)
     parser.add_argument("--lease", type=float, default=30.0)
     parser.add_argument("--drain-timeout", type=float, default=5.0)
+    parser.add_argument("--outage-buffer-mb", type=int, default=64)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     engine = FakeEngine(
@@ -30,7 +31,10 @@ def main() -> int:
         max_batch_size=args.max_batch_size,
     )
     settings = WorkerSettings(
-        redis_url=args.redis_url, lease=args.lease, drain_timeout=args.drain_timeout
+        redis_url=args.redis_url,
+        lease=args.lease,
+        drain_timeout=args.drain_timeout,
+        outage_buffer_mb=args.outage_buffer_mb,
     )
     return serve(engine, settings, args.name)
 

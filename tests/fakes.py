@@ -67,7 +67,7 @@ class FakeEngine:
         self.modes: tuple[str, ...] = ("ar", "deer")
         self.fingerprint = "fake-1"
         self.tokenizer = FakeTokenizer()
-        self.most_running = 0
+        self.num_steps = 0
         self._step_s = step_s
         self._tokens_per_step = tokens_per_step
         self._sequences: dict[str, FakeSequence] = {}
@@ -123,7 +123,7 @@ class FakeEngine:
 
     def step(self) -> list[StepOutput]:
         running = list(self._sequences.values())[: self.max_batch_size]
-        self.most_running = max(self.most_running, len(running))
+        self.num_steps += 1
         time.sleep(self._step_s)
         if any(POISON in self.tokenizer.decode(seq.prompt_token_ids) for seq in running):
             raise RuntimeError("the fake engine was told to fail")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -50,6 +51,13 @@ class EngineThread(threading.Thread):
         self._is_stopping = False
         self._sequence_ids: set[str] = set()
         self._faults_in_a_row = 0
+        self._step_began: float | None = None
+
+    @property
+    def step_age_s(self) -> float:
+        """How long the step has taken that runs now; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def post(self, commands: Iterable[Command]) -> None:
         """Hand over sequences to run and aborts, to take effect in order before the next step."""
@@ -78,12 +86,12 @@ class EngineThread(threading.Thread):
     def run(self) -> None:
         is_alive = True
         while is_alive and self._wait_for_work():
+            self._step_began = time.monotonic()
             try:
                 self._advance()
-            except (
-                Exception
-            ) as error:  # boundary: the engine; a fault ends its batch, not the worker
+            except Exception as error:  # boundary: the engine; a fault ends only its batch
                 is_alive = self._recover(error)
+            self._step_began = None
             self._on_output()
 
     def _wait_for_work(self) -> bool:

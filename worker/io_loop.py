@@ -59,6 +59,7 @@ class IoLoop:
         self._retry_at = 0.0
         self._drain_until = float("inf")
         self._outage_began: float | None = None
+        self._last_trouble = ""
         self._fault: str | None = None  # the kind of an engine fault whose jobs we still hold
         self._is_suspended = False
         self._has_left = False
@@ -106,6 +107,7 @@ class IoLoop:
             self._fault = fault.message
         if not self._runner.is_alive and not self._is_draining:
             log.error("the engine has stopped; this worker ends")
+            self._fault = self._fault or "EngineStopped"
             self._drain_until = time.monotonic()
 
     def _note_stop_calls(self) -> None:
@@ -124,11 +126,14 @@ class IoLoop:
             self._poll_at = 0.0
             if self._outage_began is None:
                 self._outage_began = time.monotonic()
-                log.warning("Redis is away, output is kept: %s", error)
+            if str(error) != self._last_trouble:  # it comes again every fraction of a second
+                self._last_trouble = str(error)
+                log.warning("trouble with Redis, output is kept: %s", error)
         else:
             if self._outage_began is not None:
                 log.info("Redis is back after %.1f s", time.monotonic() - self._outage_began)
             self._outage_began = None
+            self._last_trouble = ""
 
     def _talk_to_redis(self) -> None:
         self._send()

@@ -19,6 +19,9 @@ from worker.wire.messages import Failed
 
 log = logging.getLogger("worker")
 
+# Longer than any compilation in a first step; a device that hangs does not come back.
+STEP_LIMIT_S = 900.0
+
 
 class JobRunner:
     """Between the queue and the engine: admits claims, absorbs outputs, ends jobs."""
@@ -36,7 +39,7 @@ class JobRunner:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self._thread.step_age_s < STEP_LIMIT_S
 
     def start(self) -> None:
         self._thread.start()
@@ -49,6 +52,9 @@ class JobRunner:
     def pause(self, is_paused: bool) -> None:
         if is_paused != self._is_paused:
             self._is_paused = is_paused
+            log.warning(
+                "the engine %s", "waits: too much output is kept" if is_paused else "goes on"
+            )
             self._thread.pause(is_paused)
 
     def admit(self, claim: Claim) -> None:

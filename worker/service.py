@@ -47,6 +47,7 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         lease_s=settings.lease,
         result_ttl_s=settings.result_ttl,
         failure_ttl_s=settings.failure_ttl,
+        fingerprint=engine.fingerprint,
     )
     worker.begin()
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from tests.fakes import POISON
 from tests.valkey import Valkey
 from tests.worker_bench import (
     QUEUE,
@@ -22,6 +23,7 @@ from tests.worker_bench import (
     status_of,
     wait_for_worker,
 )
+from worker.io_loop import EXIT_ENGINE_BROKEN
 from worker.job_store import JobStore
 from worker.wire import keys
 from worker.wire.messages import Prompts
@@ -149,3 +151,40 @@ def test_a_restart_of_the_queue_in_mid_run_loses_nothing(own_valkey: Valkey) -> 
         for job in jobs:
             assert_complete(listener, client, job)
             assert retries_left(client, job.job_id) == 2
+
+
+def test_a_long_outage_stops_the_engine_instead_of_filling_the_memory(
+    own_valkey: Valkey, capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [make_job(f"job-{number}", max_tokens=900) for number in range(8)]
+    names = [job.job_id for job in jobs]
+    with (
+        own_valkey.connect() as client,
+        listening(client) as listener,
+        running_worker(own_valkey, "w1", step_s=0.001, outage_buffer_mb=1),
+    ):
+        put(own_valkey, *jobs)
+        listener.wait_for_deltas(5, *names)
+        client.execute_command("WAITAOF", 1, 0, 2000)
+        own_valkey.kill()
+        log = ""
+        deadline = time.monotonic() + 20
+        while "the engine waits" not in log:
+            assert time.monotonic() < deadline, log
+            log += capfd.readouterr().err
+            time.sleep(0.02)
+        own_valkey.start()
+        listener.wait_until_logged(client, *names)
+        for job in jobs:
+            assert_complete(listener, client, job)
+
+
+def test_an_engine_that_keeps_failing_ends_the_worker_and_gives_its_jobs_back(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    poison = [make_job(f"poison-{number}", input=Prompts([POISON])) for number in range(3)]
+    with running_worker(valkey, "w1") as process:
+        put(valkey, *poison, max_attempts=100)
+        assert process.wait(20) == EXIT_ENGINE_BROKEN
+    assert {status_of(redis_client, job.job_id) for job in poison} == {"queued"}
+    assert all(retries_left(redis_client, job.job_id) < 99 for job in poison)

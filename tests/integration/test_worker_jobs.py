@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 
@@ -74,20 +75,21 @@ def test_an_idle_worker_hears_of_a_job_by_its_wake(
     valkey: Valkey,
     redis_client: redis.Redis,
     listener: Listener,
-    record_property: pytest.FixtureRequest,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     latencies_ms = []
     with running_worker(valkey, "w1"):
         wait_for_worker(redis_client, "w1")
-        for number in range(10):
+        for number in range(9):
             job = make_job(f"job-{number}", max_tokens=1)
             put(valkey, job)
             listener.wait_for_endings(job.job_id)
-            answer_ms = (time.time() - job.created) * 1000
-            latencies_ms.append(answer_ms)
-    record_property("enqueue to ending, ms", [round(value, 1) for value in sorted(latencies_ms)])
-    # A poll would find them after 500 ms on average.
-    assert sorted(latencies_ms)[5] < 400
+            latencies_ms.append((time.time() - job.created) * 1000)
+    median = sorted(latencies_ms)[4]
+    with capfd.disabled():
+        sys.stdout.write(f"\n[from putting a job to its end, worker idle: {median:.0f} ms] ")
+    # Right after the last look at the queues, so a poll would come a second later.
+    assert median < 700
 
 
 def test_every_prompt_and_choice_has_its_own_text(
