@@ -121,9 +121,9 @@ def test_preemption_changes_no_output_and_leaks_no_page(
 
 def test_a_prompt_that_is_still_read_may_preempt_one_that_decodes(models: TinyModels) -> None:
     """The younger one was already chosen to decode when the older one took its pages."""
-    asks = [ask(60, max_tokens=5), ask(8, max_tokens=30, seed=1)]
+    asks = [ask(100, max_tokens=5), ask(8, max_tokens=30, seed=1)]
     expected = alone(models, asks)
-    engine = make_engine(models, num_pages=20, max_step_tokens=8, min_prefill_tokens=8)
+    engine = make_engine(models, num_pages=30, max_step_tokens=8, min_prefill_tokens=8)
     run_all(engine, [replace(asks[1], params=replace(asks[1].params, max_tokens=12))])
     add(engine, "old", asks[0])
     engine.step()
