@@ -20,14 +20,13 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 NUM_JOBS, NUM_DELTAS, NUM_KILLS = 40, 6, 4
 
-# Continues each job where its log ends, one delta a step, until it is killed.
+# Continues each job where its log ends, one delta and one line a step, until it is killed.
 WORKER = f"""
-import sys, redis
+import sys, time, redis
 from tests.wire.samples import QUEUES, delta, finished
 from worker.job_store import JobStore, StepRecord
 
 store = JobStore(redis.Redis.from_url(sys.argv[1]), sys.argv[2], lease_s=0.5)
-print("ready", flush=True)
 next_index = {{}}
 while True:
     for claim in store.claim(QUEUES, 4 - len(next_index)):
@@ -35,6 +34,7 @@ while True:
     deltas = [delta(name, index) for name, index in next_index.items() if index < {NUM_DELTAS}]
     done = [name for name, index in next_index.items() if index + 1 >= {NUM_DELTAS}]
     lost = store.emit(StepRecord(deltas=deltas, endings=[finished(n, {NUM_DELTAS}) for n in done]))
+    print("step", flush=True) if deltas else time.sleep(0.01)
     next_index = {{n: i + 1 for n, i in next_index.items() if n not in lost and n not in done}}
 """
 
@@ -50,11 +50,11 @@ async def test_no_kill_loses_or_doubles_a_job_or_a_token(
                 await put(async_redis, f"j{number}", max_attempts=100)
         process = _start(valkey, f"w{life}")
         if life < NUM_KILLS:
-            time.sleep(chance.uniform(0.0, 0.01))
+            _wait_for_steps(process, chance.randint(1, NUM_DELTAS - 1))
         else:
             _wait_until_all_are_finished(redis_client, supervisor)
         process.kill()
-        process.wait()
+        process.communicate()
         if life % 2:  # the others' jobs wait for the lease
             supervisor.reap_worker(f"w{life}")
     for number in range(NUM_JOBS):
@@ -67,11 +67,14 @@ async def test_no_kill_loses_or_doubles_a_job_or_a_token(
 
 def _start(valkey: Valkey, name: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", WORKER, valkey.url, name]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def _wait_for_steps(process: subprocess.Popen[bytes], count: int) -> None:
+    """Return some time after a step: the worker does not wait for us."""
     assert process.stdout is not None
-    with process.stdout:
-        assert process.stdout.readline() == b"ready\n"
-    return process
+    for _ in range(count):
+        assert process.stdout.readline() == b"step\n"
 
 
 def _wait_until_all_are_finished(client: redis.Redis, supervisor: JobStore) -> None:
