@@ -20,7 +20,7 @@ from worker.wire.messages import Failed
 
 pytestmark = pytest.mark.anyio
 
-LEASE_S = 0.05
+LEASE_S = 0.25
 
 
 @pytest.fixture
