@@ -21,7 +21,7 @@ SMALLEST_TEMPERATURE = 1e-30  # float32 keeps it; below, 1/T would not be finite
 class SamplingTable:
     """One row a sequence, [S] each. The plain fields spare the sampler a wait for the device."""
 
-    temperature: Tensor  # float32; 0 means greedy
+    temperature: Tensor  # float32, above 0; greedy rows do not use theirs
     top_p: Tensor  # float32
     top_k: Tensor  # int64; the vocabulary's size and above, as well as 0, mean off
     min_p: Tensor  # float32
@@ -49,7 +49,7 @@ class SamplingTable:
         any_top_p = any(p.top_p < 1.0 for p in drawn)
         max_top_k = max((p.top_k for p in drawn), default=0)
         return cls(
-            temperature=temperature.clamp(min=SMALLEST_TEMPERATURE).masked_fill(is_greedy, 0.0),
+            temperature=temperature.clamp(min=SMALLEST_TEMPERATURE),
             top_p=top_p,
             top_k=top_k,
             min_p=min_p,

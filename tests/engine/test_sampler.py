@@ -187,8 +187,14 @@ def test_top_p_finds_its_threshold_beyond_the_first_candidates() -> None:
     assert (logprobs[0] > -torch.inf).sum().item() > sampler.FIRST_TOP_P_WIDTH
 
 
-def test_a_tiny_temperature_is_greedy_and_a_masked_token_is_never_drawn() -> None:
-    assert set(draw_many(LOGITS, 200, temperature=1e-40).tolist()) == {0}
+def test_a_tiny_temperature_draws_among_the_maxima_and_a_masked_token_is_never_drawn() -> None:
+    assert set(draw_many(LOGITS, 200, temperature=1e-60).tolist()) == {0}
+    tied = torch.tensor([1.0, 0.0, 1.0])
+    assert set(draw_many(tied, 200, temperature=1e-60).tolist()) == {0, 2}
+    assert table_of({"temperature": 1e-60}, {"temperature": 0.0}).is_greedy.tolist() == [
+        False,
+        True,
+    ]
     masked = LOGITS.clone()
     masked[:3] = -torch.inf
     assert set(draw_many(masked, 500, temperature=100.0).tolist()) == {3, 4, 5, 6}

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from engine.request.errors import InvalidRequestError
@@ -261,6 +261,8 @@ def is_open(tail: str, stops: list[str]) -> bool:
     return tail == "" or any(stop.startswith(tail) and stop != tail for stop in stops)
 
 
+@example(text="ababa", stops=["aba"], at=3)
+@example(text="aab", stops=["aaab", "ab"], at=0)
 @given(text=SHORT, stops=STOPS, at=st.integers(0, 12))
 def test_a_stop_string_complete_before_it_may_stop_is_text(
     text: str, stops: list[str], at: int
