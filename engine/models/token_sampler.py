@@ -120,7 +120,9 @@ class TokenSampler:
 
 
 def _needs_processing(pick: Pick) -> bool:
-    return needs_processing(pick.sequence.params, pick.sequence.num_output_tokens)
+    # A chunk of a prompt may have no row: the row before it is another sequence's.
+    sequence = pick.sequence
+    return pick.count > 0 and needs_processing(sequence.params, sequence.num_output_tokens)
 
 
 _MAX_TABLES = 64
