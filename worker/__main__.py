@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
 
 def _work(settings: WorkerSettings, name: str | None) -> int:
     from engine.build import build_engine
+    from engine.models.causal_lm import UnsupportedModelError
     from worker.batch_worker import unique_name
     from worker.engine_config import check_mode, engine_config
     from worker.service import serve
@@ -42,8 +43,8 @@ def _work(settings: WorkerSettings, name: str | None) -> int:
     log.info("settings that differ from the defaults: %s", changed_settings(settings) or "none")
     try:
         engine = build_engine(engine_config(settings))
-    except OSError as error:
-        raise SettingsError(f"the model cannot be read: {error}") from error
+    except (OSError, UnsupportedModelError) as error:
+        raise SettingsError(f"the model cannot be used: {error}") from error
     check_mode(settings, engine.modes)
     return serve(engine, settings, name or unique_name())
 

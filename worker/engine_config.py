@@ -1,33 +1,15 @@
-"""From `VDIFF_*` settings to the engine's own configuration; what it cannot do is refused."""
+"""From `VDIFF_*` settings to the engine's own configuration."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
-
 from engine.build import EngineConfig
 from worker.settings import SettingsError, WorkerSettings
 
-# Names that stay, for ways of generating that this version does not have yet.
-NOT_IN_THIS_VERSION = (
-    "hybrid_draft_size",
-    "compile",
-    "use_8bit",
-    "adaptive_entropy",
-    "entropy_high",
-    "entropy_low",
-    "diffusion_steps",
-    "block_size",
-    "enable_apd",
-    "apd_max_parallel",
-    "apd_threshold",
-)
-
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:
-    """Return what to build; raises SettingsError naming what this version cannot do."""
-    _refuse_unsupported(settings)
+    """Return what to build."""
     verifier, drafter = _models(settings)
     config = EngineConfig(
         model_path=verifier,
@@ -66,11 +48,3 @@ def _models(settings: WorkerSettings) -> tuple[str | None, str | None]:
     if settings.ar_verifier_model is None:
         return settings.model, None
     return settings.ar_verifier_model, settings.model
-
-
-def _refuse_unsupported(settings: WorkerSettings) -> None:
-    for field in msgspec.structs.fields(WorkerSettings):
-        is_default = getattr(settings, field.name) == field.default
-        if field.name in NOT_IN_THIS_VERSION and not is_default:
-            name = f"VDIFF_{field.name.upper()}"
-            raise SettingsError(f"{name}: this version has no such thing yet; leave it unset")

@@ -51,9 +51,10 @@ def test_an_unknown_name_is_refused_with_a_guess_at_what_was_meant() -> None:
         read_settings({"VDIFF_MAX_BATCHSIZE": "3"})
 
 
-def test_the_entropy_bounds_must_be_in_order() -> None:
-    with pytest.raises(SettingsError, match="VDIFF_ENTROPY_LOW"):
-        read_settings({"VDIFF_ENTROPY_LOW": "2", "VDIFF_ENTROPY_HIGH": "1"})
+def test_what_this_version_does_not_have_is_refused_and_not_ignored() -> None:
+    with pytest.raises(SettingsError, match=r"VDIFF_COMPILE: this version has no such thing"):
+        read_settings({"VDIFF_COMPILE": "true"})
+    assert read_settings({"VDIFF_COMPILE": "false"}) == WorkerSettings()
 
 
 def test_a_wrong_address_is_refused_without_showing_its_password() -> None:
