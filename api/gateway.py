@@ -95,6 +95,7 @@ class RedisGateway:
             if isinstance(error, (RedisError, OSError)):
                 raise UnavailableError("The queue cannot be reached.") from error
             raise
+        generation.is_enqueued = True
         return generation
 
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:

@@ -42,6 +42,7 @@ class Generation:
     def __init__(self, job: GenerateJob, on_close: Callable[[Generation], None]) -> None:
         self.job = job
         self.position = 0  # jobs before this one, as last heard while it was queued
+        self.is_enqueued = False  # set by the gateway: until then Redis need not know the job
         self.is_accepted = False
         self.last_event = time.monotonic()
         self._on_close = on_close

@@ -39,7 +39,7 @@ class ReplyChannel:
         self._quiet_sweeps: dict[str, int] = {}
         self._refills: set[str] = set()
         self._subscribed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
         self._spawn(self._listen())
@@ -106,7 +106,9 @@ class ReplyChannel:
             self._refills.add(generation.job_id)
             self._spawn(self._check(generation))
 
-    async def _check(self, generation: Generation) -> None:
+    async def _check(self, generation: Generation) -> bool:
+        """Read state and log of a job; False if Redis did not answer."""
+        was_enqueued = generation.is_enqueued
         try:
             # The state first: when it names an ending, the log read after it is complete.
             state = await queueing.job_state(self._redis, generation.job_id)
@@ -114,27 +116,37 @@ class ReplyChannel:
                 self._redis, generation.job_id, generation.next_index
             ):
                 generation.put(delta)
-            _put_state(generation, state)
-        except (RedisError, OSError, codec.UnreadableError) as error:
+            if state is not None:
+                _put_state(generation, state)
+            elif was_enqueued:
+                generation.put(_lost(generation, "the queue has forgotten this job"))
+        except codec.UnreadableError:
+            generation.put(_lost(generation, "the job's log cannot be read"))
+        except (RedisError, OSError) as error:
             logger.warning("cannot look after %s: %s", generation.job_id, type(error).__name__)
+            return False
         finally:
             self._refills.discard(generation.job_id)
+        return True
 
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(self._sweep_s)
-            for generation in list(self._generations.values()):
-                await self._sweep(generation)
+            generations = [one for one in self._generations.values() if not one.has_ended]
+            for generation in generations:
+                _give_up_if_late(generation)
+            for generation in generations:
+                if not await self._sweep(generation):
+                    break  # each would wait as long for a Redis that is away
 
-    async def _sweep(self, generation: Generation) -> None:
-        if generation.has_ended:
-            return
-        deadline = generation.job.created + (generation.job.timeout_s or float("inf"))
-        if time.time() > deadline + LATE_S:
-            generation.give_up(_timed_out(generation))
-        elif self._is_due(generation) and generation.job_id not in self._refills:
-            self._refills.add(generation.job_id)
-            await self._check(generation)
+    async def _sweep(self, generation: Generation) -> bool:
+        """Look after a job that is due; False if Redis did not answer."""
+        if generation.has_ended or generation.job_id not in self._generations:
+            return True
+        if generation.job_id in self._refills or not self._is_due(generation):
+            return True
+        self._refills.add(generation.job_id)
+        return await self._check(generation)
 
     def _is_due(self, generation: Generation) -> bool:
         """Say whether a job has been silent long enough: 1, 2, 4, 8, 12, ... sweeps."""
@@ -145,21 +157,18 @@ class ReplyChannel:
         quiet = self._quiet_sweeps[job_id] = self._quiet_sweeps.get(job_id, 0) + 1
         return quiet in (1, 2) or quiet % MAX_QUIET_SWEEPS == 0 or generation.has_gap
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
-    def _on_done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("reply channel task failed", exc_info=error)
 
 
-def _put_state(generation: Generation, state: queueing.JobState | None) -> None:
-    if state is None:
-        generation.put(_lost(generation, "the queue has forgotten this job"))
-        return
+def _put_state(generation: Generation, state: queueing.JobState) -> None:
     if state.position is not None:
         generation.position = state.position
     # No news: else a silent job would look lively to the next sweep.
@@ -175,6 +184,8 @@ def _lost(generation: Generation, message: str) -> Failed:
     return Failed(generation.job_id, 500, message, "worker_lost")
 
 
-def _timed_out(generation: Generation) -> RequestTimeoutError:
-    seconds = generation.job.timeout_s or 0
-    return RequestTimeoutError(f"The request took longer than {seconds:g} seconds.")
+def _give_up_if_late(generation: Generation) -> None:
+    timeout_s = generation.job.timeout_s
+    if timeout_s is not None and time.time() > generation.job.created + timeout_s + LATE_S:
+        message = f"The request took longer than {timeout_s:g} seconds."
+        generation.give_up(RequestTimeoutError(message))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
+import redis.asyncio
 
 from api.app import create_app
+from api.gateway import RedisGateway
 from api.settings import ApiSettings
 from tests.api.fakes import serving
 from tests.api.scripted_worker import ScriptedWorker, wait_until
 from tests.valkey import Valkey
-from worker.wire import keys
+from tests.worker_bench import make_job
+from worker.wire import keys, queueing
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
@@ -84,16 +89,18 @@ def test_an_answer_comes_back(
 
 
 def test_a_lost_delta_is_read_from_the_log(
-    api: httpx.Client, worker: ScriptedWorker, post: Post
+    valkey: Valkey, worker: ScriptedWorker, post: Post
 ) -> None:
-    answer = post(api, STREAM)
-    worker.claim()
-    worker.accept()
-    worker.say("he")
-    worker.say_unheard("l")
-    worker.say("lo")
-    worker.finish()
-    assert _text(answer.result()) == "hello"
+    # No sweep: the gap itself has it read.
+    with _api(valkey, sweep_s=60) as api:
+        answer = post(api, STREAM)
+        worker.claim()
+        worker.accept()
+        worker.say("he")
+        worker.say_unheard("l")
+        worker.say("lo")
+        worker.finish()
+        assert _text(answer.result()) == "hello"
 
 
 def test_a_lost_acceptance_and_a_lost_start_are_found_by_the_sweep(
@@ -122,19 +129,21 @@ def test_a_lost_ending_ends_the_answer_all_the_same(
 
 
 def test_no_token_is_lost_doubled_or_moved_when_the_subscription_breaks(
-    api: httpx.Client, worker: ScriptedWorker, post: Post
+    valkey: Valkey, worker: ScriptedWorker, post: Post
 ) -> None:
-    answer = post(api, STREAM)
-    worker.claim()
-    worker.accept()
-    text = "".join(chr(ord("a") + index % 26) for index in range(120))
-    num_killed = 0
-    for start in range(0, len(text), 20):
-        num_killed += worker.redis.client_kill_filter(_type="pubsub")
-        worker.say(text[start : start + 20])
-    worker.finish()
-    assert _text(answer.result()) == text
-    assert num_killed > 0
+    # No sweep: the renewed subscription has everything read.
+    with _api(valkey, sweep_s=60) as api:
+        answer = post(api, STREAM)
+        worker.claim()
+        worker.accept()
+        text = "".join(chr(ord("a") + index % 26) for index in range(120))
+        num_killed = 0
+        for start in range(0, len(text), 20):
+            num_killed += worker.redis.client_kill_filter(_type="pubsub")
+            worker.say(text[start : start + 20])
+        worker.finish()
+        assert _text(answer.result()) == text
+        assert num_killed > 0
 
 
 def test_a_job_that_is_gone_from_the_queue_ends_in_an_error(
@@ -280,3 +289,22 @@ def test_the_api_comes_back_with_the_queue(own_valkey: Valkey) -> None:
         worker.finish()
         assert answer.result().json()["choices"][0]["message"]["content"] == "hello"
     worker.redis.close()
+
+
+@pytest.mark.anyio
+async def test_a_job_on_its_way_into_the_queue_is_not_taken_for_lost(
+    async_redis: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue = queueing.enqueue
+
+    async def slow_enqueue(*args: Any, **kwargs: Any) -> int:
+        await asyncio.sleep(0.3)  # several sweeps
+        return await enqueue(*args, **kwargs)
+
+    monkeypatch.setattr(queueing, "enqueue", slow_enqueue)
+    gateway = RedisGateway(async_redis, ApiSettings(sweep_s=0.02))
+    await gateway.start()
+    generation = await gateway.submit(make_job("job-1", api_id=gateway.api_id), "default")
+    assert not generation.has_ended
+    generation.close()
+    await gateway.close()

@@ -1,0 +1,128 @@
+"""API, queue and worker process together, as a client meets them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import openai
+
+from api.app import create_app
+from api.settings import ApiSettings
+from tests.api.fakes import serving
+from tests.api.scripted_worker import wait_until
+from tests.valkey import Valkey
+from tests.worker_bench import running_worker
+from worker.child_process import start_child
+
+PROMPT = "Once upon a time"
+STOP_LIMIT_S = 8.0  # 3 s of grace for open streams, and a slow machine
+
+
+@contextmanager
+def _api(server: Valkey) -> Iterator[str]:
+    with serving(create_app(ApiSettings(redis_url=server.url))) as url:
+        yield url
+
+
+@contextmanager
+def _api_process(server: Valkey) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "api", "--port", str(port), "--redis-url", server.url]
+    process = start_child(command, death_signal=signal.SIGKILL)
+    try:
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _client(url: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+async def _streamed(
+    client: openai.AsyncOpenAI, seed: int, max_tokens: int, heard: asyncio.Event | None = None
+) -> str:
+    stream = await client.completions.create(
+        model="fake", prompt=PROMPT, seed=seed, max_tokens=max_tokens, stream=True
+    )
+    text = ""
+    async for chunk in stream:
+        text += chunk.choices[0].text
+        if heard is not None:
+            heard.set()
+    return text
+
+
+async def _whole(client: openai.AsyncOpenAI, seed: int, max_tokens: int) -> str:
+    answer = await client.completions.create(
+        model="fake", prompt=PROMPT, seed=seed, max_tokens=max_tokens
+    )
+    return answer.choices[0].text
+
+
+def test_many_streams_at_once_say_what_each_says_alone(valkey: Valkey) -> None:
+    async def compare(url: str) -> None:
+        async with _client(url) as client:
+            streams = await asyncio.gather(*(_streamed(client, seed, 60) for seed in range(24)))
+            for seed in (0, 11, 23):
+                assert await _whole(client, seed, 60) == streams[seed]
+            assert len(set(streams)) == 24
+            assert all(len(text) == 60 for text in streams)
+
+    with _api(valkey) as url, running_worker(valkey, "w1", max_batch_size=8):
+        wait_until(lambda: _is_ready(url), "the server is ready")
+        asyncio.run(compare(url))
+
+
+def test_a_stream_goes_on_where_its_dead_worker_stopped(valkey: Valkey) -> None:
+    async def interrupt(url: str, victim: subprocess.Popen[bytes]) -> tuple[str, str]:
+        async with _client(url) as client:
+            heard = asyncio.Event()
+            streaming = asyncio.create_task(_streamed(client, 5, 80, heard))
+            await heard.wait()
+            victim.kill()
+            assert not streaming.done()
+            return await streaming, await _whole(client, 5, 80)
+
+    with _api(valkey) as url, running_worker(valkey, "w1", step_s=0.02, lease=1.5) as victim:
+        wait_until(lambda: _is_ready(url), "the server is ready")
+        with running_worker(valkey, "w2", lease=1.5):
+            # The second worker is still starting when the request comes: the first one takes it.
+            streamed, whole = asyncio.run(interrupt(url, victim))
+    assert streamed == whole
+    assert len(streamed) == 80
+
+
+def test_a_server_told_to_stop_does_not_wait_for_its_streams(valkey: Valkey) -> None:
+    body = {"model": "fake", "prompt": "x", "max_tokens": 1000, "stream": True}
+    with (
+        _api_process(valkey) as (url, process),
+        running_worker(valkey, "w1", step_s=0.5),
+        httpx.Client(timeout=30) as client,
+    ):
+        wait_until(lambda: _is_ready(url), "the server is ready")
+        request = client.build_request("POST", f"{url}/v1/completions", json=body)
+        client.send(request, stream=True)
+        started = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        process.wait(STOP_LIMIT_S)
+        assert time.monotonic() - started < STOP_LIMIT_S
