@@ -78,13 +78,19 @@ class IoLoop:
     def _is_draining(self) -> bool:
         return self._drain_until < float("inf")
 
+    @property
+    def _may_claim(self) -> bool:
+        has_place = self._runner.num_free_places > 0
+        return has_place and not self._is_suspended and not self._is_draining
+
     def _patience_s(self) -> float:
         """How long nothing needs doing, unless the bell rings."""
         now = time.monotonic()
         if self._outage_began is not None:
             return self._retry_at - now
         late_in_s = self._runner.jobs.next_deadline - time.time()
-        next_at = min(self._beat_at, self._poll_at, self._drain_until)
+        poll_at = self._poll_at if self._may_claim else float("inf")
+        next_at = min(self._beat_at, poll_at, self._drain_until)
         return max(0.0, min(POLL_S, next_at - now, late_in_s))
 
     def _turn(self) -> None:
@@ -144,7 +150,7 @@ class IoLoop:
             self._beat()
         if self._is_draining:
             self._drain()
-        else:
+        elif self._may_claim:
             self._claim()
             self._admit()
 
@@ -175,12 +181,10 @@ class IoLoop:
 
     def _claim(self) -> None:
         """Fill the free places, if there is a reason to think that a job waits."""
-        num_free = self._runner.num_free_places
-        if num_free == 0 or self._is_suspended:
-            return
         # Taken before the look at the queues: a wake during it is for the next look.
         if not self._mailbox.take_wake() and time.monotonic() < self._poll_at:
             return
+        num_free = self._runner.num_free_places
         self._claims.extend(self._store.claim(self._queues, num_free))
         self._poll_at = time.monotonic() + POLL_S
         if len(self._claims) == num_free:

@@ -1,0 +1,97 @@
+"""The main loop in this very process, so that what it does can be counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import redis
+from rq.suspension import resume, suspend
+
+from tests.fakes import FakeEngine
+from tests.valkey import Valkey
+from tests.worker_bench import make_job, put, status_of
+from worker.batch_worker import BatchWorker
+from worker.io_loop import IoLoop, LoopLimits
+from worker.job_store import JobStore
+from worker.mailbox import Mailbox
+from worker.wire import keys
+
+WAIT_S = 20.0
+
+
+class CountingMailbox(Mailbox):
+    num_waits = 0
+
+    def wait(self, timeout_s: float) -> None:
+        self.num_waits += 1
+        super().wait(timeout_s)
+
+
+class RunningLoop:
+    """A loop on a thread of its own, which the product has in its main thread."""
+
+    def __init__(self, server: Valkey, engine: FakeEngine, limits: LoopLimits) -> None:
+        self.mailbox = CountingMailbox()
+        queues = keys.queue_names(engine.model_name)
+        self._worker = BatchWorker(queues, server.connect(), name="w1", mailbox=self.mailbox)
+        store = JobStore(server.connect(), "w1")
+        loop = IoLoop(engine, store, self._worker, self.mailbox, limits)
+        self._thread = threading.Thread(target=loop.run)
+
+    def __enter__(self) -> RunningLoop:
+        self._worker.begin()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mailbox.request_stop()
+        self.mailbox.request_stop()
+        self._thread.join(WAIT_S)
+        self._worker.end()
+        assert not self._thread.is_alive()
+
+
+def wait_for_status(client: redis.Redis, job_id: str, status: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while status_of(client, job_id) != status:
+        assert time.monotonic() < deadline, status_of(client, job_id)
+        time.sleep(0.01)
+
+
+def test_a_full_worker_with_a_long_queue_sleeps_between_steps(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    engine = FakeEngine(step_s=0.25, max_batch_size=1)
+    put(valkey, *(make_job(f"job-{number}", max_tokens=100) for number in range(3)))
+    with RunningLoop(valkey, engine, LoopLimits()) as loop:
+        wait_for_status(redis_client, "job-0", "started")
+        before = loop.mailbox.num_waits
+        time.sleep(1.5)
+        # A turn for each step, and one or two for beat and poll.
+        assert loop.mailbox.num_waits - before < 15
+    assert status_of(redis_client, "job-1") == "queued"
+
+
+def test_rq_suspend_keeps_jobs_in_the_queue_until_rq_resume(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    suspend(redis_client)
+    with RunningLoop(valkey, FakeEngine(), LoopLimits(beat_s=0.1)) as loop:
+        put(valkey, make_job("job", max_tokens=2))
+        time.sleep(0.5)
+        assert status_of(redis_client, "job") == "queued"
+        assert loop.mailbox.num_waits < 30
+        resume(redis_client)
+        wait_for_status(redis_client, "job", "finished")
+
+
+def test_a_worker_that_rq_has_forgotten_registers_again(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    with RunningLoop(valkey, FakeEngine(), LoopLimits(beat_s=0.1)):
+        redis_client.delete(keys.worker("w1"))
+        deadline = time.monotonic() + WAIT_S
+        while not redis_client.hexists(keys.worker("w1"), "birth"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
