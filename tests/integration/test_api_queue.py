@@ -26,6 +26,7 @@ from worker.wire import keys, queueing
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
 STREAM = BODY | {"stream": True}
+RESULT_WAIT_S = 15.0
 
 
 @contextmanager
@@ -92,7 +93,7 @@ def test_a_lost_delta_is_read_from_the_log(
     valkey: Valkey, worker: ScriptedWorker, post: Post
 ) -> None:
     # No sweep: the gap itself has it read.
-    with _api(valkey, sweep_s=60) as api:
+    with _api(valkey, sweep_s=600) as api:
         answer = post(api, STREAM)
         worker.claim()
         worker.accept()
@@ -100,7 +101,7 @@ def test_a_lost_delta_is_read_from_the_log(
         worker.say_unheard("l")
         worker.say("lo")
         worker.finish()
-        assert _text(answer.result()) == "hello"
+        assert _text(answer.result(RESULT_WAIT_S)) == "hello"
 
 
 def test_a_lost_acceptance_and_a_lost_start_are_found_by_the_sweep(
@@ -132,7 +133,7 @@ def test_no_token_is_lost_doubled_or_moved_when_the_subscription_breaks(
     valkey: Valkey, worker: ScriptedWorker, post: Post
 ) -> None:
     # No sweep: the renewed subscription has everything read.
-    with _api(valkey, sweep_s=60) as api:
+    with _api(valkey, sweep_s=600) as api:
         answer = post(api, STREAM)
         worker.claim()
         worker.accept()
@@ -142,7 +143,7 @@ def test_no_token_is_lost_doubled_or_moved_when_the_subscription_breaks(
             num_killed += worker.redis.client_kill_filter(_type="pubsub")
             worker.say(text[start : start + 20])
         worker.finish()
-        assert _text(answer.result()) == text
+        assert _text(answer.result(RESULT_WAIT_S)) == text
         assert num_killed > 0
 
 
