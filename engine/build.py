@@ -6,10 +6,12 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engine.cache.page_pool import PagePool
 from engine.cache.prefix_cache import PrefixCache
@@ -57,8 +59,10 @@ class EngineConfig:
     self_test: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "page_size", "max_draft_length"):
-            if getattr(self, name) < 1:
+        names = ("max_batch_size", "page_size", "max_draft_length", "max_model_len")
+        for name in (*names, "max_step_tokens", "kv_memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
@@ -83,6 +87,11 @@ def build_engine(config: EngineConfig | None = None) -> DFastLLMEngine:
     check_pair(verifier, drafter, tokenizer.vocab_size)
     backend = choose_backend(device, dtype, config.attention)
     max_model_len = config.max_model_len or verifier.max_positions
+    if max_model_len > verifier.max_positions:
+        raise UnsupportedModelError(
+            f"max_model_len is {max_model_len}, but the verifier knows only "
+            f"{verifier.max_positions} positions"
+        )
     num_pages = _num_pages(config, verifier, drafter, max_model_len)
     runner = ModelRunner(
         verifier, drafter, num_pages=num_pages, page_size=config.page_size, backend=backend
@@ -183,7 +192,8 @@ def _strategy_context(
 def _seconds(runner: ModelRunner, num_rows: int) -> float:
     """Best of five forwards over `num_rows` rows, four to a sequence, all on the scratch page."""
     width = min(num_rows, 4)
-    spans = [Span([0] * width, 0, [0]) for _ in range(num_rows // width)]
+    pages = [0] * -(-width // runner.page_size)
+    spans = [Span([0] * width, 0, pages) for _ in range(num_rows // width)]
     return _best_of(5, lambda: runner.verify(spans, list(range(num_rows))))
 
 
@@ -193,7 +203,7 @@ def _draft_seconds(runner: ModelRunner, num_blocks: int) -> float:
     return _best_of(5, lambda: runner.draft(blocks, [size - 1] * num_blocks))
 
 
-def _best_of(times: int, forward) -> float:  # type: ignore[no-untyped-def]
+def _best_of(times: int, forward: Callable[[], Tensor]) -> float:
     best = float("inf")
     for _ in range(times):
         started = time.perf_counter()

@@ -43,6 +43,18 @@ class CostCurve:
         error = (seen - self(size)) * _LOCAL_RATE
         self._seconds[left] += error * (1.0 - share)
         self._seconds[left + 1] += error * share
+        self._keep_rising(left + (share >= 0.5))
+
+    def _keep_rising(self, index: int) -> None:
+        """Let no size cost more than a larger one; of a pair at odds, the value at `index` holds.
+
+        Beyond its last point a curve that falls would fall to nothing, and all would be drafted.
+        """
+        values = self._seconds
+        for i in range(index, 0, -1):
+            values[i - 1] = min(values[i - 1], values[i])
+        for i in range(index + 1, len(values)):
+            values[i] = max(values[i], values[i - 1])
 
     def _locate(self, size: float) -> tuple[int, float]:
         """Index of the segment that holds `size`, and how far into it that lies (may pass 1)."""

@@ -127,7 +127,8 @@ class StepRunner:
         return self._outputs(blocks, logits, picks)
 
     def _verify(self, all_rows: Seq[Rows]) -> list[RowsOutput]:
-        spans, wanted, picks = [], [], []
+        spans, picks = [], []
+        wanted: list[int] = []
         offset = 0
         for rows in all_rows:
             spans.append(Span(rows.token_ids, rows.start, rows.sequence.page_ids))

@@ -77,7 +77,8 @@ def _attend_group(
     queries = (
         q[group.rows.flatten()] if len(context.batch.groups) > 1 or group.real is not None else q
     )
-    queries = queries.unflatten(0, (num_spans, width)).transpose(1, 2)  # [S, Hq, Q, D]
+    # queries: [S, Hq, Q, D] from here on
+    queries = queries.view(num_spans, width, *queries.shape[1:]).transpose(1, 2)
     keys = gather_pages(context.pool.keys(layer), group.pages)
     values = gather_pages(context.pool.values(layer), group.pages)
     attended = F.scaled_dot_product_attention(
@@ -108,7 +109,7 @@ def varlen_backend(
     from torch.nn.attention.varlen import varlen_attn
 
     arguments = _varlen_arguments(context)
-    return varlen_attn(  # type: ignore[no-any-return]
+    out = varlen_attn(
         q,
         context.pool.keys(layer),
         context.pool.values(layer),
@@ -122,6 +123,8 @@ def varlen_backend(
         seqused_k=arguments.seqused_k,
         block_table=arguments.block_table,
     )
+    assert isinstance(out, Tensor)  # a pair only where auxiliary outputs are asked for
+    return out
 
 
 @dataclass(frozen=True)
@@ -175,9 +178,15 @@ def paged_attention(
     paged: PagedContext,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query: [1, Hq, T, D]; key and value: [1, Hkv, T, D]."""
+    if softcap is not None or s_aux is not None:
+        # Said here, because where logits are small a comparison would not notice.
+        name = "soft-capped attention" if s_aux is None else "attention sinks"
+        raise NotImplementedError(f"{name} cannot be computed by this engine")
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     paged.pool.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,10 @@ class CausalLM:
 
     def __init__(self, model: nn.Module, *, tap_layers: tuple[int, ...] = ()) -> None:
         self.model = model
-        config = model.config  # type: ignore[union-attr]
+        config: Any = model.config
         text_config = config.get_text_config()
         heads = text_config.num_attention_heads
+        self.model_type: str = config.model_type
         self.vocab_size: int = text_config.vocab_size
         self.hidden_size: int = text_config.hidden_size
         self.max_positions: int = text_config.max_position_embeddings
@@ -98,8 +100,15 @@ class CausalLM:
         return self.model.get_output_embeddings()(hidden)  # type: ignore[operator, no-any-return]
 
     def _hook_taps(self) -> None:
+        if not self._tap_layers:
+            return
         layers = self.model.get_decoder().layers  # type: ignore[operator]
         for index in self._tap_layers:
+            if index >= len(layers):
+                raise UnsupportedModelError(
+                    f"this drafter was made for another verifier: target_layer_ids has {index}, "
+                    f"the verifier has {len(layers)} layers"
+                )
             layers[index].register_forward_hook(self._tap(index))
 
     def _tap(self, index: int):  # type: ignore[no-untyped-def]
@@ -116,11 +125,23 @@ def load_causal_lm(
     if not (path / "config.json").is_file():
         raise UnsupportedModelError(f"{path} is no model folder: config.json is missing")
     raw = json.loads((path / "config.json").read_text("utf-8"))
+    kind = raw.get("model_type", "unknown")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=PAGED_ATTENTION, local_files_only=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=PAGED_ATTENTION,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (ValueError, OSError) as error:
-        kind = raw.get("model_type", "unknown")
+    # A KeyError: the model looks its attention up by name in a table of its own.
+    except (ValueError, OSError, KeyError) as error:
         raise UnsupportedModelError(f"cannot load {path} (model_type {kind}): {error}") from error
-    return CausalLM(model.to(device).eval(), tap_layers=tap_layers)
+    model, report = loaded
+    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = ", ".join(sorted(report["missing_keys"])[:5])
+        raise UnsupportedModelError(f"{path} (model_type {kind}) lacks weights: {missing}")
+    try:
+        return CausalLM(model.to(device).eval(), tap_layers=tap_layers)
+    except AttributeError as error:  # no attention heads, no limit of positions, no plain layers
+        raise UnsupportedModelError(f"model_type {kind} is not supported: {error}") from error

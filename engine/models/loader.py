@@ -14,10 +14,21 @@ def load_pair(
     verifier_path: str, drafter_path: str | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[CausalLM, DFlashDrafter | None]:
     """Load both; the drafter says which of the verifier's layers it taps."""
-    drafter = None if drafter_path is None else load_drafter(Path(drafter_path), dtype, device)
+    drafter = None if drafter_path is None else _load_drafter(Path(drafter_path), dtype, device)
     taps = drafter.config.target_layer_ids if drafter is not None else ()
     verifier = load_causal_lm(Path(verifier_path), dtype=dtype, device=device, tap_layers=taps)
     return verifier, drafter
+
+
+def _load_drafter(path: Path, dtype: torch.dtype, device: torch.device) -> DFlashDrafter:
+    if not (path / "config.json").is_file():
+        raise UnsupportedModelError(f"{path} is no drafter folder: config.json is missing")
+    try:
+        return load_drafter(path, dtype, device)
+    except KeyError as error:
+        raise UnsupportedModelError(
+            f"{path} holds no DFlash drafter: its config.json has no {error}"
+        ) from error
 
 
 def check_pair(verifier: CausalLM, drafter: DFlashDrafter | None, num_tokens: int) -> None:

@@ -47,6 +47,7 @@ class ModelRunner:
         self.verifier = verifier
         self.drafter = drafter
         self.device = verifier.device
+        self.num_pages = num_pages
         self.page_size = page_size
         self.counts = ForwardCounts()
         self._backend = backend
@@ -141,7 +142,7 @@ class _BlockAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q: [S * B, Hq, D], k and v: [S * B, Hkv, D] -> [S * B, Hq, D]"""
         queries, own_keys, own_values = (
-            x.unflatten(0, (-1, self._width)).transpose(1, 2) for x in (q, k, v)
+            x.reshape(-1, self._width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
         )
         keys = torch.cat((gather_pages(self._pool.keys(layer), self._pages), own_keys), dim=2)
         values = torch.cat((gather_pages(self._pool.values(layer), self._pages), own_values), dim=2)

@@ -102,7 +102,8 @@ def pack(spans: Seq[Span], page_size: int, device: torch.device) -> PackedBatch:
 def _group(members: list[tuple[int, Span]], page_size: int, device: torch.device) -> SpanGroup:
     width = max(len(span.token_ids) for _, span in members)
     num_pages = max(-(-span.end // page_size) for _, span in members)
-    rows, pages, positions, real = [], [], [], []
+    rows, pages, positions = [], [], []
+    real: list[int] = []
     for index, (offset, span) in enumerate(members):
         count = len(span.token_ids)
         used = -(-span.end // page_size)
