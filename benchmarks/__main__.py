@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("table", nargs="?", choices=[*TABLES, "all"], help="absent: list them")
     parser.add_argument("--quick", action="store_true", help="a smoke run; its figures mean little")
-    parser.add_argument("--rounds", type=_positive, default=5, help="A B A B ... (default 5)")
+    parser.add_argument("--rounds", type=_positive, default=3, help="A B A B ... (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and of sampling")
     parser.add_argument("--data", type=Path, help="prompts from a .jsonl or .jsonl.xz file")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from benchmarks.options import Options
-from benchmarks.prompts import Prompt, prompts
+from benchmarks.prompts import Prompt, prompts_of_round, tokens_of_round
 from benchmarks.results import Cell, Chart, Table
 from benchmarks.rounds import Sample, interleave, middle, ratio
 from engine.build import build_engine
@@ -56,7 +56,6 @@ class ModesBench:
         # Without the prefix cache, or the second mode would find what the first has read.
         self._engine = build_engine(replace(engine_config(settings), prefix_cache=False))
         self._options = options
-        self._num_tokens = 16 if options.quick else 128
         self._references: dict[tuple[float, int, int], dict[str, list[int]]] = {}
 
     @property
@@ -65,15 +64,17 @@ class ModesBench:
 
     def measure(self, mode: str, temperature: float, at_once: int, number: int) -> Sample:
         """Run a closed loop: whenever a sequence ends, the next prompt takes its place."""
-        count = at_once if self._options.quick else max(4, 2 * at_once)
-        options = replace(self._options, seed=self._options.seed + 1000 * (number + 1))
-        waiting = deque(self._sequences(prompts(options, count), mode, temperature))
+        asked = prompts_of_round(self._options, at_once, number)
+        num_tokens = tokens_of_round(self._options, number)
+        waiting = deque(self._sequences(asked, num_tokens, mode, temperature))
         self._engine.reset_stats()
         run = _drive(self._engine, waiting, at_once)
         same = self._compare(run, mode, (temperature, at_once, number))
         return {**_figures(run, self._engine.metrics()), "same": same}
 
-    def _sequences(self, asked: list[Prompt], mode: str, temperature: float) -> Iterator[Sequence]:
+    def _sequences(
+        self, asked: list[Prompt], num_tokens: int, mode: str, temperature: float
+    ) -> Iterator[Sequence]:
         tokenizer = self._engine.tokenizer
         for index, prompt in enumerate(asked):
             if prompt.messages:
@@ -81,9 +82,9 @@ class ModesBench:
             else:
                 token_ids = tokenizer.encode(prompt.text)
             params = SamplingParams(
-                seed=index, temperature=temperature, max_tokens=self._num_tokens, ignore_eos=True
+                seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
             )
-            limit = self._engine.max_model_len - self._num_tokens
+            limit = self._engine.max_model_len - num_tokens
             yield self._engine.make_sequence(str(index), token_ids[-limit:], params, mode=mode)
 
     def _compare(self, run: Run, mode: str, key: tuple[float, int, int]) -> float:

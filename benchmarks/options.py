@@ -13,7 +13,7 @@ class Options:
     """One run of one or more tables."""
 
     quick: bool = False  # a smoke run: shows that the table works, its figures mean nothing
-    rounds: int = 5
+    rounds: int = 3
     seed: int = 0
     data: Path | None = None  # prompts from a file instead of the generator
     out: Path = RESULTS

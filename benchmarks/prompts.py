@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -37,6 +37,17 @@ def prompts(options: Options, count: int) -> list[Prompt]:
     if not found:
         raise PromptFileError(f'{options.data}: no line with "text" or "messages" to be answered')
     return [found[index % len(found)] for index in range(count)]
+
+
+def prompts_of_round(options: Options, at_once: int, number: int) -> list[Prompt]:
+    """One closed loop's worth: the same for all cases of a round, and new in every round."""
+    count = at_once if options.quick else max(3, at_once)
+    return prompts(replace(options, seed=options.seed + 1000 * (number + 1)), count)
+
+
+def tokens_of_round(options: Options, number: int) -> int:
+    """How many tokens to generate for a prompt; a few are enough to warm up."""
+    return 16 if options.quick or number < 0 else 128
 
 
 def generate(seed: int) -> Iterator[Prompt]:

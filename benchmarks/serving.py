@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from benchmarks.load import completion, model_name, run_streams
 from benchmarks.options import Options
-from benchmarks.prompts import prompts
+from benchmarks.prompts import prompts_of_round, tokens_of_round
 from benchmarks.results import Cell, Chart, Table
 from benchmarks.rounds import Sample, interleave, middle, ratio
 from benchmarks.server import served
@@ -65,9 +63,8 @@ def _sample(
     at_once: int,
     number: int,
 ) -> Sample:
-    num_tokens = 16 if options.quick else 128
-    count = at_once if options.quick else max(4, 2 * at_once)
-    asked = prompts(replace(options, seed=options.seed + 1000 * (number + 1)), count)
+    num_tokens = tokens_of_round(options, number)
+    asked = prompts_of_round(options, at_once, number)
     requests = [
         completion(
             prompt,

@@ -6,7 +6,8 @@ from openai import OpenAI
 
 base_url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080/v1"
 client = OpenAI(base_url=base_url, api_key="none")  # or the server's VDIFF_API_KEY
-model = client.models.list().data[0].id
+# Models stay listed for a day after their last worker: take the one that came last.
+model = max(client.models.list().data, key=lambda model: model.created).id
 
 stream = client.chat.completions.create(
     model=model,

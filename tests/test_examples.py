@@ -21,7 +21,7 @@ from engine.generation.strategy import GenerationStrategy
 from engine.request.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parent.parent
-LIMIT_S = 90
+LIMIT_S = 150
 PROMPT = "Spell garden.\nG-A-R-D-E-N\nSpell garden.\nG-A-R"
 
 
