@@ -53,7 +53,7 @@ class EngineConfig:
     max_step_tokens: int | None = None
     page_size: int = 16
     kv_memory_bytes: int | None = None
-    default_mode: str = "deer"
+    default_mode: str | None = None  # None: deer where there is a drafter, else ar
     max_draft_length: int = 15
     prefix_cache: bool = True
     self_test: bool = True
@@ -97,14 +97,18 @@ def build_engine(config: EngineConfig | None = None) -> DFastLLMEngine:
         verifier, drafter, num_pages=num_pages, page_size=config.page_size, backend=backend
     )
     if config.self_test:
-        check_against_eager(runner)
+        # On a GPU the operators' launch is not what a step waits for, and no run has tried it.
+        check_against_eager(runner, fuse=device.type == "cpu")
     pool = PagePool(num_pages, config.page_size)
     prefix_cache = PrefixCache(pool, enabled=config.prefix_cache)
     context = _strategy_context(config, runner, max_model_len)
     runner.counts.reset()  # what was run to measure costs served nobody
     available = frozenset({ModelRole.VERIFIER} | ({ModelRole.DRAFTER} if drafter else set()))
     strategies = load_strategies(context, available)
-    default_mode = config.default_mode if config.default_mode in strategies else "ar"
+    default_mode = config.default_mode or ("deer" if drafter else "ar")
+    if default_mode not in strategies:
+        offered = ", ".join(sorted(strategies))
+        raise UnsupportedModelError(f"mode {default_mode!r}: these models offer only {offered}")
     step_tokens = config.max_step_tokens or (2048 if device.type == "cuda" else 256)
     batcher = RequestBatcher(
         BatcherConfig(config.max_batch_size, step_tokens), pool, prefix_cache, strategies

@@ -68,7 +68,7 @@ class RequestBatcher:
         self.running: list[Sequence] = []  # in order of admission
         self.pool = pool
         self.prefix_cache = prefix_cache
-        self._strategies = strategies
+        self.strategies = strategies
         self._ended_before_start: list[Sequence] = []
 
     @property
@@ -171,7 +171,7 @@ class RequestBatcher:
         return [(seq, n) for seq, n in prefills if seq.status is SequenceStatus.RUNNING]
 
     def _max_rows(self, sequence: Sequence) -> int:
-        return min(self._strategies[sequence.mode].max_rows, sequence.num_remaining)
+        return min(self.strategies[sequence.mode].max_rows, sequence.num_remaining)
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make sure there are pages for `num_tokens`; False where the sequence was pre-empted."""
@@ -214,7 +214,7 @@ class RequestBatcher:
             self.waiting.remove(sequence)
         self._release_pages(sequence)
         sequence.status = SequenceStatus.FINISHED
-        self._strategies[sequence.mode].release(sequence)
+        self.strategies[sequence.mode].release(sequence)
 
     def _release_pages(self, sequence: Sequence) -> None:
         # Last page first: of a prefix, the end is forgotten before the beginning.

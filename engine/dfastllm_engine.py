@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict
 from typing import Any
 
+from engine.base import HasStats
 from engine.continuous_batching import ContinuousBatchingEngine
 from engine.decoding.logit_processors import check_vocab
 from engine.models.model_runner import ModelRunner
@@ -136,6 +137,9 @@ class DFastLLMEngine:
             "num_requests_running": self.num_running,
             "num_requests_waiting": self.num_waiting,
         }
+        for name, strategy in batcher.strategies.items():
+            if isinstance(strategy, HasStats):
+                counts |= {f"{name}_{key}": value for key, value in strategy.get_stats().items()}
         return {name: float(value) for name, value in {**counts, **gauges}.items()}
 
     def get_stats(self) -> dict[str, Any]:
@@ -145,6 +149,9 @@ class DFastLLMEngine:
         self._batching.batcher.stats.reset()
         self._batching.batcher.prefix_cache.stats.reset()
         self._runner.counts.reset()
+        for strategy in self._batching.batcher.strategies.values():
+            if isinstance(strategy, HasStats):
+                strategy.reset_stats()
 
     def _check(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any
 
 from engine.base import BaseStats
 from engine.decoding.verification import count_accepted_prefix
@@ -79,6 +80,12 @@ class HybridEngine(GenerationStrategy):
 
     def release(self, sequence: Sequence) -> None:
         self._acceptance.forget(sequence.sequence_id)
+
+    def get_stats(self) -> dict[str, Any]:
+        return self.stats.to_dict()
+
+    def reset_stats(self) -> None:
+        self.stats.reset()
 
     def _draft_rows(self, sequences: Seq[Sequence]) -> list[Rows]:
         lengths = self._plan(sequences)

@@ -61,7 +61,12 @@ class PrefixCache:
         return pages, digests
 
     def insert(
-        self, token_ids: Seq[int], page_ids: Seq[int], digests: list[bytes], num_full: int, salt: str
+        self,
+        token_ids: Seq[int],
+        page_ids: Seq[int],
+        digests: list[bytes],
+        num_full: int,
+        salt: str,
     ) -> None:
         """File the pages that became full; `digests` holds those filed before, and is extended.
 

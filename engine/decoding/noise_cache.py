@@ -32,6 +32,8 @@ class NoiseCache:
         if self._pool.shape[1] != vocab_size:
             self._slots.clear()
             self._pool = torch.empty(max(1, self._max_bytes // (4 * vocab_size)), vocab_size)
+        if not keys:
+            return self._pool[:0]
         if len(keys) > len(self._pool):
             return _make(keys, vocab_size)
         for key in keys:  # first of all, so that making room cannot drop what is wanted now

@@ -22,6 +22,9 @@ from engine.models.token_sampler import Pick, TokenSampler
 from engine.request.outputs import TokenLogprobs
 from engine.request.sequence import Sequence
 
+MAX_DRAFT_ROUNDS = 64
+"""A strategy that asks for more has a fault, and would hold up everybody in the batch."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -80,7 +83,7 @@ class StepRunner:
             start += len(party_rows)
             self._strategies[name].observe(timing)
             tokens = self._strategies[name].accept(party_outputs)
-            commits += map(self._commit, party_outputs, tokens)
+            commits += [self._commit(*pair) for pair in zip(party_outputs, tokens, strict=True)]
         return commits + [self._prefill_commit(output) for output in outputs[start:]]
 
     def _by_strategy(self, sequences: Seq[Sequence]) -> dict[str, list[Sequence]]:
@@ -95,7 +98,7 @@ class StepRunner:
         """Ask every strategy until all of them want the verifier; counts drafted blocks."""
         proposals = {name: self._strategies[name].propose(p, ()) for name, p in parties.items()}
         num_blocks = 0
-        while True:
+        for _ in range(MAX_DRAFT_ROUNDS):
             blocks = {
                 name: rows
                 for name, rows in proposals.items()
@@ -111,6 +114,7 @@ class StepRunner:
                 drafted = outputs[start : start + len(party_rows)]
                 start += len(party_rows)
                 proposals[name] = self._strategies[name].propose(parties[name], drafted)
+        raise RuntimeError(f"{', '.join(blocks)}: still drafting after {MAX_DRAFT_ROUNDS} rounds")
 
     def _draft(self, blocks: Seq[Rows]) -> list[RowsOutput]:
         spans = [Span(r.token_ids, r.start, r.sequence.page_ids) for r in blocks]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from engine.models.attention import PAGED_ATTENTION, Backend, PagedContext
+from engine.models.fused_layers import FusedLayer, can_fuse
 from engine.models.kv_pool import KvPool
 from engine.models.packing import PackedBatch
 
@@ -86,6 +87,18 @@ class CausalLM:
             return self.model(input_ids=token_ids, use_cache=False).logits  # type: ignore[no-any-return]
         finally:
             self.model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
+
+    def fuse_layers(self) -> bool:
+        """Replace the layers by faster ones that compute the same; False where none is known.
+
+        There is no eager attention after this: `eager_logits` must have been asked before.
+        """
+        decoder: Any = self.model.get_decoder()  # type: ignore[operator]
+        if not all(map(can_fuse, getattr(decoder, "layers", [decoder]))):
+            return False
+        decoder.layers = nn.ModuleList(map(FusedLayer, decoder.layers))
+        self._hook_taps()
+        return True
 
     def tapped_hidden(self) -> Tensor:
         """Hidden states of the last forward after each tapped layer, side by side: [T, taps * H]"""

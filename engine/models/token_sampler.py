@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
+from engine.decoding.noise_cache import NoiseCache
 from engine.decoding.sampler import gather_logprobs, sample
 from engine.decoding.sampling_table import Entry, SamplingTable
 from engine.request.outputs import TokenLogprobs
@@ -46,6 +47,8 @@ class TokenSampler:
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self._tokenizer = tokenizer
         self._device = device
+        # A row of noise is wanted by drafter and verifier; on a GPU a look-up costs more than it.
+        self._noise_cache = NoiseCache() if device.type == "cpu" else None
         self._tables: dict[tuple[tuple[int, int, int], ...], _KnownTable] = {}
 
     def sample(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
@@ -58,7 +61,9 @@ class TokenSampler:
             for position in range(pick.first_position, pick.first_position + pick.count)
         ]
         rows = torch.tensor([owners, positions], dtype=torch.int64).to(self._device)
-        drawn: list[int] = sample(logits, self._table(picks), rows[0], rows[1]).tolist()
+        drawn: list[int] = sample(
+            logits, self._table(picks), rows[0], rows[1], self._noise_cache
+        ).tolist()
         tokens, start = [], 0
         for pick in picks:
             tokens.append(drawn[start : start + pick.count])

@@ -38,7 +38,7 @@ class SamplingParams:
         _check("min_tokens", self.min_tokens, 0, math.inf)
         _check("temperature", self.temperature, 0.0, 100.0)
         _check("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check("top_k", self.top_k, 0, math.inf)
+        _check("top_k", self.top_k, 0, 2**31)
         _check("min_p", self.min_p, 0.0, 1.0)
         _check("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)

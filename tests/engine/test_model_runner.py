@@ -60,7 +60,7 @@ def test_a_sliding_window_is_honoured(tmp_path: Path) -> None:
     model = tiny_qwen3(
         sliding_window=5, use_sliding_window=True, layer_types=["sliding_attention"] * 3
     )
-    path, drafter_path = save_pair(tmp_path, model, tiny_drafter())
+    path, _ = save_pair(tmp_path, model, tiny_drafter())
     verifier, _ = load_pair(str(path), None, torch.float32, CPU)
     runner = ModelRunner(verifier, None, num_pages=64, page_size=4, backend=sdpa_backend)
     ids = tokens(40, 5)

@@ -11,7 +11,7 @@ from transformers import Qwen3ForCausalLM as Qwen3
 from engine.models.dflash import DFlashConfig, DFlashDrafter, save_drafter
 
 VOCAB_SIZE = 512
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "num_hidden_layers": 3,
@@ -25,12 +25,12 @@ _SHAPE = {
 
 def tiny_qwen3(seed: int = 0, **changes: object) -> PreTrainedModel:
     torch.manual_seed(seed)
-    return Qwen3(Qwen3Config(**{**_SHAPE, "tie_word_embeddings": True, **changes})).eval()
+    return Qwen3(Qwen3Config(**{**SHAPE, "tie_word_embeddings": True, **changes})).eval()
 
 
 def tiny_llama(seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**_SHAPE)).eval()
+    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
 
 
 def tiny_drafter(seed: int = 0, block_size: int = 4) -> DFlashDrafter:
