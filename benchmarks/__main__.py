@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: lists the tables, or measures one of them, or all."""
+"""`python -m benchmarks`: lists the tables; with names, or all, measures them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TABLES = {
 
 def main() -> int:
     args = _parser().parse_args()
-    if args.table is None:
+    if not args.tables:
         width = max(map(len, TABLES))
         print("\n".join(f"{name:<{width}}  {text}" for name, text in TABLES.items()))
         return 0
     options = Options(args.quick, args.rounds, args.seed, args.data, args.out)
     # As the worker does, and like it before torch is imported, which reads this once.
     set_cpu_policy(os.environ)
-    for name in TABLES if args.table == "all" else [args.table]:
+    for name in TABLES if "all" in args.tables else args.tables:
         _measure(name, options)
     return 0
 
@@ -49,13 +49,20 @@ def _measure(name: str, options: Options) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("table", nargs="?", choices=[*TABLES, "all"], help="absent: list them")
+    words = f"{', '.join(TABLES)} or all; none: list them"
+    parser.add_argument("tables", nargs="*", type=_table, metavar="table", help=words)
     parser.add_argument("--quick", action="store_true", help="a smoke run; its figures mean little")
     parser.add_argument("--rounds", type=_positive, default=3, help="A B A B ... (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and of sampling")
     parser.add_argument("--data", type=Path, help="prompts from a .jsonl or .jsonl.xz file")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return parser
+
+
+def _table(text: str) -> str:
+    if text not in TABLES and text != "all":
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TABLES)}, all")
+    return text
 
 
 def _positive(text: str) -> int:
