@@ -29,7 +29,7 @@ check: $(VENV)/.dev-installed  ## lint, format, types, import rules
 	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.dev-installed  ## measure latency and throughput of a server started for it
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(or $(ARGS),all)
 
 train: $(VENV)/.dev-installed  ## train the built-in models anew (ARGS='--help')
 	$(BIN)/dfastllm train $(ARGS)

@@ -20,8 +20,11 @@ class ModelController(Controller):
 
     @get()
     async def list_models(self, services: AppServices) -> ModelList:
-        """List the models that workers offer."""
-        return ModelList(data=[_body(model) for model in await services.gateway.models()])
+        """List the models that workers offer now; while no worker is up, those it knew last."""
+        workers = await services.gateway.workers()
+        offered = {worker.model.name: worker.model for worker in workers}
+        models = list(offered.values()) or await services.gateway.models()
+        return ModelList(data=[_body(model) for model in models])
 
     @get("/{name:path}")
     async def get_model(self, name: FromPath[str], services: AppServices) -> ModelBody:

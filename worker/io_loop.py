@@ -21,6 +21,7 @@ log = logging.getLogger("worker")
 
 POLL_S = 1.0  # a wake can get lost; no job waits longer than this for it
 RETRY_S = 0.25  # while Redis is away
+ADMIT_SLICE_S = 0.005  # a round trip for each admitted job would cost more than the job's wait
 LAST_WORDS_S = 3.0  # how long a stopping worker tries to tell Redis what it leaves behind
 EXIT_ENGINE_BROKEN = 70
 
@@ -191,11 +192,16 @@ class IoLoop:
             self._mailbox.wake()
 
     def _admit(self) -> None:
-        """Start what was claimed; others' output goes out between two prompts' tokenization."""
+        """Start what was claimed; long prompts hold up nobody's output for more than a moment."""
+        sent_at = time.monotonic()
         while self._claims:
             self._runner.admit(self._claims.popleft())
-            self._absorb_outputs()
-            self._send()
+            if time.monotonic() - sent_at > ADMIT_SLICE_S:
+                self._absorb_outputs()
+                self._send()
+                sent_at = time.monotonic()
+        self._absorb_outputs()
+        self._send()
 
     def _drain(self) -> None:
         if time.monotonic() >= self._drain_until:
