@@ -12,6 +12,7 @@ from engine.models.dflash import DFlashDrafter
 from engine.training.corpus import load_corpus
 from engine.training.documents import IM_START, source_weight, turn
 from engine.training.evaluate import Acceptance, coupled, drafts_everywhere, replay
+from engine.training.presets import ROW_LENGTHS
 from engine.training.rollouts import continue_batch
 from engine.training.sources import describe
 from engine.training.tokenizer import STOP_IDS
@@ -45,8 +46,8 @@ They know a few narrow things: dialogues in which a table, a ride, a doctor or a
 the weather asked for, openings of very simple stories, arithmetic step by step, spelling, small
 tables. They make up every fact (names, prices, times, forecasts), get most sums of more than two
 digits wrong, lose the thread of a story within some sentences, and answer an open question with
-something that only sounds like an answer. They write no code and know English alone. Training rows
-had at most 1,024 tokens, so text further on than that is out of their range.
+something that only sounds like an answer. They write no code and know English alone. They take up
+to 2,048 tokens, but have trained on rows of 1,024 at most.
 """
 
 
@@ -102,13 +103,19 @@ def _data(run_folder: Path) -> str:
 
 def _training(run_folder: Path) -> str:
     lines = ["## Training\n", "| | steps | tokens read | minutes |", "|---|---|---|---|"]
-    commands = []
     for stage in ("verifier", "drafter"):
         facts = _facts(run_folder, stage)
         minutes = facts["elapsed_s"] / 60
         lines.append(f"| {stage} | {facts['step']:,} | {facts['tokens']:,} | {minutes:.0f} |")
-        commands.append(_without_folders(facts["options"]["command"]))
-    return "\n".join([*lines, "\n```sh", *dict.fromkeys(commands), "```\n"])
+    options = _facts(run_folder, "drafter")["options"]
+    spans = ", ".join(f"{length} up to {until:.0%}" for until, length in ROW_LENGTHS[:-1])
+    lines.append(
+        f"\nRows of {spans} of the time, {ROW_LENGTHS[-1][1]:,} after. The drafter learnt from"
+        f"\n{options['num_rollouts']:,} outputs of the verifier, half of them greedy, half sampled,"
+        "\nwith corpus text in every fourth batch. The command for all of it:\n"
+    )
+    command = _without_folders(options["command"]).replace("training drafter", "training all")
+    return "\n".join([*lines, "```sh", command, "```\n"])
 
 
 def _without_folders(command: str) -> str:
