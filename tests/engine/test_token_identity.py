@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from engine.build import EMBEDDED
 from engine.generation import registry
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import (
@@ -18,7 +17,6 @@ from tests.engine.engines import (
     TinyModels,
     batcher_of,
     check_nothing_leaked,
-    load_models,
     make_engine,
     run_all,
     tokens,
@@ -194,22 +192,3 @@ def test_a_drafter_row_is_penalised_and_biased_like_its_verifier(models: TinyMod
     result = run_all(make_engine(models), [one])[0]
     accepted, refused = count_drafts([result])
     assert accepted > refused
-
-
-@pytest.mark.skipif(not (EMBEDDED / "drafter").is_dir(), reason="no embedded models here")
-def test_the_shipped_models_draft_and_lose_nothing() -> None:
-    shipped = load_models(EMBEDDED / "verifier", EMBEDDED / "drafter")
-    texts = ["Once upon a time", "1, 2, 3, 4,", "def add(a, b):\n    return", '{"name": "Tom",']
-    params = SamplingParams(max_tokens=10, ignore_eos=True)
-    asks = [
-        Ask(
-            shipped.tokenizer.encode(text),
-            replace(params, seed=seed, temperature=float(seed % 2)),
-        )
-        for seed, text in enumerate(texts)
-    ]
-    deer = [replace(one, mode="deer", draft_length=3 + i) for i, one in enumerate(asks)]
-    plain = [result for one in asks for result in run_all(make_engine(shipped), [one])]
-    results = run_all(make_engine(shipped), deer)
-    same(results, plain)
-    both_happened(results, at_least=1)
