@@ -202,3 +202,13 @@ def tokens(count: int, seed: int) -> list[int]:
     """A prompt of ordinary byte tokens."""
     chooser = random.Random(seed)
     return [chooser.randrange(200) for _ in range(count)]
+
+
+def count_drafts(results: Seq[Result]) -> tuple[int, int]:
+    """How many draft tokens were accepted, and how many were refused."""
+    accepted = drafted = 0
+    for result in results:
+        assert result.summary is not None
+        accepted += sum(j * n for j, n in enumerate(result.summary.acceptance_histogram))
+        drafted += result.summary.num_draft_tokens
+    return accepted, drafted - accepted

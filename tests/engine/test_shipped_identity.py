@@ -14,7 +14,7 @@ from engine.dfastllm_engine import DFastLLMEngine
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
 from engine.request.sampling_params import SamplingParams
-from tests.engine.engines import Ask, Result, check_nothing_leaked, run_all
+from tests.engine.engines import Ask, Result, check_nothing_leaked, count_drafts, run_all
 
 NUM_SEEDS = 8
 NUM_TOKENS = 24
@@ -72,15 +72,6 @@ def in_a_mixed_batch(one: Ask, seed: int) -> Ask:
     if seed < 2:
         return one
     return replace(one, mode="deer", draft_length=None if seed < 4 else seed - 1)
-
-
-def count_drafts(results: list[Result]) -> tuple[int, int]:
-    accepted = drafted = 0
-    for result in results:
-        assert result.summary is not None
-        accepted += sum(j * n for j, n in enumerate(result.summary.acceptance_histogram))
-        drafted += result.summary.num_draft_tokens
-    return accepted, drafted - accepted
 
 
 def assert_same(engine: DFastLLMEngine, one: Ask, result: Result, reference: Result) -> None:

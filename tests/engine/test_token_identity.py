@@ -17,6 +17,7 @@ from tests.engine.engines import (
     TinyModels,
     batcher_of,
     check_nothing_leaked,
+    count_drafts,
     make_engine,
     run_all,
     tokens,
@@ -71,16 +72,6 @@ def same(results: Sequence[Result], expected: Sequence[Result]) -> None:
     for result, alone in zip(results, expected, strict=True):
         assert result.token_ids == alone.token_ids
         assert (result.text, result.finish_reason) == (alone.text, alone.finish_reason)
-
-
-def count_drafts(results: Sequence[Result]) -> tuple[int, int]:
-    """How many draft tokens were accepted, and how many were refused."""
-    accepted = drafted = 0
-    for result in results:
-        assert result.summary is not None
-        accepted += sum(j * n for j, n in enumerate(result.summary.acceptance_histogram))
-        drafted += result.summary.num_draft_tokens
-    return accepted, drafted - accepted
 
 
 def both_happened(results: Sequence[Result], at_least: int = 5) -> None:

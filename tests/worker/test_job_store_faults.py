@@ -11,36 +11,14 @@ import redis
 import redis.asyncio
 from rq.job import Job
 
-from tests.valkey import Valkey
 from tests.wire.samples import INFO, QUEUES, delta, finished, put
+from tests.worker.leases import LEASE_S, outlive_the_lease, status_of
 from worker.job_store import JobStore, StepRecord
 from worker.serializer import RestrictedSerializer
 from worker.wire import codec, queueing
 from worker.wire.messages import Failed
 
 pytestmark = pytest.mark.anyio
-
-LEASE_S = 0.25
-
-
-@pytest.fixture
-def store(redis_client: redis.Redis) -> JobStore:
-    return JobStore(redis_client, "w1", lease_s=LEASE_S)
-
-
-@pytest.fixture
-def other(valkey: Valkey) -> JobStore:
-    """Another worker's store, with a lease that does not run out during a test."""
-    return JobStore(valkey.connect(), "w2", lease_s=60)
-
-
-async def status_of(client: redis.asyncio.Redis, job_id: str) -> str | None:
-    state = await queueing.job_state(client, job_id)
-    return state.status if state else None
-
-
-def outlive_the_lease() -> None:
-    time.sleep(LEASE_S * 1.2)
 
 
 async def test_a_dead_workers_jobs_continue_elsewhere_where_their_log_ends(

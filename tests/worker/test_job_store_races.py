@@ -14,33 +14,12 @@ from rq.registry import StartedJobRegistry
 
 from tests.valkey import Valkey
 from tests.wire.samples import INFO, QUEUE, QUEUES, delta, finished, make_job, put, stopped
+from tests.worker.leases import LEASE_S, outlive_the_lease, status_of
 from worker.job_store import JobStore, StepRecord
 from worker.serializer import RestrictedSerializer
 from worker.wire import queueing
 
 pytestmark = pytest.mark.anyio
-
-LEASE_S = 0.25
-
-
-@pytest.fixture
-def store(redis_client: redis.Redis) -> JobStore:
-    return JobStore(redis_client, "w1", lease_s=LEASE_S)
-
-
-@pytest.fixture
-def other(valkey: Valkey) -> JobStore:
-    """Another worker's store, with a lease that does not run out during a test."""
-    return JobStore(valkey.connect(), "w2", lease_s=60)
-
-
-async def status_of(client: redis.asyncio.Redis, job_id: str) -> str | None:
-    state = await queueing.job_state(client, job_id)
-    return state.status if state else None
-
-
-def outlive_the_lease() -> None:
-    time.sleep(LEASE_S * 1.2)
 
 
 async def test_an_id_that_is_queued_twice_runs_once(
