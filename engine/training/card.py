@@ -44,10 +44,11 @@ LIMITS = """\
 
 They know a few narrow things: dialogues in which a table, a ride, a doctor or a coffee is booked or
 the weather asked for, openings of very simple stories, arithmetic step by step, spelling, small
-tables. They make up every fact (names, prices, times, forecasts), get most sums of more than two
-digits wrong, lose the thread of a story within some sentences, and answer an open question with
-something that only sounds like an answer. They write no code and know English alone. They take up
-to 2,048 tokens, but have trained on rows of 1,024 at most.
+tables. They know the form of these better than the content: they make up every fact (names, prices,
+times, forecasts) and get most sums, spellings and tables wrong. They lose the thread of a story
+within some sentences, and answer an open question with something that only sounds like an answer.
+They write no code and know English alone. They take up to 2,048 tokens, but have trained on rows of
+1,024 at most.
 """
 
 
@@ -112,7 +113,8 @@ def _training(run_folder: Path) -> str:
     lines.append(
         f"\nRows of {spans} of the time, {ROW_LENGTHS[-1][1]:,} after. The drafter learnt from"
         f"\n{options['num_rollouts']:,} outputs of the verifier, half of them greedy, half sampled,"
-        "\nwith corpus text in every fourth batch. The command for all of it:\n"
+        "\nwith corpus text in every fourth batch. Minutes are wall-clock time: another machine"
+        "\nreads more or less text in them. The command for all of it:\n"
     )
     command = _without_folders(options["command"]).replace("training drafter", "training all")
     return "\n".join([*lines, "```sh", command, "```\n"])
