@@ -17,6 +17,8 @@ from typing import NamedTuple
 _LOCAL_RATE = 0.1
 _GLOBAL_RATE = 0.02
 _OUTLIER = 4.0
+_LUCK_PRIOR = 4.0  # tokens' worth of belief that a sequence is like the others
+_LUCK_REST = 0.8
 
 
 class CostCurve:
@@ -82,7 +84,7 @@ class AcceptanceModel:
     def survivals(self, sequence_id: str, length: int) -> list[float]:
         """a[0], ..., a[length - 1] of one sequence: falling, each in [0, 1)."""
         accepted, expected = self._luck.get(sequence_id, (0.0, 0.0))
-        factor = (accepted + 2.0) / (expected + 2.0)
+        factor = (accepted + _LUCK_PRIOR) / (expected + _LUCK_PRIOR)
         chances = (min(self.conditional(j) * factor, 0.98) for j in range(length))
         return list(accumulate(chances, mul))
 
@@ -98,6 +100,12 @@ class AcceptanceModel:
             old_accepted * 0.9 + num_accepted,
             old_expected * 0.9 + expected,
         )
+
+    def rest(self, sequence_id: str) -> None:
+        """A step without a draft: bad luck fades, or a sequence would never be tried again."""
+        if sequence_id in self._luck:
+            accepted, expected = self._luck[sequence_id]
+            self._luck[sequence_id] = (accepted * _LUCK_REST, expected * _LUCK_REST)
 
     def forget(self, sequence_id: str) -> None:
         self._luck.pop(sequence_id, None)

@@ -139,5 +139,6 @@ class HybridEngine(GenerationStrategy):
             self._acceptance.update(sequence.sequence_id, len(draft), num_accepted)
         else:
             self.stats.num_undrafted_steps += 1
+            self._acceptance.rest(sequence.sequence_id)
         sequence.record_draft(len(draft), num_accepted)
         return output.token_ids[: num_accepted + 1]

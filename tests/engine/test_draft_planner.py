@@ -168,3 +168,15 @@ def test_an_easy_text_is_told_from_a_hard_one_and_forgotten_with_its_sequence() 
     for name in ("easy", "hard", "never seen"):
         model.forget(name)
     assert model.survivals("easy", 3) == model.survivals("new", 3)
+
+
+def test_a_sequence_that_was_given_up_is_tried_again() -> None:
+    model = AcceptanceModel(4)
+    for _ in range(20):
+        model.update("unlucky", 4, 0)
+        model.update("other", 4, 4)
+    low = model.survivals("unlucky", 4)[0]
+    assert low < 0.6 * model.survivals("new", 4)[0]
+    for _ in range(40):
+        model.rest("unlucky")
+    assert model.survivals("unlucky", 4) == pytest.approx(model.survivals("new", 4), rel=0.05)
