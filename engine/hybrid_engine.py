@@ -26,6 +26,8 @@ from engine.request.sequence import Sequence
 
 _PROBE_EVERY = 32
 """Steps between full-length drafts, which keep the estimates of deep positions fresh."""
+_PROBE_SHARE = 8
+"""One sequence in so many is probed: a full draft of a whole large batch is a dear step."""
 
 
 @dataclass
@@ -104,19 +106,22 @@ class HybridEngine(GenerationStrategy):
     def _plan(self, sequences: Seq[Sequence]) -> list[int]:
         self._num_steps += 1
         limits = [min(self._max_length, seq.num_remaining - 1) for seq in sequences]
-        if self._num_steps % _PROBE_EVERY == 0:
-            return [
-                limit if seq.draft_length is None else min(seq.draft_length, limit)
-                for seq, limit in zip(sequences, limits, strict=True)
-            ]
-        candidates = [
-            Candidate(
-                self._acceptance.survivals(seq.sequence_id, limit),
-                None if seq.draft_length is None else min(seq.draft_length, limit),
-            )
-            for seq, limit in zip(sequences, limits, strict=True)
-        ]
+        probed = self._probed(len(sequences))
+        candidates = []
+        for index, (seq, limit) in enumerate(zip(sequences, limits, strict=True)):
+            fixed = limit if index in probed else None
+            if seq.draft_length is not None:
+                fixed = min(seq.draft_length, limit)
+            survivals = self._acceptance.survivals(seq.sequence_id, limit)
+            candidates.append(Candidate(survivals, fixed))
         return plan_lengths(candidates, self._verify_cost, self._draft_cost)
+
+    def _probed(self, num_sequences: int) -> range:
+        """Which sequences get a full draft in this step whatever it costs; none in most steps."""
+        turn, rest = divmod(self._num_steps, _PROBE_EVERY)
+        if rest:
+            return range(0)
+        return range(turn % min(_PROBE_SHARE, num_sequences), num_sequences, _PROBE_SHARE)
 
     def _verify_rows(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         drafts = {output.rows.sequence.sequence_id: output.token_ids for output in drafted}
