@@ -37,6 +37,10 @@ EMBEDDED = Path(__file__).parent / "weights"
 EMBEDDED_NAME = "dfastllm-embedded"
 
 
+class ModeNotOfferedError(UnsupportedModelError):
+    """A default mode for which there is no strategy, or not the models that it needs."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """What to serve, and how much of it at once."""
@@ -108,7 +112,7 @@ def build_engine(config: EngineConfig | None = None) -> DFastLLMEngine:
     default_mode = config.default_mode or ("deer" if drafter else "ar")
     if default_mode not in strategies:
         offered = ", ".join(sorted(strategies))
-        raise UnsupportedModelError(f"mode {default_mode!r}: these models offer only {offered}")
+        raise ModeNotOfferedError(f"{default_mode}: these models offer only {offered}")
     step_tokens = config.max_step_tokens or (2048 if device.type == "cuda" else 256)
     batcher = RequestBatcher(
         BatcherConfig(config.max_batch_size, step_tokens), pool, prefix_cache, strategies

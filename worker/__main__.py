@@ -34,18 +34,19 @@ def main(argv: list[str]) -> int:
 
 
 def _work(settings: WorkerSettings, name: str | None) -> int:
-    from engine.build import build_engine
+    from engine.build import ModeNotOfferedError, build_engine
     from engine.models.causal_lm import UnsupportedModelError
     from worker.batch_worker import unique_name
-    from worker.engine_config import check_mode, engine_config
+    from worker.engine_config import engine_config
     from worker.service import serve
 
     log.info("settings that differ from the defaults: %s", changed_settings(settings) or "none")
     try:
         engine = build_engine(engine_config(settings))
+    except ModeNotOfferedError as error:
+        raise SettingsError(f"VDIFF_HYBRID_MODE={error}") from error
     except (OSError, UnsupportedModelError) as error:
         raise SettingsError(f"the model cannot be used: {error}") from error
-    check_mode(settings, engine.modes)
     return serve(engine, settings, name or unique_name())
 
 

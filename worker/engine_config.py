@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.build import EngineConfig
-from worker.settings import SettingsError, WorkerSettings
+from worker.settings import WorkerSettings
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:
@@ -33,14 +33,6 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
     if settings.flash_attention is not None:
         config = replace(config, attention="varlen" if settings.flash_attention else "sdpa")
     return config
-
-
-def check_mode(settings: WorkerSettings, modes: tuple[str, ...]) -> None:
-    """Raise SettingsError where the default mode needs a model that is not there."""
-    mode = settings.hybrid_mode
-    if settings.hybrid_enabled and mode is not None and mode not in modes:
-        offered = ", ".join(modes)
-        raise SettingsError(f"VDIFF_HYBRID_MODE={mode}: these models offer only {offered}")
 
 
 def _models(settings: WorkerSettings) -> tuple[str | None, str | None]:

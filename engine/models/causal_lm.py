@@ -33,9 +33,6 @@ class KvShape:
 class CausalLM:
     """Runs packed rows through a transformers model and taps hidden states on the way."""
 
-    predicts_next = True
-    """Row p holds the logits of the token at p + 1."""
-
     def __init__(self, model: nn.Module, *, tap_layers: tuple[int, ...] = ()) -> None:
         self.model = model
         config: Any = model.config

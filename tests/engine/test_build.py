@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from engine.build import EngineConfig, build_engine
+from engine.build import EngineConfig, ModeNotOfferedError, build_engine
 from engine.models.attention import PagedContext, sdpa_backend
 from engine.models.causal_lm import UnsupportedModelError
 from engine.models.loader import check_pair
@@ -70,6 +70,11 @@ def test_a_built_engine_answers_in_both_modes_alike(models: TinyModels) -> None:
     assert engine.generate(prompts, params) == texts
     greedy = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
     assert engine.generate(prompts, greedy, mode="ar") != texts, "settings of the call before"
+
+
+def test_a_default_mode_that_nothing_offers_stops_the_start(models: TinyModels) -> None:
+    with pytest.raises(ModeNotOfferedError, match=r"semi_ar: .* ar, deer"):
+        build_engine(config(models, default_mode="semi_ar"))
 
 
 def test_an_unknown_mode_is_refused_and_the_known_ones_listed(models: TinyModels) -> None:
