@@ -1,41 +1,22 @@
 """The drafter over many anchors of a batch at once, with attention as one dense mask."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine.models.dflash import DFlashDrafter
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the verifier made of token ids [B, L]: the drafter's context, and its last hidden."""
-
-    token_ids: Tensor
-    tapped: Tensor  # [B, L, taps * H]
-    hidden: Tensor  # [B, L, H], after the final norm
-
-
-@torch.no_grad()
-def read(verifier: Any, token_ids: Tensor, taps: tuple[int, ...]) -> Reading:
-    """One verifier forward over rows that all begin at position 0; padding goes to the right."""
-    out = verifier.model(input_ids=token_ids, use_cache=False, output_hidden_states=True)
-    tapped = torch.cat([out.hidden_states[i + 1] for i in taps], dim=-1)
-    return Reading(token_ids, tapped, out.last_hidden_state)
+from engine.training.frozen_verifier import FrozenVerifier, Reading
 
 
 def block_hidden(
-    drafter: DFlashDrafter, verifier: Any, reading: Reading, anchors: Tensor
+    drafter: DFlashDrafter, verifier: FrozenVerifier, reading: Reading, anchors: Tensor
 ) -> Tensor:
     """Blocks at anchors [B, A] -> the drafter's final hidden at their masks [B, A, K - 1, H]."""
     size, (B, A) = drafter.config.block_size, anchors.shape
     positions = anchors[:, :, None] + torch.arange(size, device=anchors.device)
     tokens = torch.full_like(positions, drafter.config.mask_token_id)
     tokens[:, :, 0] = reading.token_ids.gather(1, anchors)
-    embeds = verifier.model.embed_tokens(tokens.flatten())
+    embeds = verifier.embed(tokens.flatten())
     attend = DenseAttention(drafter, reading.tapped, anchors)
     hidden = drafter(embeds, positions.flatten(), attend)
     masks: Tensor = hidden.view(B, A, size, -1)[:, :, 1:]

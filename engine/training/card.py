@@ -12,6 +12,7 @@ from engine.models.dflash import DFlashDrafter
 from engine.training.corpus import load_corpus
 from engine.training.documents import IM_START, source_weight, turn
 from engine.training.evaluate import Acceptance, coupled, drafts_everywhere, replay
+from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.presets import ROW_LENGTHS
 from engine.training.rollouts import continue_batch
 from engine.training.sources import describe
@@ -53,7 +54,11 @@ They write no code and know English alone. They take up to 2,048 tokens, but hav
 
 
 def write_card(
-    out: Path, run_folder: Path, verifier: Any, drafter: DFlashDrafter, tokenizer: Tokenizer
+    out: Path,
+    run_folder: Path,
+    verifier: FrozenVerifier,
+    drafter: DFlashDrafter,
+    tokenizer: Tokenizer,
 ) -> None:
     """Write `OUT/README.md`."""
     parts = [
@@ -68,7 +73,7 @@ def write_card(
     (out / "README.md").write_text("\n".join(parts), "utf-8")
 
 
-def _models(verifier: Any, drafter: DFlashDrafter) -> str:
+def _models(verifier: FrozenVerifier, drafter: DFlashDrafter) -> str:
     shape, own = verifier.config, drafter.config
     taps = ", ".join(map(str, own.target_layer_ids))
     heads = f"{shape.num_attention_heads} heads, {shape.num_key_value_heads} of keys and values"
@@ -76,7 +81,7 @@ def _models(verifier: Any, drafter: DFlashDrafter) -> str:
 | | verifier | drafter |
 |---|---|---|
 | kind | `Qwen3ForCausalLM`, tied embeddings | DFlash, blocks of {own.block_size} (anchor + masks) |
-| parameters | {_count(verifier):,} | {_count(drafter):,}, and the verifier's embedding |
+| parameters | {_count(verifier.model):,} | {_count(drafter):,}, and the verifier's embedding |
 | layers | {shape.num_hidden_layers} | {own.num_layers}, tapping verifier layers {taps} |
 | width | {shape.hidden_size}, {heads} | the same |
 | feed-forward | {shape.intermediate_size} | {own.intermediate_size} |
@@ -143,7 +148,7 @@ def _figures(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _answers(verifier: Any, drafter: DFlashDrafter, tokenizer: Tokenizer) -> str:
+def _answers(verifier: FrozenVerifier, drafter: DFlashDrafter, tokenizer: Tokenizer) -> str:
     opened = IM_START + "assistant\n"
     texts = [turn(("user", p)) + opened for p in CHAT_PROMPTS] + list(TEXT_PROMPTS)
     prompts = [tokenizer.encode(text).ids for text in texts]

@@ -4,29 +4,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.models.dflash import DFlashConfig, DFlashDrafter
-from engine.training.blocks import Reading, block_hidden, read
-from engine.training.corpus import RowReader
+from engine.training.blocks import block_hidden
+from engine.training.frozen_verifier import FrozenVerifier, Reading
 from engine.training.loop import Budget, Fit, Progress
 from engine.training.losses import LOSSES, position_weights
 from engine.training.optimizer import OptimizerPair
 from engine.training.presets import Preset
 from engine.training.readings import ReadingCache
-from engine.training.rollouts import Rollouts
+from engine.training.rows import Rows, RowSource
 from engine.training.tokenizer import MASK_ID
 
-CORPUS_EVERY = 4  # one batch in so many is corpus text, the rest the verifier's own
-CORPUS_LENGTH = 256
+
+@dataclass(frozen=True)
+class DrafterRecipe:
+    """How a drafter is trained, whatever its verifier is."""
+
+    loss: str = "soft"
+    anchors: int = 32  # blocks learnt from in a row of one batch
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
 
 
-def build_drafter(preset: Preset, seed: int) -> DFlashDrafter:
-    """A fresh drafter for the preset's verifier; its output projections start at zero."""
+def build_drafter(config: DFlashConfig, seed: int) -> DFlashDrafter:
+    """A fresh drafter; its output projections start at zero."""
     torch.manual_seed(seed)
-    drafter = DFlashDrafter(drafter_config(preset))
+    drafter = DFlashDrafter(config)
     for name, weight in drafter.named_parameters():
         if weight.ndim == 2:
             torch.nn.init.normal_(weight, std=0.02)
@@ -52,103 +58,63 @@ def drafter_config(preset: Preset) -> DFlashConfig:
     )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Token ids [B, L], and from which to before which position anchors may stand, [B] each."""
-
-    token_ids: Tensor
-    first: Tensor
-    end: Tensor
-    comes_again: bool = False
-
-
 class DrafterTask:
-    """Random anchors in the verifier's rollouts, and now and then in corpus rows."""
+    """Blocks at random anchors: what the drafter says of them, against what the verifier says."""
 
     def __init__(
         self,
         model: DFlashDrafter,
-        verifier: Any,
-        reader: RowReader,
-        rollouts: Rollouts | None,
-        preset: Preset,
-        loss: str,
+        verifier: FrozenVerifier,
+        source: RowSource,
+        recipe: DrafterRecipe,
     ) -> None:
         self.model, self.verifier = model, verifier
-        self.reader, self.rollouts, self.preset = reader, rollouts, preset
-        self.device = next(verifier.parameters()).device
-        self._row_loss = LOSSES[loss]
+        self.source, self.recipe = source, recipe
+        self._row_loss = LOSSES[recipe.loss]
         self._readings = ReadingCache(verifier, model.config.target_layer_ids)
-        self._batches = 0
 
     def loss(self, share: float) -> tuple[Tensor, int]:
-        rows = self._next_rows()
+        device = self.verifier.device
+        rows = self.source.next().to(device)
         reading = self._read(rows)
-        anchors = random_anchors(rows, self.preset.anchors)
+        anchors = rows.random_anchors(self.recipe.anchors)
         size = self.model.config.block_size
-        spread = anchors[:, :, None] + torch.arange(size - 1, device=self.device)
+        spread = anchors[:, :, None] + torch.arange(size - 1, device=device)
         held = spread + 1 < rows.end[:, None, None]
         before = spread.clamp(max=rows.token_ids.shape[1] - 2)
-        row_index = torch.arange(len(anchors), device=self.device)[:, None, None]
+        row_index = torch.arange(len(anchors), device=device)[:, None, None]
         with torch.no_grad():
-            target = self.verifier.lm_head(reading.hidden[row_index, before][held])
+            target = self.verifier.head(reading.hidden[row_index, before][held])
         hidden = block_hidden(self.model, self.verifier, reading, anchors)
-        draft = self.verifier.lm_head(hidden[held])
-        weight = position_weights(size - 1).to(self.device).expand_as(held)[held]
+        draft = self.verifier.head(hidden[held])
+        weight = position_weights(size - 1).to(device).expand_as(held)[held]
         loss = self._row_loss(draft, target, rows.token_ids[row_index, before + 1][held])
         return (loss * weight).sum() / weight.sum(), rows.token_ids.numel()
 
     def state(self) -> dict[str, Any]:
-        return {"reader": self.reader.state, "batches": self._batches}
+        return self.source.state
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.reader.restore(state["reader"])
-        self._batches = state["batches"]
-
-    def _next_rows(self) -> Rows:
-        self._batches += 1
-        if self.rollouts is not None and self._batches % CORPUS_EVERY:
-            return self._rollout_rows(self.rollouts)
-        length = min(CORPUS_LENGTH, self.preset.max_length)
-        tokens = self.reader.batch(self.preset.tokens_a_step // length, length).to(self.device)
-        first = torch.ones(len(tokens), dtype=torch.int64, device=self.device)
-        return Rows(tokens, first, torch.full_like(first, length))
+        self.source.restore(state)
 
     def _read(self, rows: Rows) -> Reading:
-        if rows.comes_again and self.device.type == "cpu":  # a GPU reads faster than it copies
+        # A GPU reads a row faster than it copies one.
+        if rows.comes_again and rows.token_ids.device.type == "cpu":
             return self._readings.read(rows.token_ids, rows.end)
-        return read(self.verifier, rows.token_ids, self.model.config.target_layer_ids)
-
-    def _rollout_rows(self, rollouts: Rollouts) -> Rows:
-        count = max(1, self.preset.tokens_a_step // CORPUS_LENGTH)
-        random = np.random.default_rng((self.reader.seed, self._batches))
-        tokens, first, end = rollouts.batch(count, random)
-        device = self.device
-        return Rows(tokens.to(device), first.to(device), end.to(device), comes_again=True)
-
-
-def random_anchors(rows: Rows, count: int) -> Tensor:
-    """[B, count] anchors, each with at least one token after it."""
-    span = (rows.end - 1 - rows.first).clamp(min=1)
-    at = (torch.rand(len(span), count) * span.cpu()[:, None]).long().to(span.device)
-    return rows.first[:, None] + at
+        return self.verifier.read(rows.token_ids, self.model.config.target_layer_ids)
 
 
 def train_drafter(
-    preset: Preset,
-    verifier: Any,
-    reader: RowReader,
-    rollouts: Rollouts | None,
+    drafter: DFlashDrafter,
+    verifier: FrozenVerifier,
+    source: RowSource,
+    recipe: DrafterRecipe,
     budget: Budget,
     folder: Path,
-    seed: int,
-    loss: str = "soft",
     stop_after: int | None = None,
-) -> tuple[DFlashDrafter, Progress]:
-    """Train, or go on training, the drafter of this folder against a frozen verifier."""
-    verifier.requires_grad_(False).eval()
-    drafter = build_drafter(preset, seed).to(next(verifier.parameters()).device)
-    task = DrafterTask(drafter, verifier, reader, rollouts, preset, loss)
-    optimizer = OptimizerPair(drafter, preset.muon_lr, preset.adam_lr)
-    progress = Fit(task, optimizer, budget, folder).run(stop_after)
-    return drafter, progress
+) -> Progress:
+    """Train, or go on training, a drafter in the folder that keeps its checkpoint and log."""
+    drafter.to(verifier.device)
+    task = DrafterTask(drafter, verifier, source, recipe)
+    optimizer = OptimizerPair(drafter, recipe.muon_lr, recipe.adam_lr)
+    return Fit(task, optimizer, budget, folder).run(stop_after)

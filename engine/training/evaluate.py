@@ -8,7 +8,6 @@ walking from anchor to anchor gives the very rounds that a server would have had
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ from torch.nn import functional as F
 
 from engine.decoding.noise import gumbel
 from engine.models.dflash import DFlashDrafter
-from engine.training.blocks import block_hidden, read
+from engine.training.blocks import block_hidden
 from engine.training.documents import Document
+from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.rollouts import PROMPT_TOKENS, Choose, continue_batch, prompt_of
 
 ANCHORS_AT_ONCE = 32
@@ -39,15 +39,15 @@ class Perplexity:
 
 @torch.inference_mode()
 def perplexity_by_source(
-    verifier: Any, documents: list[Document], tokenizer: Tokenizer, max_length: int
+    verifier: FrozenVerifier, documents: list[Document], tokenizer: Tokenizer, max_length: int
 ) -> dict[str, Perplexity]:
     """Every document alone from position 0, cut at `max_length`; the key "all" is all of them."""
     totals: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-    device = next(verifier.parameters()).device
+    device = verifier.device
     for document in documents:
         ids = tokenizer.encode(document.render()).ids[:max_length]
         tokens = torch.tensor([ids], device=device)
-        logits = verifier(input_ids=tokens, use_cache=False).logits[0, :-1]
+        logits = verifier.model(input_ids=tokens, use_cache=False).logits[0, :-1]
         nats = F.cross_entropy(logits.float(), tokens[0, 1:], reduction="sum").item()
         for name in (document.source, "all"):
             totals[name][0] += len(ids) - 1
@@ -68,7 +68,7 @@ class Acceptance:
 
 
 def acceptance_by_source(
-    verifier: Any,
+    verifier: FrozenVerifier,
     drafter: DFlashDrafter,
     prompts: list[tuple[str, list[int]]],
     temperature: float,
@@ -128,7 +128,7 @@ def replay(answer: list[int], drafts: list[list[int]], total: Acceptance) -> Non
 
 @torch.inference_mode()
 def drafts_everywhere(
-    verifier: Any,
+    verifier: FrozenVerifier,
     drafter: DFlashDrafter,
     prompts: list[list[int]],
     answers: list[list[int]],
@@ -136,17 +136,17 @@ def drafts_everywhere(
     temperature: float,
 ) -> list[list[list[int]]]:
     """For every row and every output t: the draft that a block anchored at output t proposes."""
-    device = next(verifier.parameters()).device
+    device = verifier.device
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     rows = [(p + a + [0] * longest)[:longest] for p, a in zip(prompts, answers, strict=True)]
-    reading = read(verifier, torch.tensor(rows, device=device), drafter.config.target_layer_ids)
+    reading = verifier.read(torch.tensor(rows, device=device), drafter.config.target_layer_ids)
     first = torch.tensor([len(p) for p in prompts], device=device)
     found: list[list[list[int]]] = [[] for _ in prompts]
     masks = drafter.config.block_size - 1
     for begin in range(0, max(map(len, answers)), ANCHORS_AT_ONCE):
         outputs = begin + torch.arange(ANCHORS_AT_ONCE, device=device)
         anchors = (first[:, None] + outputs).clamp(max=longest - 1)
-        logits = verifier.lm_head(block_hidden(drafter, verifier, reading, anchors))
+        logits = verifier.head(block_hidden(drafter, verifier, reading, anchors))
         positions = outputs[None, :, None] + 1 + torch.arange(masks, device=device)
         positions = positions.expand(len(prompts), -1, -1)
         row_seeds = seeds.to(device)[:, None, None].expand_as(positions).flatten()

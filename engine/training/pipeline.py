@@ -17,10 +17,17 @@ from engine.models.dflash import DFlashDrafter, load_drafter, save_drafter
 from engine.training import corpus, rollouts
 from engine.training.card import write_card
 from engine.training.documents import Document, read_documents, source_weight
-from engine.training.drafter import train_drafter
+from engine.training.drafter import (
+    DrafterRecipe,
+    build_drafter,
+    drafter_config,
+    train_drafter,
+)
 from engine.training.evaluate import acceptance_by_source, held_out_prompts, perplexity_by_source
+from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.loop import Budget, Progress
 from engine.training.presets import Preset
+from engine.training.rows import RowSource
 from engine.training.tokenizer import STOP_IDS, load_tokenizer, save_tokenizer, train_tokenizer
 from engine.training.verifier import save_verifier, train_verifier
 
@@ -127,17 +134,19 @@ class Pipeline:
         options = self.options
         folder = self.run_folder / "rollouts"
         known = rollouts.load_rollouts(folder) if (folder / rollouts.FILE).exists() else None
-        model, progress = train_drafter(
-            self.preset,
+        preset = self.preset
+        recipe = DrafterRecipe(options.loss, preset.anchors, preset.muon_lr, preset.adam_lr)
+        source = RowSource(known, self._reader(), preset.tokens_a_step, options.seed)
+        drafter = build_drafter(drafter_config(preset), options.seed)
+        progress = train_drafter(
+            drafter,
             self._load_verifier(),
-            self._reader(),
-            known,
+            source,
+            recipe,
             options.drafter_budget,
             self.run_folder / "drafter",
-            options.seed,
-            options.loss,
         )
-        save_drafter(model, self.out / "drafter")
+        save_drafter(drafter, self.out / "drafter")
         self._record("drafter", progress)
 
     def evaluate(self) -> None:
@@ -195,10 +204,10 @@ class Pipeline:
         packed = corpus.load_corpus(self.run_folder / "corpus")
         return corpus.RowReader(packed, self.options.weights, self.options.seed)
 
-    def _load_verifier(self) -> Any:
+    def _load_verifier(self) -> FrozenVerifier:
         path = self.out / "verifier"
         model: torch.nn.Module = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
-        return model.to(self.device).eval()
+        return FrozenVerifier(model.to(self.device))
 
     def _load_drafter(self) -> DFlashDrafter:
         return load_drafter(self.out / "drafter", torch.float32, self.device)

@@ -1,11 +1,9 @@
 """What the frozen verifier made of each rollout, kept so that it reads none of them twice."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from engine.training.blocks import Reading, read
+from engine.training.frozen_verifier import FrozenVerifier, Reading
 
 MAX_BYTES = 8 << 30
 
@@ -17,7 +15,7 @@ class ReadingCache:
     A row's hidden states do not depend on its neighbours or on the padding to its right.
     """
 
-    def __init__(self, verifier: Any, taps: tuple[int, ...]) -> None:
+    def __init__(self, verifier: FrozenVerifier, taps: tuple[int, ...]) -> None:
         self._verifier, self._taps = verifier, taps
         self._known: dict[bytes, Tensor] = {}  # row tokens -> [L, (taps + 1) * H]
         self._num_bytes = 0
@@ -38,7 +36,7 @@ class ReadingCache:
         return Reading(token_ids, together[..., :num_tapped], together[..., num_tapped:])
 
     def _make(self, token_ids: Tensor, keys: list[bytes], lengths: Tensor) -> dict[bytes, Tensor]:
-        reading = read(self._verifier, token_ids, self._taps)
+        reading = self._verifier.read(token_ids, self._taps)
         together = torch.cat((reading.tapped, reading.hidden), dim=-1)
         made = {
             key: row[:n].to("cpu", torch.float16)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from transformers import StaticCache
 
 from engine.training.documents import Document, source_weight
+from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.tokenizer import END_OF_TEXT_ID
 
 FILE = "rollouts.npz"
@@ -103,7 +103,7 @@ def prompt_of(document: Document, tokenizer: Tokenizer, random: np.random.Genera
 
 
 def roll_out(
-    verifier: Any,
+    verifier: FrozenVerifier,
     prompts: list[list[int]],
     new_tokens: int,
     batch_size: int,
@@ -138,7 +138,11 @@ def half_sampled(generator: torch.Generator) -> Choose:
 
 @torch.inference_mode()
 def continue_batch(
-    verifier: Any, prompts: list[list[int]], new_tokens: int, choose: Choose, stop: frozenset[int]
+    verifier: FrozenVerifier,
+    prompts: list[list[int]],
+    new_tokens: int,
+    choose: Choose,
+    stop: frozenset[int],
 ) -> list[list[int]]:
     """Plain batched decoding; an answer keeps the stop token that ended it."""
     decoder = _LeftPadded(verifier, prompts, new_tokens)
@@ -160,9 +164,9 @@ def continue_batch(
 class _LeftPadded:
     """A batch of sequences of unequal length, their last tokens in one column."""
 
-    def __init__(self, verifier: Any, prompts: list[list[int]], new_tokens: int) -> None:
+    def __init__(self, verifier: FrozenVerifier, prompts: list[list[int]], new_tokens: int) -> None:
         self._verifier = verifier
-        self._device = next(verifier.parameters()).device
+        self._device = verifier.device
         width = max(map(len, prompts))
         total = width + new_tokens
         self._lengths = torch.tensor([len(p) for p in prompts], device=self._device)
@@ -188,7 +192,7 @@ class _LeftPadded:
         mask = mask | (columns == rows[:, None])
         padding = self._tokens.shape[1] - self._lengths
         positions = (rows[None, :] - padding[:, None]).clamp(min=0)
-        out = self._verifier.model(
+        out = self._verifier.model.get_decoder()(
             input_ids=token_ids,
             attention_mask=mask[:, None],
             position_ids=positions,
@@ -196,7 +200,7 @@ class _LeftPadded:
             use_cache=True,
         )
         self._seen += width
-        logits: Tensor = self._verifier.lm_head(out.last_hidden_state[:, -1]).float()
+        logits: Tensor = self._verifier.head(out.last_hidden_state[:, -1]).float()
         return logits
 
 

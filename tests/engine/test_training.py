@@ -15,6 +15,7 @@ from engine.models.dflash import load_drafter
 from engine.training import cli
 from engine.training.corpus import Corpus, RowReader, load_corpus
 from engine.training.evaluate import Acceptance, replay
+from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.loop import Budget
 from engine.training.optimizer import learning_rate_factor, orthogonal
 from engine.training.presets import PRESETS, row_length
@@ -127,11 +128,12 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(trained: Path, tmp_path
 
 
 def test_batched_decoding_equals_one_row_at_a_time() -> None:
-    model = build_verifier(PRESETS["tiny"], 0).eval()
+    model = build_verifier(PRESETS["tiny"], 0)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
+    verifier = FrozenVerifier(model)
     prompts = [[5, 6, 7, 8, 9], [10], [11, 12, 13]]
-    answers = continue_batch(model, prompts, 6, lambda _, logits: logits.argmax(-1), frozenset())
+    answers = continue_batch(verifier, prompts, 6, lambda _, logits: logits.argmax(-1), frozenset())
     for prompt, answer in zip(prompts, answers, strict=True):
         read = list(prompt)
         for token in answer:
