@@ -38,12 +38,17 @@ class RowSource:
     """An endless, resumable supply of rows; either of its two wells may be missing, not both."""
 
     def __init__(
-        self, rollouts: Rollouts | None, reader: RowReader | None, tokens_a_step: int, seed: int
+        self,
+        rollouts: Rollouts | None,
+        reader: RowReader | None,
+        tokens_a_step: int,
+        seed: int,
+        corpus_every: int = CORPUS_EVERY,
     ) -> None:
         if rollouts is None and reader is None:
             raise ValueError("a drafter needs rollouts or corpus text to learn from")
         self._rollouts, self._reader = rollouts, reader
-        self._rows_a_step = max(1, tokens_a_step // ROW_LENGTH)
+        self._tokens_a_step, self._corpus_every = tokens_a_step, corpus_every
         self._seed, self._batches = seed, 0
 
     @property
@@ -56,13 +61,15 @@ class RowSource:
         if self._reader is not None:
             self._reader.restore(state["reader"])
 
-    def next(self) -> Rows:
+    def next(self, row_length: int = ROW_LENGTH) -> Rows:
+        """The next batch; a corpus row has this length, a rollout its own."""
         self._batches += 1
-        corpus_turn = self._batches % CORPUS_EVERY == 0
+        corpus_turn = self._batches % self._corpus_every == 0
         if self._reader is not None and (self._rollouts is None or corpus_turn):
-            tokens = self._reader.batch(self._rows_a_step, ROW_LENGTH)
+            tokens = self._reader.batch(max(1, self._tokens_a_step // row_length), row_length)
             first = torch.ones(len(tokens), dtype=torch.int64)
-            return Rows(tokens, first, torch.full_like(first, ROW_LENGTH))
+            return Rows(tokens, first, torch.full_like(first, row_length))
         assert self._rollouts is not None
         random = np.random.default_rng((self._seed, self._batches))
-        return Rows(*self._rollouts.batch(self._rows_a_step, random), comes_again=True)
+        count = max(1, self._tokens_a_step // ROW_LENGTH)
+        return Rows(*self._rollouts.batch(count, random), comes_again=True)
