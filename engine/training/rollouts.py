@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
-from transformers import StaticCache
+from transformers import DynamicCache
 
 from engine.training.documents import Document, source_weight
 from engine.training.frozen_verifier import FrozenVerifier
@@ -29,14 +29,14 @@ Choose = Callable[[int, Tensor], Tensor]
 class Rollouts:
     """Whole sequences end to end, sorted by length, and where the verifier's part begins."""
 
-    tokens: NDArray[np.uint16]
+    tokens: NDArray[np.unsignedinteger]
     offsets: NDArray[np.int64]
     starts: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def sequence(self, index: int) -> NDArray[np.uint16]:
+    def sequence(self, index: int) -> NDArray[np.unsignedinteger]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def batch(self, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +57,8 @@ def save_rollouts(prompts: list[list[int]], answers: list[list[int]], folder: Pa
     pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
     folder.mkdir(parents=True, exist_ok=True)
     offsets = np.cumsum([0, *(len(p) + len(a) for p, a in pairs)]).astype(np.int64)
-    tokens = np.asarray([t for p, a in pairs for t in (*p, *a)], np.uint16)
+    flat = [t for p, a in pairs for t in (*p, *a)]
+    tokens = np.asarray(flat, np.uint16 if max(flat, default=0) < 1 << 16 else np.uint32)
     starts = np.asarray([len(p) for p, _ in pairs], np.int64)
     part = folder / f"part-{FILE}"
     np.savez(part, tokens=tokens, offsets=offsets, starts=starts)
@@ -162,19 +163,20 @@ def continue_batch(
 
 
 class _LeftPadded:
-    """A batch of sequences of unequal length, their last tokens in one column."""
+    """A batch of sequences of unequal length, their last tokens in one column.
+
+    The model makes its own masks from which columns are real: sliding windows are its business.
+    """
 
     def __init__(self, verifier: FrozenVerifier, prompts: list[list[int]], new_tokens: int) -> None:
         self._verifier = verifier
-        self._device = verifier.device
         width = max(map(len, prompts))
-        total = width + new_tokens
-        self._lengths = torch.tensor([len(p) for p in prompts], device=self._device)
         rows = [[0] * (width - len(p)) + p for p in prompts]
-        self._tokens = torch.tensor(rows, device=self._device)
-        column = torch.arange(total, device=self._device)
-        self._real = column >= (width - self._lengths)[:, None]  # [B, total]
-        self._cache = StaticCache(config=verifier.config, max_cache_len=total)
+        self._tokens = torch.tensor(rows, device=verifier.device)
+        self._padding = torch.tensor([width - len(p) for p in prompts], device=verifier.device)
+        column = torch.arange(width + new_tokens, device=verifier.device)
+        self._real = column >= self._padding[:, None]  # [B, width + new_tokens]
+        self._cache = DynamicCache(config=verifier.config)
         self._seen = 0
 
     def prefill(self) -> Tensor:
@@ -184,24 +186,16 @@ class _LeftPadded:
         return self._forward(token_ids[:, None])
 
     def _forward(self, token_ids: Tensor) -> Tensor:
-        width, total = token_ids.shape[1], self._real.shape[1]
-        rows = torch.arange(self._seen, self._seen + width, device=self._device)
-        columns = torch.arange(total, device=self._device)
-        # A padding row sees itself, or its softmax would be over nothing.
-        mask = (columns <= rows[:, None]) & self._real[:, None, :]
-        mask = mask | (columns == rows[:, None])
-        padding = self._tokens.shape[1] - self._lengths
-        positions = (rows[None, :] - padding[:, None]).clamp(min=0)
+        begin, self._seen = self._seen, self._seen + token_ids.shape[1]
+        columns = torch.arange(begin, self._seen, device=token_ids.device)
         out = self._verifier.model.get_decoder()(
             input_ids=token_ids,
-            attention_mask=mask[:, None],
-            position_ids=positions,
+            attention_mask=self._real[:, : self._seen],
+            position_ids=(columns - self._padding[:, None]).clamp(min=0),
             past_key_values=self._cache,
             use_cache=True,
         )
-        self._seen += width
-        logits: Tensor = self._verifier.head(out.last_hidden_state[:, -1]).float()
-        return logits
+        return self._verifier.target_logits(out.last_hidden_state[:, -1])
 
 
 def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
