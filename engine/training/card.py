@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer
 
 from engine.models.dflash import DFlashDrafter
+from engine.training.acceptance import COUPLED, accepted_drafts, write_texts
 from engine.training.corpus import load_corpus
 from engine.training.documents import IM_START, source_weight, turn
-from engine.training.evaluate import Acceptance, coupled, drafts_everywhere, replay
+from engine.training.drafts import DFlashProposer
 from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.presets import ROW_LENGTHS
-from engine.training.rollouts import continue_batch
 from engine.training.sources import describe
 from engine.training.tokenizer import STOP_IDS
 
@@ -151,18 +151,17 @@ def _figures(figures: dict[str, Any]) -> str:
 def _answers(verifier: FrozenVerifier, drafter: DFlashDrafter, tokenizer: Tokenizer) -> str:
     opened = IM_START + "assistant\n"
     texts = [turn(("user", p)) + opened for p in CHAT_PROMPTS] + list(TEXT_PROMPTS)
-    prompts = [tokenizer.encode(text).ids for text in texts]
-    seeds = torch.arange(len(prompts))
-    answers = continue_batch(verifier, prompts, ANSWER_TOKENS, coupled(seeds, 0), STOP_IDS)
-    drafts = drafts_everywhere(verifier, drafter, prompts, answers, seeds, 0)
+    prompts = [("", tokenizer.encode(text).ids) for text in texts]
+    proposer = DFlashProposer(drafter, verifier)
+    depth = proposer.num_drafts
+    answers = write_texts(verifier, prompts, 0.0, ANSWER_TOKENS, STOP_IDS, depth)
     lines = [f"## Ten prompts, at temperature 0, at most {ANSWER_TOKENS} tokens\n"]
-    shown = zip((*CHAT_PROMPTS, *TEXT_PROMPTS), answers, drafts, strict=True)
-    for prompt, answer, draft in shown:
-        total = Acceptance()
-        replay(answer, draft, total)
-        text = tokenizer.decode([t for t in answer if t not in STOP_IDS])
+    for prompt, answer in zip((*CHAT_PROMPTS, *TEXT_PROMPTS), answers, strict=True):
+        rounds = accepted_drafts(verifier, proposer, [answer], [COUPLED], [depth])
+        mean = rounds[COUPLED][depth]["all"].mean_committed
+        text = tokenizer.decode([t for t in answer.outputs if t not in STOP_IDS])
         lines += [f"Prompt:\n{_fenced(prompt)}", f"Answer:\n{_fenced(text)}"]
-        lines.append(f"{len(answer)} tokens, {total.mean_committed:.2f} a verify forward.\n")
+        lines.append(f"{answer.num_outputs} tokens, {mean:.2f} a verify forward.\n")
     return "\n".join(lines)
 
 

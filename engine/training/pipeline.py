@@ -23,12 +23,12 @@ from engine.training.drafter import (
     drafter_config,
     train_drafter,
 )
-from engine.training.evaluate import acceptance_by_source, held_out_prompts, perplexity_by_source
+from engine.training.evaluate import evaluate_drafter, evaluate_verifier
 from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.loop import Budget, Progress
 from engine.training.presets import Preset
 from engine.training.rows import RowSource
-from engine.training.tokenizer import STOP_IDS, load_tokenizer, save_tokenizer, train_tokenizer
+from engine.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from engine.training.verifier import save_verifier, train_verifier
 
 logger = logging.getLogger(__name__)
@@ -154,23 +154,16 @@ class Pipeline:
         options, verifier = self.options, self._load_verifier()
         drafter = self._load_drafter()
         documents = list(read_documents(options.heldout))
-        length = self.preset.max_length
-        perplexity = perplexity_by_source(verifier, documents, self._tokenizer, length)
-        figures: dict[str, Any] = {
-            "perplexity": {
-                name: {"num_tokens": p.num_tokens, "perplexity": round(p.perplexity, 3)}
-                for name, p in perplexity.items()
-            }
-        }
-        prompts = held_out_prompts(documents, self._tokenizer, options.eval_prompts, options.seed)
-        for temperature in (0.0, 1.0):
-            totals = acceptance_by_source(
-                verifier, drafter, prompts, temperature, options.rollout_tokens, STOP_IDS
-            )
-            figures[f"mean_committed_t{temperature:g}"] = {
-                name: {"num_verifies": a.num_verifies, "mean": round(a.mean_committed, 3)}
-                for name, a in totals.items()
-            }
+        tokenizer, length = self._tokenizer, self.preset.max_length
+        figures = evaluate_verifier(verifier, documents, tokenizer, length) | evaluate_drafter(
+            verifier,
+            drafter,
+            documents,
+            tokenizer,
+            options.eval_prompts,
+            options.rollout_tokens,
+            options.seed,
+        )
         self._write_json("evaluation.json", figures)
         logger.info("%s", json.dumps(figures))
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.models.dflash import load_drafter
 from engine.training import cli
 from engine.training.corpus import Corpus, RowReader, load_corpus
-from engine.training.evaluate import Acceptance, replay
 from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.loop import Budget
 from engine.training.optimizer import learning_rate_factor, orthogonal
@@ -139,15 +138,6 @@ def test_batched_decoding_equals_one_row_at_a_time() -> None:
         for token in answer:
             assert model(torch.tensor([read])).logits[0, -1].argmax().item() == token
             read.append(token)
-
-
-def test_replay_walks_the_rounds_of_a_server() -> None:
-    # Output 0 is the prefill's; then 2 of 2 drafts and a bonus, a refusal, and the short end.
-    answer = [9, 1, 2, 3, 4, 5]
-    drafts = [[1, 2], [0, 0], [0, 0], [0, 0], [5, 6], [0, 0]]
-    total = Acceptance()
-    replay(answer, drafts, total)
-    assert (total.num_verifies, total.num_committed) == (3, 5)
 
 
 def corpus_of(lengths: list[int]) -> Corpus:
