@@ -40,6 +40,29 @@ def sample(
     return token_ids
 
 
+def perturbed_logits(
+    logits: Tensor,
+    table: SamplingTable,
+    sequence_index: Tensor,
+    positions: Tensor,
+    noise_cache: NoiseCache | None = None,
+) -> Tensor:
+    """[R, V] whose maxima are the tokens of `sample`, still open to a bias: logits + T * G.
+
+    For drafts whose tokens hang on each other. Filters judge the logits without the bias, and
+    rounding may differ from `sample`'s: either can cost a draft token, never change an output.
+    """
+    if table.all_greedy:
+        return logits
+    temperature = table.temperature.masked_fill(table.is_greedy, 0.0)[sequence_index, None]
+    noise = _noise(table, sequence_index, positions, logits.shape[-1], noise_cache)
+    perturbed = logits + temperature * noise
+    if table.any_filter:
+        refused = _filtered(logits, table, sequence_index) == -torch.inf
+        perturbed.masked_fill_(refused & ~table.is_greedy[sequence_index, None], -torch.inf)
+    return perturbed
+
+
 def processed_logprobs(logits: Tensor, table: SamplingTable, sequence_index: Tensor) -> Tensor:
     """log p~: [R, V] after temperature, top-k, min-p and top-p; a greedy row is a point mass."""
     result = _filtered(logits, table, sequence_index).log_softmax(-1)

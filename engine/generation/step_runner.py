@@ -128,7 +128,12 @@ class StepRunner:
             )
             for r in blocks
         ]
-        return self._outputs(blocks, logits, picks)
+        if not self._runner.chains_drafts:
+            return _outputs(blocks, logits, self._sampler.sample(logits, picks))
+        anchors = [r.token_ids[0] for r in blocks]
+        bias = self._runner.next_token_bias
+        tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
+        return _outputs(blocks, logits, tokens)
 
     def _verify(self, all_rows: Seq[Rows]) -> list[RowsOutput]:
         spans, picks = [], []
@@ -144,16 +149,9 @@ class StepRunner:
             is_draft = rows.start == rows.sequence.num_tokens - 1
             draft = rows.token_ids[1:] if is_draft else ()
             picks.append(Pick(rows.sequence, first, rows.num_logits, draft))
-        return self._outputs(all_rows, self._runner.verify(spans, wanted), picks)
-
-    def _outputs(self, all_rows: Seq[Rows], logits: Tensor, picks: Seq[Pick]) -> list[RowsOutput]:
+        logits = self._runner.verify(spans, wanted)
         tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
-        outputs, start = [], 0
-        for rows, token_ids in zip(all_rows, tokens, strict=True):
-            own = logits[start : start + rows.num_logits]
-            outputs.append(RowsOutput(rows, token_ids, own))
-            start += rows.num_logits
-        return outputs
+        return _outputs(all_rows, logits, tokens)
 
     def _commit(self, output: RowsOutput, token_ids: list[int]) -> Commit:
         sequence = output.rows.sequence
@@ -192,6 +190,15 @@ class StepRunner:
             logits = output.logits[: len(following)]
             kept += self._sampler.logprobs(logits, following, num_top)
         sequence.keep_prompt_logprobs(rows.start + (rows.start > 0), kept)
+
+
+def _outputs(all_rows: Seq[Rows], logits: Tensor, tokens: Seq[list[int]]) -> list[RowsOutput]:
+    outputs, start = [], 0
+    for rows, token_ids in zip(all_rows, tokens, strict=True):
+        own = logits[start : start + rows.num_logits]
+        outputs.append(RowsOutput(rows, token_ids, own))
+        start += rows.num_logits
+    return outputs
 
 
 def _prefill_rows(sequence: Sequence, count: int) -> Rows:

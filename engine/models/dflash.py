@@ -23,6 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.models.draft_heads import ConfidenceHead, MarkovHead
+
+HEADS = ("markov.", "confidence.")
+HEADS_FILE = "heads.safetensors"
 # (layer, q [N, Hq, D], k [N, Hkv, D], v [N, Hkv, D]) -> [N, Hq, D]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -45,6 +49,8 @@ class DFlashConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
     max_position_embeddings: int = 2048
+    markov_rank: int = 0  # 0: no such head, as in the published drafters
+    has_confidence: bool = False
 
     @property
     def context_size(self) -> int:
@@ -71,11 +77,15 @@ class DFlashConfig:
             rms_norm_eps=raw["rms_norm_eps"],
             rope_theta=float(rope["rope_theta"]),
             max_position_embeddings=raw.get("max_position_embeddings", 2048),
+            markov_rank=raw.get("draft_heads", {}).get("markov_rank", 0),
+            has_confidence=raw.get("draft_heads", {}).get("confidence", False),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The published layout of `config.json`."""
-        return {
+        """The published layout of `config.json`; our heads, if any, under a key of their own."""
+        heads = {"markov_rank": self.markov_rank, "confidence": self.has_confidence}
+        extra = {"draft_heads": heads} if any(heads.values()) else {}
+        return extra | {
             "architectures": ["DFlashDraftModel"],
             "model_type": "qwen3",
             "attention_bias": False,
@@ -189,6 +199,11 @@ class DFlashDrafter(nn.Module):
         self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.layers = nn.ModuleList(DFlashLayer(config, rope) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        rank = config.markov_rank
+        self.markov = MarkovHead(config.vocab_size, rank) if rank else None
+        self.confidence = (
+            ConfidenceHead(config.hidden_size, rank) if config.has_confidence else None
+        )
 
     def project_context(self, hidden: Tensor) -> Tensor:
         """Tapped hidden states [T, taps * H] -> context features [T, H]."""
@@ -197,6 +212,13 @@ class DFlashDrafter(nn.Module):
     def context_kv(self, layer: int, context: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Context features [T, H] at positions [T] -> k (normed, roped) and v, both [T, Hkv, D]."""
         return self.layers[layer].self_attn.keys_values(context, positions)  # type: ignore[operator, union-attr, no-any-return]
+
+    def confidence_log_odds(self, hidden: Tensor, previous_ids: Tensor) -> Tensor:
+        """Final hidden [N, H] of masks and the tokens drafted before them [N] -> log-odds [N]."""
+        assert self.confidence is not None
+        markov = self.markov
+        previous = None if markov is None else markov.embed_previous(previous_ids)
+        return self.confidence(hidden, previous)  # type: ignore[no-any-return]
 
     def forward(self, block_embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Rows of all blocks [N, H] at positions [N] -> final normed hidden [N, H].
@@ -217,17 +239,28 @@ def load_drafter(
     folder = Path(path)
     config = DFlashConfig.from_json(json.loads((folder / "config.json").read_text("utf-8")))
     drafter = DFlashDrafter(config)
-    drafter.load_state_dict(load_file(folder / "model.safetensors"))
+    heads = folder / HEADS_FILE
+    extra = load_file(heads) if heads.exists() else {}
+    drafter.load_state_dict(load_file(folder / "model.safetensors") | extra)
     return drafter.to(device=device, dtype=dtype).eval()
 
 
 def save_drafter(
     drafter: DFlashDrafter, path: str | Path, dtype: torch.dtype = torch.bfloat16
 ) -> None:
-    """Write `config.json` and `model.safetensors` in the published layout."""
+    """Write the published layout, and our optional heads, if any, in a file beside it.
+
+    So a loader that knows only the published tensors finds no other in `model.safetensors`.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in drafter.state_dict().items()}
     text = json.dumps(drafter.config.to_json(), indent=2)
     (folder / "config.json").write_text(text + "\n", "utf-8")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    heads = {k: v for k, v in tensors.items() if k.startswith(HEADS)}
+    plain = {k: v for k, v in tensors.items() if k not in heads}
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    if heads:
+        save_file(heads, folder / HEADS_FILE, metadata={"format": "pt"})
+    else:
+        (folder / HEADS_FILE).unlink(missing_ok=True)  # of a drafter that stood here before

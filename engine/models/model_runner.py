@@ -83,6 +83,17 @@ class ModelRunner:
         """Anchor and masks; 0 without a drafter."""
         return 0 if self.drafter is None else self.drafter.config.block_size
 
+    @property
+    def chains_drafts(self) -> bool:
+        """Whether the drafter says how a token depends on the one drafted just before it."""
+        return self.drafter is not None and self.drafter.markov is not None
+
+    @torch.inference_mode()
+    def next_token_bias(self, token_ids: Tensor) -> Tensor:
+        """Tokens [N] -> what the drafter adds to the logits of the token after each, [N, V]."""
+        assert self.drafter is not None and self.drafter.markov is not None
+        return self.drafter.markov.bias(token_ids)
+
     @torch.inference_mode()
     def verify(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
         """One packed verifier forward; returns the logits of the given rows of the pack, [R, V]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
 from engine.decoding.noise_cache import NoiseCache
-from engine.decoding.sampler import gather_logprobs, sample
+from engine.decoding.sampler import gather_logprobs, perturbed_logits, sample
 from engine.decoding.sampling_table import Entry, SamplingTable
 from engine.request.outputs import TokenLogprobs
 from engine.request.sequence import Sequence
@@ -54,21 +55,32 @@ class TokenSampler:
     def sample(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
         """logits: [R, V], the rows of all picks in order -> the tokens of each pick."""
         logits = self._process(logits, picks)
-        owners = [i for i, pick in enumerate(picks) for _ in range(pick.count)]
-        positions = [
-            max(position, 0)  # prompt rows are drawn for nobody
-            for pick in picks
-            for position in range(pick.first_position, pick.first_position + pick.count)
-        ]
-        rows = torch.tensor([owners, positions], dtype=torch.int64).to(self._device)
-        drawn: list[int] = sample(
-            logits, self._table(picks), rows[0], rows[1], self._noise_cache
-        ).tolist()
-        tokens, start = [], 0
-        for pick in picks:
-            tokens.append(drawn[start : start + pick.count])
-            start += pick.count
-        return tokens
+        index, positions = self._rows(picks)
+        drawn = sample(logits, self._table(picks), index, positions, self._noise_cache)
+        return _split(drawn, picks)
+
+    def sample_chained(
+        self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
+    ) -> list[list[int]]:
+        """Like `sample`, but each token of a pick is drawn in the light of the one before it.
+
+        `bias` maps the tokens before, [N], to what they add to the logits of the next, [N, V];
+        `anchors` are the tokens before each pick's first.
+        """
+        logits = self._process(logits, picks)
+        index, positions = self._rows(picks)
+        table = self._table(picks)
+        scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
+        counts = torch.tensor([pick.count for pick in picks])
+        starts = counts.cumsum(0) - counts
+        previous = torch.tensor(list(anchors), device=self._device)
+        drawn = torch.empty(len(logits), dtype=torch.int64, device=self._device)
+        for number in range(int(counts.max())):
+            alive = (counts > number).nonzero()[:, 0]
+            rows, alive = (starts[alive] + number).to(self._device), alive.to(self._device)
+            token_ids = (scores[rows] + bias(previous[alive])).argmax(-1)
+            drawn[rows] = previous[alive] = token_ids
+        return _split(drawn, picks)
 
     def logprobs(self, logits: Tensor, token_ids: Seq[int], num_top: int) -> list[TokenLogprobs]:
         """logits: [n, V] before any processing, one row for each of the n tokens."""
@@ -90,6 +102,17 @@ class TokenSampler:
     def unconditional(self, token_id: int) -> TokenLogprobs:
         """The first prompt token: nothing came before it, so it has no probability."""
         return TokenLogprobs(token_id, self._tokenizer.token_bytes(token_id), None)
+
+    def _rows(self, picks: Seq[Pick]) -> tuple[Tensor, Tensor]:
+        """Of every row the index of its pick, and its output position: [R] each."""
+        owners = [i for i, pick in enumerate(picks) for _ in range(pick.count)]
+        positions = [
+            max(position, 0)  # prompt rows are drawn for nobody
+            for pick in picks
+            for position in range(pick.first_position, pick.first_position + pick.count)
+        ]
+        rows = torch.tensor([owners, positions], dtype=torch.int64).to(self._device)
+        return rows[0], rows[1]
 
     def _table(self, picks: Seq[Pick]) -> SamplingTable:
         entries = [(p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks]
@@ -122,6 +145,15 @@ class TokenSampler:
                 )
             start += pick.count
         return logits
+
+
+def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
+    token_ids: list[int] = drawn.tolist()
+    tokens, start = [], 0
+    for pick in picks:
+        tokens.append(token_ids[start : start + pick.count])
+        start += pick.count
+    return tokens
 
 
 def _needs_processing(pick: Pick) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.models.dflash import DFlashConfig, DFlashDrafter
+from engine.models.dflash import HEADS, DFlashConfig, DFlashDrafter
 from engine.training.blocks import block_hidden
 from engine.training.frozen_verifier import FrozenVerifier, Reading
 from engine.training.loop import Budget, Fit, Progress
-from engine.training.losses import LOSSES, position_weights
+from engine.training.losses import LOSSES, POSITION_WEIGHTS, confidence_loss
 from engine.training.optimizer import OptimizerPair
 from engine.training.presets import Preset
 from engine.training.readings import ReadingCache
@@ -24,6 +24,7 @@ class DrafterRecipe:
     """How a drafter is trained, whatever its verifier is."""
 
     loss: str = "soft"
+    position_weights: str = "decay"
     anchors: int = 32  # blocks learnt from in a row of one batch
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
@@ -34,6 +35,8 @@ def build_drafter(config: DFlashConfig, seed: int) -> DFlashDrafter:
     torch.manual_seed(seed)
     drafter = DFlashDrafter(config)
     for name, weight in drafter.named_parameters():
+        if name.startswith(HEADS):
+            continue  # they start as what they are: nothing
         if weight.ndim == 2:
             torch.nn.init.normal_(weight, std=0.02)
         if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -41,7 +44,9 @@ def build_drafter(config: DFlashConfig, seed: int) -> DFlashDrafter:
     return drafter
 
 
-def drafter_config(preset: Preset) -> DFlashConfig:
+def drafter_config(
+    preset: Preset, markov_rank: int = 0, has_confidence: bool = False
+) -> DFlashConfig:
     return DFlashConfig(
         num_layers=preset.drafter_layers,
         hidden_size=preset.hidden_size,
@@ -55,7 +60,19 @@ def drafter_config(preset: Preset) -> DFlashConfig:
         num_target_layers=preset.num_layers,
         block_size=preset.block_size,
         max_position_embeddings=preset.max_length,
+        markov_rank=markov_rank,
+        has_confidence=has_confidence,
     )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The N masks of a batch whose tokens are known, as rows, and where they stood."""
+
+    hidden: Tensor  # [N, H], of the drafter
+    previous: Tensor  # [N], the token before: the anchor's, or the verifier's own
+    tokens: Tensor  # [N], what the verifier wrote there
+    held: Tensor  # [B, A, K - 1], which masks these are
 
 
 class DrafterTask:
@@ -85,11 +102,31 @@ class DrafterTask:
         row_index = torch.arange(len(anchors), device=device)[:, None, None]
         with torch.no_grad():
             target = self.verifier.head(reading.hidden[row_index, before][held])
-        hidden = block_hidden(self.model, self.verifier, reading, anchors)
-        draft = self.verifier.head(hidden[held])
-        weight = position_weights(size - 1).to(device).expand_as(held)[held]
-        loss = self._row_loss(draft, target, rows.token_ids[row_index, before + 1][held])
-        return (loss * weight).sum() / weight.sum(), rows.token_ids.numel()
+        hidden = block_hidden(self.model, self.verifier, reading, anchors)[held]
+        tokens = rows.token_ids[row_index, before + 1][held]
+        blocks = Blocks(hidden, rows.token_ids[row_index, before][held], tokens, held)
+        return self._block_loss(blocks, target), rows.token_ids.numel()
+
+    def _block_loss(self, blocks: "Blocks", target: Tensor) -> Tensor:
+        draft = self.verifier.head(blocks.hidden)
+        if self.model.markov is not None:
+            draft = draft + self.model.markov.bias(blocks.previous)
+        loss = self._row_loss(draft, target, blocks.tokens)
+        if self.model.confidence is not None:
+            # The head learns from the drafter; it must not pull it towards what is easy to judge.
+            hidden = blocks.hidden.detach()
+            log_odds = self.model.confidence_log_odds(hidden, blocks.previous)
+            loss = loss + confidence_loss(log_odds, draft.detach(), target)
+        weight = self._weights(draft, blocks)
+        return (loss * weight).sum() / weight.sum()
+
+    @torch.no_grad()
+    def _weights(self, draft: Tensor, blocks: "Blocks") -> Tensor:
+        probs = torch.zeros(blocks.held.shape, device=draft.device)
+        chosen = draft.gather(1, blocks.tokens[:, None])[:, 0]
+        probs[blocks.held] = (chosen - draft.logsumexp(-1)).exp()
+        weigh = POSITION_WEIGHTS[self.recipe.position_weights]
+        return weigh(probs, blocks.held)[blocks.held]
 
     def state(self) -> dict[str, Any]:
         return self.source.state

@@ -34,7 +34,38 @@ LOSSES: dict[str, RowLoss] = {
     "tv": total_variation,
 }
 
+# (verifier's tokens' probabilities under the drafter [..., M], which of them count) -> [..., M]
+PositionWeights = Callable[[Tensor, Tensor], Tensor]
 
-def position_weights(num_masks: int, decay: float = 4.0) -> Tensor:
-    """exp(-(k - 1) / decay) for k = 1..: a late position counts only if all before it held."""
-    return torch.exp(-torch.arange(num_masks, dtype=torch.float32) / decay)
+
+def decaying_weights(token_probs: Tensor, held: Tensor) -> Tensor:
+    """exp(-(k - 1) / decay) for mask k = 1..M: a late one counts only if all before it held.
+
+    DFlash (arXiv 2602.06036) decays by 7 in blocks of 16 and by 4 in blocks of 8.
+    """
+    num_masks = held.shape[-1]
+    decay = (num_masks + 1) / 2
+    at = torch.arange(num_masks, dtype=torch.float32, device=held.device)
+    return torch.exp(-at / decay) * held
+
+
+def survival_weights(token_probs: Tensor, held: Tensor) -> Tensor:
+    """D-PACE (arXiv 2605.18810): how much of the expected accepted length hangs on each mask.
+
+    Mask k weighs the sum over m >= k of the smoothed chances that all masks up to m hold; the
+    smoothing, (1 - a) q + a with a = 0.5, keeps the late masks of a young drafter alive.
+    """
+    smoothed = (0.5 * token_probs + 0.5) * held
+    return smoothed.cumprod(-1).flip(-1).cumsum(-1).flip(-1) * held
+
+
+POSITION_WEIGHTS: dict[str, PositionWeights] = {
+    "decay": decaying_weights,
+    "dpace": survival_weights,
+}
+
+
+def confidence_loss(log_odds: Tensor, draft: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy [M] against 1 - TV(p, q), the best chance of acceptance (DSpark)."""
+    distance = 0.5 * (target.softmax(-1) - draft.softmax(-1)).abs().sum(-1)
+    return F.binary_cross_entropy_with_logits(log_odds, 1 - distance, reduction="none")
