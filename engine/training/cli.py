@@ -9,15 +9,16 @@ import sys
 import torch
 
 from engine.training.loop import Budget
-from engine.training.losses import LOSSES
+from engine.training.losses import LOSSES, POSITION_WEIGHTS
 from engine.training.pipeline import Options, Pipeline
 from engine.training.presets import DEFAULT_WEIGHTS, PRESETS
 
 DESCRIPTION = """\
-Train a pair of models that this server can run: an autoregressive verifier (Qwen3ForCausalLM) and
-the DFlash drafter that proposes for it. The models appear as OUT/verifier and OUT/drafter in
-Hugging Face format; OUT/run holds corpus, checkpoints and logs. A stage that was killed goes on
-from its last checkpoint when it is started again with the same options.
+Train the models that this server can run: an autoregressive verifier (Qwen3ForCausalLM), the DFlash
+drafter that proposes for it, and a block-diffusion model of the verifier's shape. They appear as
+OUT/verifier, OUT/drafter and OUT/diffusion in Hugging Face format; OUT/run holds corpus, logs and
+checkpoints. A stage that was killed goes on from its last checkpoint when it is started again with
+the same options.
 
 stages, in order:
   tokenizer   byte-level BPE with Qwen2's split pattern and a ChatML template
@@ -25,12 +26,25 @@ stages, in order:
   verifier    next-token training; rows of 256, then 512, then 1024 tokens
   rollouts    the verifier's own outputs, half greedy, half sampled
   drafter     block training on the rollouts, mixed with corpus text
+  diffusion   the verifier's weights learn to denoise blocks, and to draft without the verifier
   eval        held-out perplexity, and tokens committed a verify forward (needs --heldout)
   card        OUT/README.md: data, figures and answers of the models
   all         everything above, finished stages skipped
+  compare     drafters with other losses and heads, trained shortly and judged (needs --heldout)
 """
 WEIGHTS = "how often a source is read in an epoch; 0 leaves it out, unnamed sources weigh 1"
-STAGES = ("tokenizer", "pack", "verifier", "rollouts", "drafter", "eval", "card", "all")
+STAGES = (
+    "tokenizer",
+    "pack",
+    "verifier",
+    "rollouts",
+    "drafter",
+    "diffusion",
+    "eval",
+    "card",
+    "all",
+    "compare",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
     parsed = parser.parse_args(given)
-    if parsed.stage in ("eval", "all") and not parsed.heldout:
+    if parsed.stage in ("eval", "all", "compare") and not parsed.heldout:
         parser.error("--heldout is needed to evaluate")
     device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(parsed.threads or os.cpu_count() or 1)
@@ -66,11 +80,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="verifier training steps, instead of --minutes")
     add("--drafter-minutes", type=float, help="drafter training time (default: 30)")
     add("--drafter-steps", type=int, help="drafter training steps, instead of minutes")
+    add("--diffusion-minutes", type=float, help="diffusion training time (default: 30)")
+    add("--diffusion-steps", type=int, help="diffusion training steps, instead of minutes")
     add("--rollouts", type=int, default=3000, help="outputs the drafter learns from (%(default)s)")
     add("--rollout-tokens", type=int, default=128, help="new tokens of each (%(default)s)")
     add("--rollout-batch", type=int, default=96, help="outputs written at once (%(default)s)")
     add("--eval-prompts", type=int, default=200, help="held-out prompts (%(default)s)")
     add("--loss", choices=LOSSES, default="soft", help="of the drafter (%(default)s)")
+    weighting = "what a draft position weighs in the loss (%(default)s)"
+    add("--position-weights", choices=POSITION_WEIGHTS, default="decay", help=weighting)
+    add("--markov-rank", type=int, default=0, help="of the drafter's Markov head; 0: none")
+    add("--confidence-head", action="store_true", help="let the drafter judge its own tokens")
+    add("--compare-steps", type=int, default=150, help="steps of each drafter (%(default)s)")
     add("--seed", type=int, default=1234, help="(%(default)s)")
     add("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     add("--threads", type=int, help="CPU threads (default: all)")
@@ -98,11 +119,16 @@ def _options(parsed: argparse.Namespace, device: str, preset: str, command: str)
         seed=parsed.seed,
         verifier_budget=_budget(parsed.minutes, parsed.steps, 60),
         drafter_budget=_budget(parsed.drafter_minutes, parsed.drafter_steps, 30),
+        diffusion_budget=_budget(parsed.diffusion_minutes, parsed.diffusion_steps, 30),
         num_rollouts=parsed.rollouts,
         rollout_tokens=parsed.rollout_tokens,
         rollout_batch=parsed.rollout_batch,
         eval_prompts=parsed.eval_prompts,
         loss=parsed.loss,
+        position_weights=parsed.position_weights,
+        markov_rank=parsed.markov_rank,
+        confidence_head=parsed.confidence_head,
+        compare_steps=parsed.compare_steps,
         device=device,
         command=command,
     )

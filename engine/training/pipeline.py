@@ -15,7 +15,10 @@ from transformers import Qwen3ForCausalLM
 
 from engine.models.dflash import DFlashDrafter, load_drafter, save_drafter
 from engine.training import corpus, rollouts
+from engine.training.acceptance import write_texts
 from engine.training.card import write_card
+from engine.training.compare import VARIANTS, Comparison
+from engine.training.diffusion import DiffusionRecipe, save_diffusion, train_diffusion
 from engine.training.documents import Document, read_documents, source_weight
 from engine.training.drafter import (
     DrafterRecipe,
@@ -23,10 +26,12 @@ from engine.training.drafter import (
     drafter_config,
     train_drafter,
 )
-from engine.training.evaluate import evaluate_drafter, evaluate_verifier
+from engine.training.evaluate import TEMPERATURES, evaluate_drafter, evaluate_verifier
 from engine.training.frozen_verifier import FrozenVerifier
+from engine.training.held_out import held_out_prompts
 from engine.training.loop import Budget, Progress
 from engine.training.presets import Preset
+from engine.training.rollouts import Rollouts
 from engine.training.rows import RowSource
 from engine.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from engine.training.verifier import save_verifier, train_verifier
@@ -46,18 +51,23 @@ class Options:
     seed: int
     verifier_budget: Budget
     drafter_budget: Budget
+    diffusion_budget: Budget
     num_rollouts: int
     rollout_tokens: int
     rollout_batch: int
     eval_prompts: int
     loss: str
+    position_weights: str
+    markov_rank: int
+    confidence_head: bool
+    compare_steps: int
     device: str
     command: str = ""
 
 
 @dataclass
 class Pipeline:
-    """One output folder: models in `verifier/` and `drafter/`, what their stages need in `run/`."""
+    """One output folder: a folder for each model, and `run/` for what the stages need."""
 
     options: Options
     preset: Preset
@@ -70,6 +80,7 @@ class Pipeline:
             "verifier": self.verifier,
             "rollouts": self.rollouts,
             "drafter": self.drafter,
+            "diffusion": self.diffusion,
             "eval": self.evaluate,
             "card": self.card,
         }
@@ -78,7 +89,7 @@ class Pipeline:
         """One stage, or `all` of them; a finished stage before the first unfinished is skipped."""
         self.run_folder.mkdir(parents=True, exist_ok=True)
         if stage != "all":
-            self.stages[stage]()
+            (self.stages | {"compare": self.compare})[stage]()
             return
         done = {
             "tokenizer": (self.run_folder / "tokenizer" / "tokenizer.json").exists(),
@@ -131,23 +142,70 @@ class Pipeline:
         logger.info("%d rollouts, %d tokens", len(made), len(made.tokens))
 
     def drafter(self) -> None:
-        options = self.options
-        folder = self.run_folder / "rollouts"
-        known = rollouts.load_rollouts(folder) if (folder / rollouts.FILE).exists() else None
-        preset = self.preset
-        recipe = DrafterRecipe(options.loss, preset.anchors, preset.muon_lr, preset.adam_lr)
-        source = RowSource(known, self._reader(), preset.tokens_a_step, options.seed)
-        drafter = build_drafter(drafter_config(preset), options.seed)
+        options, preset = self.options, self.preset
+        recipe = DrafterRecipe(
+            options.loss,
+            options.position_weights,
+            preset.anchors,
+            preset.muon_lr,
+            preset.adam_lr,
+        )
+        config = drafter_config(preset, options.markov_rank, options.confidence_head)
+        drafter = build_drafter(config, options.seed)
         progress = train_drafter(
             drafter,
             self._load_verifier(),
-            source,
+            self._drafter_rows(),
             recipe,
             options.drafter_budget,
             self.run_folder / "drafter",
         )
         save_drafter(drafter, self.out / "drafter")
         self._record("drafter", progress)
+
+    def diffusion(self) -> None:
+        options, recipe = self.options, DiffusionRecipe()
+        # Each token is read twice, clean and in a block.
+        tokens_a_step = self.preset.tokens_a_step // 2
+        known, reader = self._known_rollouts(), self._reader()
+        source = RowSource(known, reader, tokens_a_step, options.seed, recipe.corpus_every)
+        model = self._load_verifier().model
+        progress = train_diffusion(
+            model,
+            source,
+            recipe,
+            self.preset,
+            options.diffusion_budget,
+            self.run_folder / "diffusion",
+            options.seed,
+        )
+        save_diffusion(model, recipe, self.out / "diffusion")
+        save_tokenizer(self._tokenizer, self.out / "diffusion", self.preset.max_length)
+        self._record("diffusion", progress)
+
+    def compare(self) -> None:
+        """Train short-lived drafters that differ in one thing each; none of them is kept."""
+        options, preset, verifier = self.options, self.preset, self._load_verifier()
+        documents = list(read_documents(options.heldout))
+        prompts = held_out_prompts(documents, self._tokenizer, options.eval_prompts, options.seed)
+        depth = preset.block_size - 1
+        texts = {
+            t: write_texts(verifier, prompts, t, options.rollout_tokens, STOP_IDS, depth)
+            for t in TEMPERATURES
+        }
+        recipe = DrafterRecipe(
+            anchors=preset.anchors, muon_lr=preset.muon_lr, adam_lr=preset.adam_lr
+        )
+        comparison = Comparison(
+            verifier,
+            drafter_config(preset),
+            recipe,
+            self._drafter_rows,
+            texts,
+            Budget(steps=options.compare_steps),
+            options.seed,
+        )
+        comparison.run(VARIANTS, self.run_folder / "compare")
 
     def evaluate(self) -> None:
         """Figures of the models as saved, bfloat16 rounding and all, computed in float32."""
@@ -196,6 +254,14 @@ class Pipeline:
     def _reader(self) -> corpus.RowReader:
         packed = corpus.load_corpus(self.run_folder / "corpus")
         return corpus.RowReader(packed, self.options.weights, self.options.seed)
+
+    def _drafter_rows(self) -> RowSource:
+        tokens_a_step, seed = self.preset.tokens_a_step, self.options.seed
+        return RowSource(self._known_rollouts(), self._reader(), tokens_a_step, seed)
+
+    def _known_rollouts(self) -> Rollouts | None:
+        folder = self.run_folder / "rollouts"
+        return rollouts.load_rollouts(folder) if (folder / rollouts.FILE).exists() else None
 
     def _load_verifier(self) -> FrozenVerifier:
         path = self.out / "verifier"

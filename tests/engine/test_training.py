@@ -60,6 +60,7 @@ def trained(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     arguments = ["all", "--data", train, "--heldout", heldout, "--out", str(out)]
     arguments += ["--preset", "tiny", "--device", "cpu", "--threads", "1", "--steps", "60"]
     arguments += ["--drafter-steps", "40", "--rollouts", "24", "--rollout-tokens", "16"]
+    arguments += ["--diffusion-steps", "10"]
     cli.main(arguments)
     return out
 
