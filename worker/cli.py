@@ -18,9 +18,11 @@ An OpenAI-compatible inference server for hybrid diffusion-AR language models.
   dfastllm api                   the HTTP API alone; needs VDIFF_REDIS_URL
   dfastllm worker                one worker alone; needs VDIFF_REDIS_URL; start as many as you like
   dfastllm train ...             train the built-in models anew (`dfastllm train --help`)
+  dfastllm train-drafter ...     train a drafter for your own verifier
+  dfastllm eval-drafter ...      tokens committed a verify forward, without a server
 
-`dfastllm <command> --help` lists the command's flags. Every flag is also an environment variable:
---max-batch-size is VDIFF_MAX_BATCH_SIZE.
+`dfastllm <command> --help` lists the command's flags. Every flag of serve, api and worker is also an
+environment variable: --max-batch-size is VDIFF_MAX_BATCH_SIZE.
 """
 
 SERVE_EPILOG = """\
@@ -32,6 +34,13 @@ To watch the queue:
                                    to this machine can then read the queue
 """
 
+# Commands with flags of their own, which are passed on as they are.
+TRAINING = {
+    "train": ("engine.training", "train the built-in models anew"),
+    "train-drafter": ("engine.training.train_drafter", "train a drafter for your own verifier"),
+    "eval-drafter": ("engine.training.eval_drafter", "judge a drafter without a server"),
+}
+
 HELP = {
     SERVE: "start everything on this machine",
     API: "start the HTTP API alone",
@@ -42,8 +51,8 @@ HELP = {
 def main() -> NoReturn:
     """Parse the command line and become, or supervise, what it names."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["train"]:
-        _become("engine.training", arguments[1:])
+    if arguments and arguments[0] in TRAINING:
+        _become(TRAINING[arguments[0]][0], arguments[1:])
     options = vars(_parser().parse_args(arguments))
     part = options.pop("part")
     os.environ.update({name: value for name, value in options.items() if value is not None})
@@ -60,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "dfastllm", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = parser.add_subparsers(dest="part", required=True, metavar="serve|api|worker|train")
+    parts = parser.add_subparsers(dest="part", required=True, metavar="COMMAND")
     for part, text in HELP.items():
         sub = parts.add_parser(
             part,
@@ -72,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         for setting in settings_of(part):
             _add_flag(sub, setting)
-    parts.add_parser("train", help="train the built-in models anew", add_help=False)
+    for part, (_, text) in TRAINING.items():
+        parts.add_parser(part, help=text, add_help=False)
     return parser
 
 
