@@ -31,6 +31,9 @@ stages, in order:
   card        OUT/README.md: data, figures and answers of the models
   all         everything above, finished stages skipped
   compare     drafters with other losses and heads, trained shortly and judged (needs --heldout)
+
+Each training draws its loss in OUT/run/STAGE/loss.png, where matplotlib is installed;
+`python -m engine.training.plot RUN...` draws several in one picture.
 """
 WEIGHTS = "how often a source is read in an epoch; 0 leaves it out, unnamed sources weigh 1"
 STAGES = (

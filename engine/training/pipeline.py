@@ -30,10 +30,11 @@ from engine.training.evaluate import TEMPERATURES, evaluate_drafter, evaluate_ve
 from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.held_out import held_out_prompts
 from engine.training.loop import Budget, Progress
-from engine.training.presets import Preset
+from engine.training.plot import draw_stage
+from engine.training.presets import ROW_LENGTHS, Preset
 from engine.training.rollouts import Rollouts
 from engine.training.rows import RowSource
-from engine.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from engine.training.tokenizer import STOP_IDS, load_tokenizer, save_tokenizer, train_tokenizer
 from engine.training.verifier import save_verifier, train_verifier
 
 logger = logging.getLogger(__name__)
@@ -274,6 +275,7 @@ class Pipeline:
     def _record(self, stage: str, progress: Progress) -> None:
         facts = {**vars(progress), "options": asdict(self.options), "preset": asdict(self.preset)}
         self._write_json(f"run/{stage}.json", facts)
+        draw_stage(self.run_folder / stage, ROW_LENGTHS if stage == "verifier" else ())
 
     def _write_json(self, name: str, facts: dict[str, Any]) -> None:
         (self.out / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
