@@ -84,11 +84,12 @@ class DrafterTask:
         verifier: FrozenVerifier,
         source: RowSource,
         recipe: DrafterRecipe,
+        readings: ReadingCache | None = None,
     ) -> None:
         self.model, self.verifier = model, verifier
         self.source, self.recipe = source, recipe
         self._row_loss = LOSSES[recipe.loss]
-        self._readings = ReadingCache(verifier, model.config.target_layer_ids)
+        self._readings = readings or ReadingCache(verifier, model.config.target_layer_ids)
 
     def loss(self, share: float) -> tuple[Tensor, int]:
         device = self.verifier.device
@@ -149,9 +150,13 @@ def train_drafter(
     budget: Budget,
     folder: Path,
     stop_after: int | None = None,
+    readings: ReadingCache | None = None,
 ) -> Progress:
-    """Train, or go on training, a drafter in the folder that keeps its checkpoint and log."""
+    """Train, or go on training, a drafter in the folder that keeps its checkpoint and log.
+
+    Drafters of equal taps, trained one after the other, may share the `readings` of the verifier.
+    """
     drafter.to(verifier.device)
-    task = DrafterTask(drafter, verifier, source, recipe)
+    task = DrafterTask(drafter, verifier, source, recipe, readings)
     optimizer = OptimizerPair(drafter, recipe.muon_lr, recipe.adam_lr)
     return Fit(task, optimizer, budget, folder).run(stop_after)

@@ -13,12 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.models.dflash import load_drafter
 from engine.training import cli
+from engine.training.acceptance import write_texts
+from engine.training.compare import Comparison, Variant, comparison_section
 from engine.training.corpus import Corpus, RowReader, load_corpus
+from engine.training.documents import read_documents
+from engine.training.drafter import DrafterRecipe, drafter_config
 from engine.training.frozen_verifier import FrozenVerifier
+from engine.training.held_out import held_out_prompts
 from engine.training.loop import Budget
 from engine.training.optimizer import learning_rate_factor, orthogonal
 from engine.training.presets import PRESETS, row_length
-from engine.training.rollouts import continue_batch
+from engine.training.rollouts import continue_batch, load_rollouts
+from engine.training.rows import RowSource
+from engine.training.tokenizer import STOP_IDS, load_tokenizer
 from engine.training.verifier import build_verifier, train_verifier
 
 NAMES = ("Ann", "Bob", "Cleo", "Dan")
@@ -109,6 +116,40 @@ def test_the_card_names_data_figures_and_answers(trained: Path) -> None:
     assert "`Qwen3ForCausalLM`" in card
     assert card.count("Prompt:") == 10
     assert str(trained) not in card
+
+
+def test_drafters_are_compared_alike_and_finished_ones_are_kept(
+    trained: Path, data: tuple[Path, Path]
+) -> None:
+    documents = list(read_documents([data[1]]))
+    tokenizer = load_tokenizer(trained / "run" / "tokenizer")
+    model = AutoModelForCausalLM.from_pretrained(trained / "verifier", dtype=torch.float32)
+    verifier = FrozenVerifier(model)
+    prompts = held_out_prompts(documents, tokenizer, 4, 0)
+    made: list[str] = []
+
+    def source() -> RowSource:
+        made.append("source")
+        return RowSource(load_rollouts(trained / "run" / "rollouts"), None, 256, 0)
+
+    comparison = Comparison(
+        verifier,
+        drafter_config(PRESETS["tiny"]),
+        DrafterRecipe(anchors=4),
+        source,
+        {t: write_texts(verifier, prompts, t, 8, STOP_IDS, 3) for t in (0.0, 1.0)},
+        Budget(steps=4),
+        seed=0,
+    )
+    variants = {"plain": Variant(), "chained": Variant("tv", "dpace", 4, True)}
+    folder = trained / "run" / "compare"
+    figures = comparison.run(variants, folder)
+    assert comparison.run(variants, folder) == figures and len(made) == 2
+    assert figures["chained"]["num_parameters"] > figures["plain"]["num_parameters"]
+    for row in figures.values():
+        assert 1 <= row["coupled_t0"] == row["rejection_t0"] <= 4
+    table = comparison_section(figures).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| plain", "| chained"]
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(trained: Path, tmp_path: Path) -> None:
