@@ -167,7 +167,7 @@ class _TablesOfABatch:
         found = torch.zeros(self._stream.shape, dtype=torch.float64, device=self._stream.device)
         for i, text in enumerate(self._texts):
             start, end = len(text.prompt), len(text.prompt) + len(text.stream) - 1
-            logits = self._verifier.head(self._reading.hidden[i, start:end])
+            logits = self._verifier.target_logits(self._reading.hidden[i, start:end])
             goal = self._stream[i, 1 : len(text.stream)]
             found[i, 1 : len(text.stream)] = _log_probs(logits, goal, self._temperature)
         return found
