@@ -94,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--position-weights", choices=POSITION_WEIGHTS, default="decay", help=weighting)
     add("--markov-rank", type=int, default=0, help="of the drafter's Markov head; 0: none")
     add("--confidence-head", action="store_true", help="let the drafter judge its own tokens")
+    first = "start from this drafter's weights instead of from nothing"
+    add("--init-drafter", metavar="DIR", help=first)
     add("--compare-steps", type=int, default=150, help="steps of each drafter (%(default)s)")
     add("--seed", type=int, default=1234, help="(%(default)s)")
     add("--device", help="cpu, cuda, ... (default: cuda where there is one)")
@@ -132,6 +134,7 @@ def _options(parsed: argparse.Namespace, device: str, preset: str, command: str)
         markov_rank=parsed.markov_rank,
         confidence_head=parsed.confidence_head,
         compare_steps=parsed.compare_steps,
+        init_drafter=parsed.init_drafter,
         device=device,
         command=command,
     )

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.models.dflash import DFlashConfig
+from engine.models.dflash import DFlashConfig, DFlashDrafter
 from engine.training.acceptance import RULES, Text, accepted_drafts
-from engine.training.drafter import DrafterRecipe, build_drafter, train_drafter
+from engine.training.drafter import DrafterRecipe, build_drafter, start_from, train_drafter
 from engine.training.drafts import DFlashProposer
 from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.loop import Budget
@@ -29,7 +29,6 @@ class Variant:
     position_weights: str = "decay"
     markov_rank: int = 0
     confidence: bool = False
-    layers: int = 1
 
 
 # The first is the yardstick; the others change one thing of it, or join what may add up.
@@ -41,8 +40,8 @@ VARIANTS = {
     "confidence head": Variant(confidence=True),
     "Markov head of rank 64": Variant(markov_rank=64),
     "Markov head of rank 128": Variant(markov_rank=128),
-    "Markov head of rank 128, 0.1 CE + 0.9 TV": Variant(loss="tv", markov_rank=128),
-    "two layers": Variant(layers=2),
+    "Markov head of rank 128, 0.1 CE + 0.9 TV": Variant("tv", markov_rank=128),
+    "Markov head of rank 128, 0.1 CE + 0.9 TV, D-PACE": Variant("tv", "dpace", markov_rank=128),
 }
 
 
@@ -57,6 +56,7 @@ class Comparison:
     texts: dict[float, list[Text]]  # by temperature
     budget: Budget
     seed: int
+    known: DFlashDrafter | None = None  # where all of them start, instead of from nothing
 
     def run(self, variants: dict[str, Variant], folder: Path) -> dict[str, Any]:
         """Train each from the same seed on the same rows, judge it, keep what is finished.
@@ -78,12 +78,13 @@ class Comparison:
     def _try(self, variant: Variant, folder: Path, readings: ReadingCache) -> dict[str, Any]:
         config = replace(
             self.config,
-            num_layers=variant.layers,
             markov_rank=variant.markov_rank,
             has_confidence=variant.confidence,
         )
         recipe = replace(self.recipe, loss=variant.loss, position_weights=variant.position_weights)
         drafter = build_drafter(config, self.seed)
+        if self.known is not None:
+            start_from(drafter, self.known)
         source, started = self.make_source(), time.monotonic()
         train_drafter(
             drafter, self.verifier, source, recipe, self.budget, folder, readings=readings

@@ -44,6 +44,16 @@ def build_drafter(config: DFlashConfig, seed: int) -> DFlashDrafter:
     return drafter
 
 
+def start_from(drafter: DFlashDrafter, known: DFlashDrafter) -> None:
+    """Give a fresh drafter another's weights; heads that the other lacks stay fresh."""
+    own, given = drafter.state_dict(), known.state_dict()
+    alike = all(name in own and own[name].shape == x.shape for name, x in given.items())
+    lacking = [name for name in own if name not in given and not name.startswith(HEADS)]
+    if not alike or lacking or known.config.target_layer_ids != drafter.config.target_layer_ids:
+        raise ValueError("--init-drafter: that drafter has another shape, or taps other layers")
+    drafter.load_state_dict(given, strict=False)
+
+
 def drafter_config(
     preset: Preset, markov_rank: int = 0, has_confidence: bool = False
 ) -> DFlashConfig:

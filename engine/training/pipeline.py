@@ -24,6 +24,7 @@ from engine.training.drafter import (
     DrafterRecipe,
     build_drafter,
     drafter_config,
+    start_from,
     train_drafter,
 )
 from engine.training.evaluate import TEMPERATURES, evaluate_drafter, evaluate_verifier
@@ -62,6 +63,7 @@ class Options:
     markov_rank: int
     confidence_head: bool
     compare_steps: int
+    init_drafter: str | None
     device: str
     command: str = ""
 
@@ -153,6 +155,8 @@ class Pipeline:
         )
         config = drafter_config(preset, options.markov_rank, options.confidence_head)
         drafter = build_drafter(config, options.seed)
+        if (known := self._first_drafter()) is not None:
+            start_from(drafter, known)
         progress = train_drafter(
             drafter,
             self._load_verifier(),
@@ -205,6 +209,7 @@ class Pipeline:
             texts,
             Budget(steps=options.compare_steps),
             options.seed,
+            self._first_drafter(),
         )
         comparison.run(VARIANTS, self.run_folder / "compare")
 
@@ -255,6 +260,10 @@ class Pipeline:
     def _reader(self) -> corpus.RowReader:
         packed = corpus.load_corpus(self.run_folder / "corpus")
         return corpus.RowReader(packed, self.options.weights, self.options.seed)
+
+    def _first_drafter(self) -> DFlashDrafter | None:
+        path = self.options.init_drafter
+        return load_drafter(path, torch.float32, self.device) if path else None
 
     def _drafter_rows(self) -> RowSource:
         tokens_a_step, seed = self.preset.tokens_a_step, self.options.seed

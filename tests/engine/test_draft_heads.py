@@ -14,6 +14,7 @@ from engine.models.dflash import HEADS_FILE, DFlashDrafter, load_drafter, save_d
 from engine.models.draft_heads import MarkovHead
 from engine.models.token_sampler import Pick, TokenSampler
 from engine.request.sampling_params import SamplingParams
+from engine.training.drafter import build_drafter, start_from
 from engine.training.losses import confidence_loss, decaying_weights, survival_weights
 from tests.engine.engines import (
     Ask,
@@ -129,3 +130,15 @@ def test_confidence_is_taught_the_best_chance_of_acceptance() -> None:
     confidence_loss(log_odds, draft, target).sum().backward()
     assert log_odds.grad is not None
     torch.testing.assert_close(log_odds.grad, torch.zeros(2), atol=1e-6, rtol=0)
+
+
+def test_a_drafter_starts_from_anothers_weights(chained: TinyModels, models: TinyModels) -> None:
+    fresh = build_drafter(chained.drafter.config, seed=3)
+    start_from(fresh, models.drafter)
+    for name, weight in models.drafter.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], weight), name
+    assert fresh.markov is not None
+    assert not fresh.markov.lm_head.weight.any(), "a head that was not there says nothing yet"
+    other = build_drafter(replace(models.drafter.config, num_layers=2), seed=3)
+    with pytest.raises(ValueError, match="--init-drafter"):
+        start_from(other, models.drafter)
