@@ -29,8 +29,13 @@ def block_logits(model: Any, context: list[int], block: list[int]) -> Tensor:
     tokens = torch.tensor([context], device=device)
     anchor = torch.tensor([[len(context) - 1]], device=device)
     _, hidden = read_blocks(model, tokens, anchor, torch.tensor([[block]], device=device))
-    logits: Tensor = model.lm_head(hidden[0, 0]).float()
-    logits[:, MASK_ID] = -torch.inf
+    return without_mask(model.lm_head(hidden[0, 0]))
+
+
+def without_mask(logits: Tensor) -> Tensor:
+    """[..., V]: a mask is never an answer."""
+    logits = logits.float()
+    logits[..., MASK_ID] = -torch.inf
     return logits
 
 

@@ -28,7 +28,7 @@ class DiffusionRecipe:
     draft_part: float = 0.6  # of its batches
     causal_weight: float = 0.3  # of the next-token loss that keeps the AR side alive
     corpus_every: int = 2  # one batch in so many is corpus text
-    lr_factor: float = 0.4  # of the preset's rates, which are for weights that know nothing yet
+    lr_factor: float = 0.5  # of the preset's rates, which are for weights that know nothing yet
 
 
 @dataclass(frozen=True)

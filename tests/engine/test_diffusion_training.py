@@ -23,6 +23,13 @@ from engine.training.diffusion import (
     save_diffusion,
     train_diffusion,
 )
+from engine.training.diffusion_eval import (
+    DiffusionProposer,
+    masked_nats,
+    semi_ar_figures,
+    surprise,
+)
+from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.loop import Budget
 from engine.training.noising import (
     ALL_MASKED,
@@ -232,3 +239,40 @@ def test_plain_transformers_loads_the_checkpoint(counting: Any, tmp_path: Path) 
     assert loaded.config.diffusion_config["logit_shift"] is True
     assert loaded.config.diffusion_config["mask_token_id"] == MASK_ID
     assert decoding.draft(loaded.float(), counted(9, 23), 4)[:2] == counted(12, 2)
+
+
+def test_held_out_nats_are_those_of_single_blocks() -> None:
+    torch.manual_seed(1)
+    model: Any = tiny_qwen3()
+    ids = torch.randint(4, 500, (40,)).tolist()
+    found = masked_nats(model, [ids, ids[:20]], seed=0)
+    true = torch.tensor(ids[1:33])
+    shown = {"1": [MASK_ID] * 32, "hole": [MASK_ID] * 8 + ids[9:33], "no_suffix": [MASK_ID] * 32}
+    asked = {"1": 32, "hole": 8, "no_suffix": 8}
+    with torch.no_grad():
+        for name, block in shown.items():
+            logits = decoding.without_mask(block_alone(model, ids[:1], block))[: asked[name]]
+            nats = F.cross_entropy(logits, true[: asked[name]]).item()
+            assert found[name] == pytest.approx(nats, abs=6e-4), name
+
+
+def test_what_is_proposed_everywhere_is_what_is_drafted_there() -> None:
+    model: Any = tiny_qwen3()
+    proposer = DiffusionProposer(model, num_drafts=5)
+    tokens = torch.randint(4, 500, (2, 12))
+    reading = FrozenVerifier(model).read(tokens, (0,))
+    logits = proposer.head(proposer.blocks(reading, torch.tensor([[2, 7], [11, 4]])))
+    for row, block, anchor in ((0, 0, 2), (0, 1, 7), (1, 0, 11), (1, 1, 4)):
+        expected = decoding.draft(model, tokens[row, : anchor + 1].tolist(), 5)
+        assert logits[row, block].argmax(-1).tolist() == expected
+
+
+def test_a_verifier_is_surprised_as_its_logits_say(counting: Any) -> None:
+    prompt, answer = counted(9, 20), counted(13, 5)
+    logits = counting(torch.tensor([prompt + answer])).logits[0, 19:-1]
+    nats = F.cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
+    verifier = FrozenVerifier(counting)
+    assert surprise(verifier, prompt, answer) == pytest.approx(nats, rel=1e-4)
+    figures = semi_ar_figures(counting, verifier, [prompt])
+    assert [row["block_length"] for row in figures] == [8, 32, 32]
+    assert all(1 <= row["tokens_a_forward"] <= 32 for row in figures)
