@@ -1,4 +1,4 @@
-"""Training documents: JSON lines, plain or xz, holding `text` or `messages`, and their source."""
+"""Training documents: JSON lines holding `text` or `messages` and their source, or plain text."""
 
 import json
 import lzma
@@ -10,6 +10,7 @@ from typing import IO, Any
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
+PIECE_CHARACTERS = 2000  # plain text has no documents of its own; paragraphs stay whole
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ def turn(message: tuple[str, str]) -> str:
 
 
 def read_documents(paths: Iterable[str | Path]) -> Iterator[Document]:
-    """All documents of all files, in their order."""
+    """All documents of all files, in their order; raises ValueError naming the file and line."""
     for path in map(Path, paths):
         with _open_text(path) as lines:
-            for line in lines:
-                if line.strip():
-                    yield _parse(json.loads(line))
+            if path.name.removesuffix(".xz").endswith(".txt"):
+                yield from _pieces(lines, path.name.split(".")[0])
+            else:
+                yield from _json_lines(lines, path)
 
 
 def source_weight(source: str, weights: dict[str, float]) -> float:
@@ -63,6 +65,33 @@ def _open_text(path: Path) -> IO[str]:
     return path.open(encoding="utf-8")
 
 
+def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Document]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield _parse(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path}, line {number} is no document: {error!r}") from error
+
+
+def _pieces(lines: Iterable[str], source: str) -> Iterator[Document]:
+    """Paragraphs of a plain text, as many together as make a piece."""
+    piece = ""
+    for line in lines:
+        piece += line
+        if not line.strip() and len(piece) >= PIECE_CHARACTERS:
+            yield Document(source, piece.strip())
+            piece = ""
+    if piece.strip():
+        yield Document(source, piece.strip())
+
+
 def _parse(raw: dict[str, Any]) -> Document:
-    messages = tuple((m["role"], m["content"]) for m in raw.get("messages", ()))
-    return Document(raw.get("src", "unnamed"), raw.get("text", ""), messages)
+    messages = tuple((str(m["role"]), m["content"]) for m in raw.get("messages", ()))
+    document = Document(raw.get("src", "unnamed"), raw.get("text", ""), messages)
+    contents = (document.text, *(content for _, content in messages))
+    if not all(isinstance(content, str) for content in contents):
+        raise ValueError("text and content must be strings")
+    if not any(contents):
+        raise ValueError("neither `text` nor `messages`")
+    return document

@@ -39,6 +39,12 @@ class Rollouts:
     def sequence(self, index: int) -> NDArray[np.unsignedinteger]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
+    def pairs(self) -> tuple[list[list[int]], list[list[int]]]:
+        """(prompts, answers), as they were given to `save_rollouts`, but for their order."""
+        sequences = [self.sequence(i).tolist() for i in range(len(self))]
+        cut = list(zip(sequences, self.starts.tolist(), strict=True))
+        return [s[:start] for s, start in cut], [s[start:] for s, start in cut]
+
     def batch(self, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """`count` neighbours in length: token ids [B, L], first anchor [B], length [B]."""
         begin = int(random.integers(0, max(1, len(self) - count + 1)))
