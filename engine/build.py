@@ -23,6 +23,7 @@ from engine.generation.strategy import ModelRole, StrategyContext
 from engine.models.attention import choose_backend
 from engine.models.causal_lm import CausalLM, UnsupportedModelError
 from engine.models.dflash import DFlashDrafter
+from engine.models.fused_drafter import fuse_drafter
 from engine.models.kv_pool import bytes_per_token
 from engine.models.loader import check_pair, load_pair
 from engine.models.model_runner import ModelRunner
@@ -103,6 +104,8 @@ def build_engine(config: EngineConfig | None = None) -> DFastLLMEngine:
     if config.self_test:
         # On a GPU the operators' launch is not what a step waits for, and no run has tried it.
         check_against_eager(runner, fuse=device.type == "cpu")
+    if drafter is not None and device.type == "cpu":
+        fuse_drafter(drafter)
     pool = PagePool(num_pages, config.page_size)
     prefix_cache = PrefixCache(pool, enabled=config.prefix_cache)
     context = _strategy_context(config, runner, max_model_len)

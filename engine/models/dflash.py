@@ -122,6 +122,12 @@ class Rope(nn.Module):
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         self.register_buffer("inverse_frequency", theta**-exponent, persistent=False)
 
+    def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [T] -> cos and sin of both halves alike, [1, T, D] float32."""
+        angle = positions[:, None].float() * self.inverse_frequency.float()
+        both = torch.cat((angle, angle), dim=-1)[None]
+        return both.cos(), both.sin()
+
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         # x: [T, H, D], positions: [T]
         angle = positions[:, None].float() * self.inverse_frequency.float()
@@ -187,6 +193,9 @@ class DFlashLayer(nn.Module):
         x = x + self.self_attn.o_proj(mixed.flatten(-2))
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
+    def context_kv(self, context: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.self_attn.keys_values(context, positions)
+
 
 class DFlashDrafter(nn.Module):
     """The drafter; embedding and output head are the verifier's and stay with the caller."""
@@ -211,7 +220,7 @@ class DFlashDrafter(nn.Module):
 
     def context_kv(self, layer: int, context: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Context features [T, H] at positions [T] -> k (normed, roped) and v, both [T, Hkv, D]."""
-        return self.layers[layer].self_attn.keys_values(context, positions)  # type: ignore[operator, union-attr, no-any-return]
+        return self.layers[layer].context_kv(context, positions)  # type: ignore[operator, no-any-return]
 
     def confidence_log_odds(self, hidden: Tensor, previous_ids: Tensor) -> Tensor:
         """Final hidden [N, H] of masks and the tokens drafted before them [N] -> log-odds [N]."""

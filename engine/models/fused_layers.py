@@ -83,7 +83,7 @@ class FusedLayer(nn.Module):
         rotated = heads[:, :num_rotated]
         if self.head_norm is not None:
             rotated = F.rms_norm(rotated, (self.head_dim,), None, self.eps) * self.head_norm
-        rotated = _rotate(rotated, *position_embeddings)
+        rotated = rotate(rotated, *position_embeddings)
         queries, keys = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
         paged.pool.write(self.layer_idx, paged.batch.slots, keys, heads[:, num_rotated:])
         attended = paged.backend(queries, self.layer_idx, paged, self.scale, self.window)
@@ -116,7 +116,7 @@ def _window(attention: Any) -> int | None:
     return getattr(attention.config, "sliding_window", None)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding by halves: x [T, N, D], cos and sin [1, T, D] -> [T, N, D]"""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]

@@ -1,5 +1,6 @@
 """The drafter module: cached context and paged attention say what one plain formula says."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.models.dflash import DFlashConfig, DFlashDrafter, load_drafter, save_drafter
+from engine.models.fused_drafter import fuse_drafter
 
 CONFIG = DFlashConfig(
     num_layers=2,
@@ -149,3 +151,27 @@ def test_a_missing_tensor_is_refused(drafter: DFlashDrafter, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(RuntimeError, match=r"layers\.2"):
         load_drafter(tmp_path)
+
+
+def test_a_fused_drafter_drafts_and_keeps_context_as_before(drafter: DFlashDrafter) -> None:
+    fused = copy.deepcopy(drafter)
+    fuse_drafter(fused)
+    size, width = drafter.config.hidden_size, drafter.config.block_size
+    embeds, positions = torch.randn(2 * width, size), torch.arange(7, 7 + 2 * width)
+    context = torch.randn(5, size)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        groups = q.shape[1] // k.shape[1]
+        keys, values = (x.repeat_interleave(groups, 1).transpose(0, 1) for x in (k, v))
+        return F.scaled_dot_product_attention(q.transpose(0, 1), keys, values).transpose(0, 1)
+
+    with torch.inference_mode():
+        expected = drafter(embeds, positions, attend)
+        torch.testing.assert_close(fused(embeds, positions, attend), expected)
+        for layer in range(drafter.config.num_layers):
+            for mine, theirs in zip(
+                fused.context_kv(layer, context, positions[:5]),
+                drafter.context_kv(layer, context, positions[:5]),
+                strict=True,
+            ):
+                torch.testing.assert_close(mine, theirs)
