@@ -36,6 +36,7 @@ from engine.training.presets import ROW_LENGTHS, Preset
 from engine.training.rollouts import Rollouts
 from engine.training.rows import RowSource
 from engine.training.tokenizer import STOP_IDS, load_tokenizer, save_tokenizer, train_tokenizer
+from engine.training.trained import load_trained
 from engine.training.verifier import save_verifier, train_verifier
 
 logger = logging.getLogger(__name__)
@@ -232,8 +233,7 @@ class Pipeline:
         logger.info("%s", json.dumps(figures))
 
     def card(self) -> None:
-        verifier, drafter = self._load_verifier(), self._load_drafter()
-        write_card(self.out, self.run_folder, verifier, drafter, self._tokenizer)
+        write_card(load_trained(self.out, self.device))
 
     @property
     def out(self) -> Path:
