@@ -116,6 +116,13 @@ def test_the_card_names_data_figures_and_answers(trained: Path) -> None:
     assert "`Qwen3ForCausalLM`" in card
     assert card.count("Prompt:") == 10
     assert str(trained) not in card
+    for heading in ("Training", "Perplexity of the verifier on held-out text", "GGUF"):
+        assert f"\n## {heading}\n" in card
+
+
+def test_each_training_leaves_a_picture_of_its_loss(trained: Path) -> None:
+    for stage in ("verifier", "drafter", "diffusion"):
+        assert (trained / "run" / stage / "loss.png").stat().st_size > 5000
 
 
 def test_drafters_are_compared_alike_and_finished_ones_are_kept(
