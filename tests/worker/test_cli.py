@@ -24,7 +24,7 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "worker.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
 
@@ -62,3 +62,23 @@ def test_the_help_says_what_this_version_cannot_do(field: str) -> None:
 def test_nothing_is_called_unfinished_that_works() -> None:
     unfinished = {name for name, one in KNOWN.items() if one.help.endswith("[not yet]")}
     assert unfinished == {f"VDIFF_{field.upper()}" for field in NOT_IN_THIS_VERSION}
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [("train", "engine.training"), ("train-drafter", "engine.training.train_drafter")],
+)
+def test_training_commands_become_their_module_with_all_flags(command: str, module: str) -> None:
+    code = (
+        "import os, sys, worker.cli\n"
+        "os.execv = lambda path, arguments: sys.exit(' '.join(arguments[1:]))\n"
+        f"sys.argv = ['dfastllm', {command!r}, '--threads', '1', '--help']\n"
+        "worker.cli.main()"
+    )
+    assert run_python(code).stderr.strip() == f"-P -m {module} --threads 1 --help"
+
+
+def test_train_drafter_really_starts() -> None:
+    done = run_cli("train-drafter", "--verifier", "no/such/model", "--data", "none.jsonl")
+    assert done.returncode == 2
+    assert "--verifier: no/such/model is no model folder" in done.stderr
