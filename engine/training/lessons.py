@@ -95,12 +95,14 @@ class Lessons:
             return f"--data: no document gives a prompt: {error}"
         return (
             f"--data: no document gives a prompt of 1 to {self.max_prompt} tokens; dialogues need "
-            "a turn of the assistant, and --prompt-tokens is how long a prompt may be"
+            "a turn of the user, and --prompt-tokens is how long a prompt may be"
         )
 
 
 def _heads(document: Document) -> Iterator[Turns]:
-    """All that stands before each turn of the assistant."""
+    """All that stands before each turn of the assistant, also before one that is yet to come."""
     for index, (role, _) in enumerate(document.messages):
         if role == "assistant" and index > 0:
             yield document.messages[:index]
+    if document.messages and document.messages[-1][0] == "user":
+        yield document.messages
