@@ -56,7 +56,8 @@ def denoise(model: Any, context: list[int], block: list[int], threshold: float) 
     while (tokens == MASK_ID).any():
         probability, best = block_logits(model, context, tokens.tolist()).softmax(-1).max(-1)
         confidence = torch.where(tokens == MASK_ID, probability.cpu(), -1.0)
-        revealed = confidence >= min(threshold, confidence.max().item())
+        revealed = (tokens == MASK_ID) & (confidence >= threshold)
+        revealed[confidence.argmax()] = True
         tokens = torch.where(revealed, best.cpu(), tokens)
         num_forwards += 1
     return Written(tokens.tolist(), num_forwards)

@@ -19,6 +19,7 @@ from engine.training.acceptance import write_texts
 from engine.training.card import write_card
 from engine.training.compare import VARIANTS, Comparison
 from engine.training.diffusion import DiffusionRecipe, save_diffusion, train_diffusion
+from engine.training.diffusion_eval import evaluate_diffusion
 from engine.training.documents import Document, read_documents, source_weight
 from engine.training.drafter import (
     DrafterRecipe,
@@ -216,19 +217,17 @@ class Pipeline:
 
     def evaluate(self) -> None:
         """Figures of the models as saved, bfloat16 rounding and all, computed in float32."""
-        options, verifier = self.options, self._load_verifier()
-        drafter = self._load_drafter()
-        documents = list(read_documents(options.heldout))
-        tokenizer, length = self._tokenizer, self.preset.max_length
-        figures = evaluate_verifier(verifier, documents, tokenizer, length) | evaluate_drafter(
-            verifier,
-            drafter,
-            documents,
-            tokenizer,
-            options.eval_prompts,
-            options.rollout_tokens,
-            options.seed,
-        )
+        options, trained = self.options, load_trained(self.out, self.device)
+        verifier, tokenizer = trained.verifier, trained.tokenizer
+        documents, length = list(read_documents(options.heldout)), self.preset.max_length
+        size = options.eval_prompts, options.rollout_tokens, options.seed
+        figures = evaluate_verifier(verifier, documents, tokenizer, length)
+        if trained.drafter is not None:
+            figures |= evaluate_drafter(verifier, trained.drafter, documents, tokenizer, *size)
+        if trained.diffusion is not None:
+            figures["diffusion"] = evaluate_diffusion(
+                trained.diffusion, verifier, documents, tokenizer, length, *size
+            )
         self._write_json("evaluation.json", figures)
         logger.info("%s", json.dumps(figures))
 
@@ -277,9 +276,6 @@ class Pipeline:
         path = self.out / "verifier"
         model: torch.nn.Module = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
         return FrozenVerifier(model.to(self.device))
-
-    def _load_drafter(self) -> DFlashDrafter:
-        return load_drafter(self.out / "drafter", torch.float32, self.device)
 
     def _record(self, stage: str, progress: Progress) -> None:
         facts = {**vars(progress), "options": asdict(self.options), "preset": asdict(self.preset)}

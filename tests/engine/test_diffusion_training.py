@@ -115,6 +115,9 @@ def test_the_loss_is_that_of_one_forward_a_block_with_the_row_before_a_mask_pred
     rows, anchors = rows_of(tokens, ends), torch.tensor([[0, 6, 17], [2, 11, 5]])
     noise = mixed_noise((2, 3), 6)
     noise = Noise(noise.masked, noise.weight, torch.tensor([[0, 1, 2], [1, 0, 0]]))
+    # The block that reaches past the end of its row: nothing there is asked for, or shown.
+    noise.masked[1, 1] = torch.tensor([True, False, True, False, True, False])
+    noise.weight[1, 1] = 2.0 * noise.masked[1, 1]
     with torch.no_grad():
         causal, diffusion = lesson_losses(model, rows, make_lesson(rows, anchors, noise))
         total = weights = torch.zeros(())
