@@ -1,17 +1,21 @@
 """Stage 6: the figures of a pair of models on held-out text."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 
 from engine.models.dflash import DFlashDrafter
 from engine.training.acceptance import COUPLED, accepted_drafts, write_texts
 from engine.training.documents import Document
+from engine.training.draft_cost import measure_cost
 from engine.training.drafts import DFlashProposer
 from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.held_out import held_out_prompts
 from engine.training.occupancy import Acceptance
-from engine.training.perplexity import perplexity_by_source
+from engine.training.perplexity import Perplexity, perplexity_by_position, perplexity_by_source
 from engine.training.tokenizer import STOP_IDS
 
 TEMPERATURES = (0.0, 1.0)
@@ -21,12 +25,14 @@ def evaluate_verifier(
     verifier: FrozenVerifier, documents: list[Document], tokenizer: Tokenizer, max_length: int
 ) -> dict[str, Any]:
     """What the verifier alone makes of the documents."""
-    by_source = perplexity_by_source(verifier, documents, tokenizer, max_length)
+    given = (verifier, documents, tokenizer, max_length)
+    found = {
+        "perplexity": perplexity_by_source(*given),
+        "perplexity_by_position": perplexity_by_position(*given),
+    }
     return {
-        "perplexity": {
-            name: {"num_tokens": p.num_tokens, "perplexity": round(p.perplexity, 3)}
-            for name, p in by_source.items()
-        }
+        key: {name: _surprise(perplexity) for name, perplexity in by_name.items()}
+        for key, by_name in found.items()
     }
 
 
@@ -51,6 +57,20 @@ def evaluate_drafter(
             name: _short(rounds[name]) for name in sorted(rounds)
         }
     return figures
+
+
+def evaluate_cost(verifier: Path, drafter: Path, device: torch.device) -> dict[str, Any]:
+    """Both as `serve` runs them on this machine."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    return asdict(measure_cost(verifier, drafter, dtype, device))
+
+
+def _surprise(found: Perplexity) -> dict[str, float]:
+    return {
+        "num_tokens": found.num_tokens,
+        "nats": round(found.mean_nats, 4),
+        "perplexity": round(found.perplexity, 3),
+    }
 
 
 def _short(rounds: Acceptance) -> dict[str, float]:
