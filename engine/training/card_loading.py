@@ -60,11 +60,17 @@ python convert_hf_to_gguf.py DRAFTER --target-model-dir VERIFIER --outfile draft
 llama-server -m verifier.gguf -md drafter.gguf --spec-type draft-dflash --spec-draft-n-max {masks}
 ```
 
-`DRAFTER` is the folder as it is here: the form for transformers is refused.
+`DRAFTER` is the folder as it is here: the form for transformers is refused. Converting was tried,
+serving the pair was not.
 """
 GGUF_TRIED = """\
-Tried with commit 0c1e570 of llama.cpp, as the source of llama-cpp-python 0.3.36 on PyPI has it. The
-diffusion model's folder has the verifier's architecture; llama.cpp would run it as a causal model.
+Tried with commit 0c1e570 of llama.cpp, whose whole source is in llama-cpp-python 0.3.36 on PyPI, in
+a Python with torch, transformers and sentencepiece; a converted verifier wrote the same greedy text
+in llama.cpp as in transformers.
+"""
+GGUF_DIFFUSION = """\
+The diffusion model converts as the verifier does, and is then a causal model: llama.cpp knows no
+block diffusion of this form.
 """
 
 
@@ -84,4 +90,7 @@ def gguf(trained: Trained) -> str:
     parts = [GGUF]
     if trained.drafter is not None:
         parts.append(GGUF_DRAFTER.format(masks=trained.drafter.config.block_size - 1))
-    return "\n".join([*parts, GGUF_TRIED])
+    parts.append(GGUF_TRIED)
+    if trained.diffusion is not None:
+        parts.append(GGUF_DIFFUSION)
+    return "\n".join(parts)
