@@ -28,7 +28,12 @@ from engine.training.drafter import (
     start_from,
     train_drafter,
 )
-from engine.training.evaluate import TEMPERATURES, evaluate_drafter, evaluate_verifier
+from engine.training.evaluate import (
+    TEMPERATURES,
+    evaluate_cost,
+    evaluate_drafter,
+    evaluate_verifier,
+)
 from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.held_out import held_out_prompts
 from engine.training.loop import Budget, Progress
@@ -224,6 +229,8 @@ class Pipeline:
         figures = evaluate_verifier(verifier, documents, tokenizer, length)
         if trained.drafter is not None:
             figures |= evaluate_drafter(verifier, trained.drafter, documents, tokenizer, *size)
+            pair = (self.out / "verifier", self.out / "drafter")
+            figures["cost"] = evaluate_cost(*pair, self.device)
         if trained.diffusion is not None:
             figures["diffusion"] = evaluate_diffusion(
                 trained.diffusion, verifier, documents, tokenizer, length, *size
