@@ -18,6 +18,7 @@ from engine.build import EMBEDDED, EngineConfig, build_engine
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.models.dflash import load_drafter
 from engine.request.sampling_params import SamplingParams
+from engine.training import eval_drafter
 from engine.training.acceptance import (
     COUPLED,
     REJECTION,
@@ -192,8 +193,6 @@ def test_a_markov_head_is_asked_for_the_token_before_each(tiny: Pair) -> None:
 def test_the_command_writes_tables_and_json(
     tmp_path: Path, models: TinyModels, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from engine.training import eval_drafter
-
     data, out = tmp_path / "held.jsonl", tmp_path / "figures.json"
     lines = [{"text": f"{word} went home and slept.", "src": word} for word in ("Ann", "Bob")]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
@@ -224,8 +223,6 @@ def test_what_cannot_be_meant_is_refused(
     models: TinyModels,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from engine.training import eval_drafter
-
     data = tmp_path / "held.jsonl"
     data.write_text('{"text": "Once upon a time."}\n', "utf-8")
     pair = ["--verifier", str(models.verifier_path), "--drafter", str(models.drafter_path)]
