@@ -7,7 +7,6 @@ import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engine.models.dflash import DFlashConfig, DFlashDrafter, load_drafter, save_drafter
@@ -16,7 +15,6 @@ from engine.training.documents import Document, read_documents
 from engine.training.drafter import DrafterRecipe, build_drafter, train_drafter
 from engine.training.drafter_shape import Shape, drafter_config
 from engine.training.drafts import DFlashProposer
-from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.lessons import Lessons
 from engine.training.loop import Budget
 from engine.training.own_rollouts import RolloutPlan, own_rollouts
@@ -123,7 +121,8 @@ class DrafterRun:
     def _train(self, rollouts: Rollouts) -> None:
         options, frozen = self.options, self.verifier.frozen
         drafter = build_drafter(self.config, options.seed)
-        start_at_the_head(drafter, frozen, rollouts, options.seed)
+        # A draft is served with the bare head: what scales the verifier's logits is the norm's.
+        drafter.norm.weight.data.mul_(frozen.logit_scale)
         self._log_sizes(drafter)
         rows, anchors = batch_size(self.config, frozen.device)
         source = RowSource(rollouts, None, rows * ROW_LENGTH, options.seed)
@@ -163,17 +162,3 @@ def batch_size(config: DFlashConfig, device: torch.device) -> tuple[int, int]:
     blocks = max(1, most // (config.vocab_size * (config.block_size - 1)))
     anchors = min(blocks, MOST_ANCHORS)
     return min(MOST_ROWS, blocks // anchors), anchors
-
-
-@torch.no_grad()
-def start_at_the_head(
-    drafter: DFlashDrafter, verifier: FrozenVerifier, rollouts: Rollouts, seed: int
-) -> None:
-    """Give the drafter's last norm the size that the verifier's output head is used to.
-
-    Else its logits begin far too flat, or too sharp, and a norm is slow to learn such factors.
-    """
-    tokens, _, _ = rollouts.batch(1, np.random.default_rng(seed))
-    hidden = verifier.read(tokens.to(verifier.device), (0,)).hidden
-    size = hidden.flatten(0, 1).square().mean(0).sqrt() * verifier.logit_scale
-    drafter.norm.weight.copy_(size)
