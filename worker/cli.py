@@ -20,6 +20,8 @@ An OpenAI-compatible inference server for hybrid diffusion-AR language models.
   dfastllm train ...             train the built-in models anew (`dfastllm train --help`)
   dfastllm train-drafter ...     train a drafter for your own verifier
   dfastllm eval-drafter ...      tokens committed a verify forward, without a server
+  dfastllm convert-drafter ...   a drafter in the layout of transformers, or the published one
+  dfastllm plot ...              the loss curves of training runs as a picture
 
 `dfastllm <command> --help` lists the command's flags. Every flag of serve, api and worker is also an
 environment variable: --max-batch-size is VDIFF_MAX_BATCH_SIZE.
@@ -39,6 +41,8 @@ TRAINING = {
     "train": ("engine.training", "train the built-in models anew"),
     "train-drafter": ("engine.training.train_drafter", "train a drafter for your own verifier"),
     "eval-drafter": ("engine.training.eval_drafter", "judge a drafter without a server"),
+    "convert-drafter": ("engine.training.convert_drafter", "make a drafter that others load"),
+    "plot": ("engine.training.plot", "draw the loss curves of training runs"),
 }
 
 HELP = {

@@ -20,7 +20,7 @@ from engine.training.trained import Trained
 PURPOSE = """
 Here so that the server starts, and can be tested and measured, without a download and without an
 accelerator. This is no assistant: the last section shows all that it can do. The page is written by
-`python -m engine.training card`.
+`dfastllm train card`.
 """
 COMPARED = """
 Trained alike and shortly, in steps that the shipped one has more of; tokens committed a verify

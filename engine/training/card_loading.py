@@ -22,7 +22,7 @@ The drafter is in the layout in which DFlash drafters are published. transformer
 it, one prompt at a time, once it is converted:
 
 ```sh
-python -m engine.training.convert_drafter drafter drafter-hf --to transformers
+dfastllm convert-drafter drafter drafter-hf --to transformers
 ```
 
 ```python

@@ -33,7 +33,7 @@ stages, in order:
   compare     drafters with other losses and heads, trained shortly and judged (needs --heldout)
 
 Each training draws its loss in OUT/run/STAGE/loss.png, where matplotlib is installed;
-`python -m engine.training.plot RUN...` draws several in one picture.
+`dfastllm plot RUN...` draws several in one picture.
 """
 WEIGHTS = "how often a source is read in an epoch; 0 leaves it out, unnamed sources weigh 1"
 STAGES = (

@@ -173,7 +173,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m engine.training.convert_drafter SOURCE TARGET --to LAYOUT`."""
+    """`dfastllm convert-drafter SOURCE TARGET --to LAYOUT`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(
         prog="dfastllm convert-drafter",

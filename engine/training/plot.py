@@ -124,7 +124,7 @@ def _limits(curves: Mapping[str, Curve]) -> tuple[float, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m engine.training.plot RUN... --out PNG`."""
+    """`dfastllm plot RUN... --out PNG`."""
     parser = argparse.ArgumentParser(prog="dfastllm plot", description=DESCRIPTION)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder, or its log.jsonl"

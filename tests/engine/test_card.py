@@ -63,7 +63,7 @@ def test_a_verifier_alone_has_a_card_of_what_it_is_and_answers(out: Path) -> Non
         "What they cannot do",
         "Ten prompts, at temperature 0, at most 96 tokens",
     ]
-    assert "drafter" not in card.replace("convert_drafter", "")
+    assert "drafter" not in card.replace("convert-drafter", "")
     assert card.count("Prompt:") == 10
     assert max(map(len, card.splitlines())) <= 120
 
@@ -110,7 +110,7 @@ def test_the_code_in_the_card_runs_on_the_shipped_models(
     trained = load_trained(tmp_path, CPU)
     text = loading(trained)
     monkeypatch.chdir(tmp_path)
-    (shell,) = re.findall(r"convert_drafter (.*)", text)
+    (shell,) = re.findall(r"convert-drafter (.*)", text)
     convert_drafter.main(shell.split())
     names: dict[str, Any] = {}
     results = []

@@ -66,7 +66,13 @@ def test_nothing_is_called_unfinished_that_works() -> None:
 
 @pytest.mark.parametrize(
     ("command", "module"),
-    [("train", "engine.training"), ("train-drafter", "engine.training.train_drafter")],
+    [
+        ("train", "engine.training"),
+        ("train-drafter", "engine.training.train_drafter"),
+        ("eval-drafter", "engine.training.eval_drafter"),
+        ("convert-drafter", "engine.training.convert_drafter"),
+        ("plot", "engine.training.plot"),
+    ],
 )
 def test_training_commands_become_their_module_with_all_flags(command: str, module: str) -> None:
     code = (
