@@ -23,8 +23,8 @@ An OpenAI-compatible inference server for hybrid diffusion-AR language models.
   dfastllm convert-drafter ...   a drafter in the layout of transformers, or the published one
   dfastllm plot ...              the loss curves of training runs as a picture
 
-`dfastllm <command> --help` lists the command's flags. Every flag of serve, api and worker is also an
-environment variable: --max-batch-size is VDIFF_MAX_BATCH_SIZE.
+`dfastllm <command> --help` lists the command's flags. Every flag of serve, api and worker is also
+an environment variable: --max-batch-size is VDIFF_MAX_BATCH_SIZE.
 """
 
 SERVE_EPILOG = """\

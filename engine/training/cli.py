@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(parsed.threads or os.cpu_count() or 1)
     torch.set_float32_matmul_precision("high")
     name = parsed.preset or ("gpu" if device.startswith("cuda") else "cpu")
-    command = "python -m engine.training " + shlex.join(given)
+    command = "dfastllm train " + shlex.join(given)
     Pipeline(_options(parsed, device, name, command), PRESETS[name]).run(parsed.stage)
 
 
