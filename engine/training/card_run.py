@@ -79,7 +79,7 @@ def row_lengths(longest: int) -> str:
 def commands(by_stage: dict[str, str]) -> list[str]:
     """What was typed for each stage; one `all` where nothing but the stage differs."""
     bare = {stage: without_folders(typed) for stage, typed in by_stage.items()}
-    as_all = {typed.replace(f"training {stage}", "training all") for stage, typed in bare.items()}
+    as_all = {typed.replace(f" {stage} ", " all ", 1) for stage, typed in bare.items()}
     return list(as_all) if len(as_all) == 1 else list(dict.fromkeys(bare.values()))
 
 

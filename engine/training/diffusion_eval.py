@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.training import denoise
-from engine.training.acceptance import COUPLED, accepted_drafts, write_texts
+from engine.training.acceptance import Text
 from engine.training.block_forward import read_blocks
 from engine.training.documents import Document
 from engine.training.drafts import Bias
+from engine.training.evaluate import committed_by_source
 from engine.training.frozen_verifier import FrozenVerifier, Reading
-from engine.training.held_out import held_out_prompts
 from engine.training.perplexity import perplexity_by_source
 from engine.training.tokenizer import MASK_ID, STOP_IDS
 
@@ -27,7 +27,6 @@ MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
 ROW_LENGTH = 512  # of a held-out document
 SEMI_AR = ((8, 0.9), (32, 0.9), (32, 0.6))  # block length, threshold
 SEMI_AR_TOKENS = 64
-TEMPERATURES = (0.0, 1.0)
 
 
 class DiffusionProposer:
@@ -53,29 +52,20 @@ def evaluate_diffusion(
     documents: list[Document],
     tokenizer: Tokenizer,
     max_length: int,
-    num_prompts: int,
-    new_tokens: int,
+    answers: dict[float, list[Text]],
     seed: int,
 ) -> dict[str, Any]:
-    """All figures of the diffusion model, by what is measured."""
+    """All figures of the diffusion model, by what is measured; `answers` are the verifier's."""
     causal = perplexity_by_source(FrozenVerifier(model), documents, tokenizer, max_length)
-    prompts = held_out_prompts(documents, tokenizer, num_prompts, seed)
-    step = max(1, len(documents) // num_prompts)
+    texts = next(iter(answers.values()))
+    step = max(1, len(documents) // len(texts))
     rows = [tokenizer.encode(d.render()).ids[:ROW_LENGTH] for d in documents[::step]]
-    figures: dict[str, Any] = {
+    prompts = [text.prompt for text in texts[:: len(SEMI_AR) * 2]]
+    return {
         "perplexity": {name: round(p.perplexity, 3) for name, p in causal.items()},
         "masked_nats": masked_nats(model, rows, seed),
-        "semi_ar": semi_ar_figures(model, verifier, [p for _, p in prompts[:: len(SEMI_AR) * 2]]),
-    }
-    for temperature in TEMPERATURES:
-        texts = write_texts(verifier, prompts, temperature, new_tokens, STOP_IDS, DRAFT_LENGTH)
-        proposer = DiffusionProposer(model)
-        rounds = accepted_drafts(verifier, proposer, texts, [COUPLED], [DRAFT_LENGTH])
-        figures[f"mean_committed_t{temperature:g}"] = {
-            name: {"num_verifies": round(a.num_verifies), "mean": round(a.mean_committed, 3)}
-            for name, a in sorted(rounds[COUPLED][DRAFT_LENGTH].items())
-        }
-    return figures
+        "semi_ar": semi_ar_figures(model, verifier, prompts),
+    } | committed_by_source(verifier, DiffusionProposer(model), answers)
 
 
 @torch.inference_mode()

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from engine.models.dflash import DFlashDrafter
-from engine.training.acceptance import COUPLED, accepted_drafts, write_texts
+from engine.training.acceptance import COUPLED, Text, accepted_drafts, write_texts
 from engine.training.documents import Document
 from engine.training.draft_cost import measure_cost
-from engine.training.drafts import DFlashProposer
+from engine.training.drafts import Proposer
 from engine.training.frozen_verifier import FrozenVerifier
-from engine.training.held_out import held_out_prompts
 from engine.training.occupancy import Acceptance
 from engine.training.perplexity import Perplexity, perplexity_by_position, perplexity_by_source
 from engine.training.tokenizer import STOP_IDS
@@ -36,22 +34,26 @@ def evaluate_verifier(
     }
 
 
-def evaluate_drafter(
+def write_answers(
     verifier: FrozenVerifier,
-    drafter: DFlashDrafter,
-    documents: list[Document],
-    tokenizer: Tokenizer,
-    num_prompts: int,
+    prompts: list[tuple[str, list[int]]],
     new_tokens: int,
-    seed: int,
+    longest_draft: int,
+) -> dict[float, list[Text]]:
+    """By temperature; every drafter of this verifier can be judged by them."""
+    return {
+        t: write_texts(verifier, prompts, t, new_tokens, STOP_IDS, longest_draft)
+        for t in TEMPERATURES
+    }
+
+
+def committed_by_source(
+    verifier: FrozenVerifier, proposer: Proposer, answers: dict[float, list[Text]]
 ) -> dict[str, Any]:
     """Tokens committed a verify forward under the coupled rule, whole blocks drafted."""
-    prompts = held_out_prompts(documents, tokenizer, num_prompts, seed)
-    proposer = DFlashProposer(drafter, verifier)
     depth = proposer.num_drafts
     figures = {}
-    for temperature in TEMPERATURES:
-        texts = write_texts(verifier, prompts, temperature, new_tokens, STOP_IDS, depth)
+    for temperature, texts in answers.items():
         rounds = accepted_drafts(verifier, proposer, texts, [COUPLED], [depth])[COUPLED][depth]
         figures[f"mean_committed_t{temperature:g}"] = {
             name: _short(rounds[name]) for name in sorted(rounds)

@@ -15,11 +15,11 @@ from transformers import Qwen3ForCausalLM
 
 from engine.models.dflash import DFlashDrafter, load_drafter, save_drafter
 from engine.training import corpus, rollouts
-from engine.training.acceptance import write_texts
+from engine.training.acceptance import Text
 from engine.training.card import write_card
 from engine.training.compare import VARIANTS, Comparison
 from engine.training.diffusion import DiffusionRecipe, save_diffusion, train_diffusion
-from engine.training.diffusion_eval import evaluate_diffusion
+from engine.training.diffusion_eval import DRAFT_LENGTH, evaluate_diffusion
 from engine.training.documents import Document, read_documents, source_weight
 from engine.training.drafter import (
     DrafterRecipe,
@@ -28,11 +28,12 @@ from engine.training.drafter import (
     start_from,
     train_drafter,
 )
+from engine.training.drafts import DFlashProposer
 from engine.training.evaluate import (
-    TEMPERATURES,
+    committed_by_source,
     evaluate_cost,
-    evaluate_drafter,
     evaluate_verifier,
+    write_answers,
 )
 from engine.training.frozen_verifier import FrozenVerifier
 from engine.training.held_out import held_out_prompts
@@ -41,7 +42,7 @@ from engine.training.plot import draw_stage
 from engine.training.presets import ROW_LENGTHS, Preset
 from engine.training.rollouts import Rollouts
 from engine.training.rows import RowSource
-from engine.training.tokenizer import STOP_IDS, load_tokenizer, save_tokenizer, train_tokenizer
+from engine.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from engine.training.trained import load_trained
 from engine.training.verifier import save_verifier, train_verifier
 
@@ -198,13 +199,6 @@ class Pipeline:
     def compare(self) -> None:
         """Train short-lived drafters that differ in one thing each; none of them is kept."""
         options, preset, verifier = self.options, self.preset, self._load_verifier()
-        documents = list(read_documents(options.heldout))
-        prompts = held_out_prompts(documents, self._tokenizer, options.eval_prompts, options.seed)
-        depth = preset.block_size - 1
-        texts = {
-            t: write_texts(verifier, prompts, t, options.rollout_tokens, STOP_IDS, depth)
-            for t in TEMPERATURES
-        }
         recipe = DrafterRecipe(
             anchors=preset.anchors, muon_lr=preset.muon_lr, adam_lr=preset.adam_lr
         )
@@ -213,7 +207,7 @@ class Pipeline:
             drafter_config(preset),
             recipe,
             self._drafter_rows,
-            texts,
+            self._answers(verifier),
             Budget(steps=options.compare_steps),
             options.seed,
             self._first_drafter(),
@@ -225,15 +219,16 @@ class Pipeline:
         options, trained = self.options, load_trained(self.out, self.device)
         verifier, tokenizer = trained.verifier, trained.tokenizer
         documents, length = list(read_documents(options.heldout)), self.preset.max_length
-        size = options.eval_prompts, options.rollout_tokens, options.seed
         figures = evaluate_verifier(verifier, documents, tokenizer, length)
+        answers = self._answers(verifier) if trained.drafter or trained.diffusion else {}
         if trained.drafter is not None:
-            figures |= evaluate_drafter(verifier, trained.drafter, documents, tokenizer, *size)
+            proposer = DFlashProposer(trained.drafter, verifier)
+            figures |= committed_by_source(verifier, proposer, answers)
             pair = (self.out / "verifier", self.out / "drafter")
             figures["cost"] = evaluate_cost(*pair, self.device)
         if trained.diffusion is not None:
             figures["diffusion"] = evaluate_diffusion(
-                trained.diffusion, verifier, documents, tokenizer, length, *size
+                trained.diffusion, verifier, documents, tokenizer, length, answers, options.seed
             )
         self._write_json("evaluation.json", figures)
         logger.info("%s", json.dumps(figures))
@@ -266,6 +261,12 @@ class Pipeline:
     def _reader(self) -> corpus.RowReader:
         packed = corpus.load_corpus(self.run_folder / "corpus")
         return corpus.RowReader(packed, self.options.weights, self.options.seed)
+
+    def _answers(self, verifier: FrozenVerifier) -> dict[float, list[Text]]:
+        options, longest = self.options, max(self.preset.block_size - 1, DRAFT_LENGTH)
+        documents = list(read_documents(options.heldout))
+        prompts = held_out_prompts(documents, self._tokenizer, options.eval_prompts, options.seed)
+        return write_answers(verifier, prompts, options.rollout_tokens, longest)
 
     def _first_drafter(self) -> DFlashDrafter | None:
         path = self.options.init_drafter
