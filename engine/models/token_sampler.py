@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -71,16 +72,24 @@ class TokenSampler:
         index, positions = self._rows(picks)
         table = self._table(picks)
         scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
-        counts = torch.tensor([pick.count for pick in picks])
-        starts = counts.cumsum(0) - counts
+        starts = list(accumulate((pick.count for pick in picks), initial=0))
+        alive = list(range(len(picks)))
         previous = torch.tensor(list(anchors), device=self._device)
-        drawn = torch.empty(len(logits), dtype=torch.int64, device=self._device)
-        for number in range(int(counts.max())):
-            alive = (counts > number).nonzero()[:, 0]
-            rows, alive = (starts[alive] + number).to(self._device), alive.to(self._device)
-            token_ids = (scores[rows] + bias(previous[alive])).argmax(-1)
-            drawn[rows] = previous[alive] = token_ids
-        return _split(drawn, picks)
+        order: list[int] = []
+        drawn: list[Tensor] = []
+        for number in range(max(pick.count for pick in picks)):
+            kept = [place for place, i in enumerate(alive) if picks[i].count > number]
+            if len(kept) < len(alive):
+                alive = [alive[place] for place in kept]
+                previous = previous[torch.tensor(kept).to(self._device)]
+            rows = [starts[i] + number for i in alive]
+            own = scores[torch.tensor(rows).to(self._device)]
+            previous = (own + bias(previous)).argmax(-1)
+            order += rows
+            drawn.append(previous)
+        # Only now, once for all, the device is waited for.
+        tokens = dict(zip(order, torch.cat(drawn).tolist(), strict=True))
+        return [[tokens[row] for row in range(*span)] for span in pairwise(starts)]
 
     def logprobs(self, logits: Tensor, token_ids: Seq[int], num_top: int) -> list[TokenLogprobs]:
         """logits: [n, V] before any processing, one row for each of the n tokens."""
