@@ -22,17 +22,22 @@ def perplexity(trained: Trained) -> str:
     )
 
 
+POSITIONS = """\
+By the position of the token in a row of whole held-out documents, one after the other, as the
+training has them:
+
+"""
+
+
 def perplexity_by_position(trained: Trained) -> str:
-    """A context that works does not get worse towards its end."""
+    """No position may be worse than the ones before: that is a position that was not learnt."""
     buckets = trained.figures.get("perplexity_by_position")
     if not buckets:
         return ""
     rows = (
         [name, f"{of['num_tokens']:,}", f"{of['perplexity']:.2f}"] for name, of in buckets.items()
     )
-    return "By the position of the token in its text:\n\n" + table(
-        ("positions", "tokens", "perplexity"), rows
-    )
+    return POSITIONS + table(("positions", "tokens", "perplexity"), rows)
 
 
 def committed(trained: Trained) -> str:

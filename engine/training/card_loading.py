@@ -34,8 +34,8 @@ tokens = verifier.generate(
 ```
 """
 HEADS = """\
-`drafter/heads.safetensors` holds heads that this server alone reads: elsewhere the drafter is used
-without them, and fewer of its tokens are accepted.
+`drafter/heads.safetensors` holds a Markov head, which this server alone reads: elsewhere the
+drafter is used without it, and fewer of its tokens are accepted.
 """
 DIFFUSION = """\
 `AutoModelForCausalLM.from_pretrained("diffusion")` loads the diffusion model as the causal model
@@ -78,8 +78,7 @@ def loading(trained: Trained) -> str:
     parts = [VERIFIER]
     if trained.drafter is not None:
         parts.append(DRAFTER)
-        config = trained.drafter.config
-        if config.markov_rank or config.has_confidence:
+        if trained.drafter.config.markov_rank:
             parts.append(HEADS)
     if trained.diffusion is not None:
         parts.append(DIFFUSION)

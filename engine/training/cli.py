@@ -17,8 +17,8 @@ DESCRIPTION = """\
 Train the models that this server can run: an autoregressive verifier (Qwen3ForCausalLM), the DFlash
 drafter that proposes for it, and a block-diffusion model of the verifier's shape. They appear as
 OUT/verifier, OUT/drafter and OUT/diffusion in Hugging Face format; OUT/run holds corpus, logs and
-checkpoints. A stage that was killed goes on from its last checkpoint when it is started again with
-the same options.
+checkpoints. A training that was killed goes on from its last checkpoint when it is started again
+with the same options.
 
 stages, in order:
   tokenizer   byte-level BPE with Qwen2's split pattern and a ChatML template

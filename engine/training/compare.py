@@ -2,14 +2,16 @@
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.models.dflash import DFlashConfig, DFlashDrafter
+import torch
+
+from engine.models.dflash import DFlashConfig, DFlashDrafter, save_drafter
 from engine.training.acceptance import RULES, Text, accepted_drafts
+from engine.training.draft_cost import measure_cost
 from engine.training.drafter import DrafterRecipe, build_drafter, start_from, train_drafter
 from engine.training.drafts import DFlashProposer
 from engine.training.frozen_verifier import FrozenVerifier
@@ -56,23 +58,30 @@ class Comparison:
     texts: dict[float, list[Text]]  # by temperature
     budget: Budget
     seed: int
+    verifier_path: Path
     known: DFlashDrafter | None = None  # where all of them start, instead of from nothing
 
     def run(self, variants: dict[str, Variant], folder: Path) -> dict[str, Any]:
         """Train each from the same seed on the same rows, judge it, keep what is finished.
 
-        Rows are the name of a variant and its figures: parameters, training seconds, and tokens
-        committed a verify forward by rule and temperature, whole blocks drafted.
+        Rows are the name of a variant and its figures: parameters, milliseconds of a draft, and
+        tokens committed a verify forward by rule and temperature, whole blocks drafted. A folder
+        that holds a comparison under other conditions is refused.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
-        figures = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        conditions = {"budget": asdict(self.budget), "seed": self.seed}
+        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if known and known["conditions"] != conditions:
+            raise ValueError(f"{path} was made under other conditions: {known['conditions']}")
+        figures: dict[str, Any] = known.get("drafters", {})
         readings = ReadingCache(self.verifier, self.config.target_layer_ids)
         for number, (name, variant) in enumerate(variants.items()):
             if name not in figures:
                 logger.info("variant %d of %d: %s", number + 1, len(variants), name)
                 figures[name] = self._try(variant, folder / f"{number}", readings)
-                path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+                whole = {"conditions": conditions, "drafters": figures}
+                path.write_text(json.dumps(whole, indent=2) + "\n", "utf-8")
         return figures
 
     def _try(self, variant: Variant, folder: Path, readings: ReadingCache) -> dict[str, Any]:
@@ -85,14 +94,17 @@ class Comparison:
         drafter = build_drafter(config, self.seed)
         if self.known is not None:
             start_from(drafter, self.known)
-        source, started = self.make_source(), time.monotonic()
+        source = self.make_source()
         train_drafter(
             drafter, self.verifier, source, recipe, self.budget, folder, readings=readings
         )
+        save_drafter(drafter, folder)
+        device = self.verifier.device
+        cost = measure_cost(self.verifier_path, folder, torch.float32, device)
         figures: dict[str, Any] = {
             "variant": asdict(variant),
             "num_parameters": sum(p.numel() for p in drafter.parameters()),
-            "seconds": round(time.monotonic() - started, 1),
+            "draft_ms": round(cost.draft_ms, 2),
         }
         proposer = DFlashProposer(drafter.eval(), self.verifier)
         depth = proposer.num_drafts
@@ -106,14 +118,11 @@ class Comparison:
 
 def comparison_section(figures: dict[str, Any]) -> str:
     """The Markdown table of a finished comparison."""
-    columns = ("coupled_t0", "coupled_t1", "rejection_t1")
-    head = (
-        "| drafter | parameters | T=0 | T=1, shared noise | T=1, p/q rule |\n|---|---|---|---|---|"
-    )
+    columns = ("coupled_t0", "coupled_t1", "rejection_t1", "draft_ms")
+    head = ("drafter", "parameters", "T=0", "T=1, shared noise", "T=1, p/q rule", "ms a draft")
     lines = [
-        f"| {name} | {row['num_parameters']:,} | "
-        + " | ".join(f"{row[column]:.2f}" for column in columns)
-        + " |"
+        [name, f"{row['num_parameters']:,}", *(f"{row[column]:.2f}" for column in columns)]
         for name, row in figures.items()
     ]
-    return "\n".join([head, *lines]) + "\n"
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

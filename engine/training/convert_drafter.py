@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.models.dflash import DFlashConfig, DFlashDrafter
+from engine.models.dflash import HEADS_FILE, DFlashConfig, DFlashDrafter
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ LAYOUTS = ("transformers", "published", "ours")
 MODEL_TYPE = "muse_glimmer_assistant"
 TO_TRANSFORMERS = {"fc.": "encoder.fc.", "hidden_norm.": "encoder.output_norm_enc."}
 FROM_TRANSFORMERS = {theirs: own for own, theirs in TO_TRANSFORMERS.items()}
-HEADS_KEY, HEADS_FILE = "draft_heads", "heads.safetensors"
+HEADS_KEY = "draft_heads"
 SHARED_KEYS = (  # of the same name and meaning in the published and in transformers' config
     "block_size",
     "head_dim",

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.models.attention import choose_backend
+from engine.models.fused_drafter import fuse_drafter
 from engine.models.loader import check_pair, load_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
@@ -90,6 +91,8 @@ def _load_runner(
         backend=choose_backend(device, dtype, "auto"),
     )
     check_against_eager(runner, fuse=device.type == "cpu")
+    if device.type == "cpu":
+        fuse_drafter(drafter)
     return runner
 
 

@@ -45,13 +45,15 @@ def build_drafter(config: DFlashConfig, seed: int) -> DFlashDrafter:
 
 
 def start_from(drafter: DFlashDrafter, known: DFlashDrafter) -> None:
-    """Give a fresh drafter another's weights; heads that the other lacks stay fresh."""
+    """Give a fresh drafter another's weights; heads that are not the same in both stay fresh."""
     own, given = drafter.state_dict(), known.state_dict()
-    alike = all(name in own and own[name].shape == x.shape for name, x in given.items())
-    lacking = [name for name in own if name not in given and not name.startswith(HEADS)]
-    if not alike or lacking or known.config.target_layer_ids != drafter.config.target_layer_ids:
+    alike = {n: x for n, x in given.items() if n in own and own[n].shape == x.shape}
+    needed = [name for name in own | given if not name.startswith(HEADS)]
+    if known.config.target_layer_ids != drafter.config.target_layer_ids or not all(
+        name in alike for name in needed
+    ):
         raise ValueError("--init-drafter: that drafter has another shape, or taps other layers")
-    drafter.load_state_dict(given, strict=False)
+    drafter.load_state_dict(alike, strict=False)
 
 
 def drafter_config(
@@ -112,7 +114,7 @@ class DrafterTask:
         before = spread.clamp(max=rows.token_ids.shape[1] - 2)
         row_index = torch.arange(len(anchors), device=device)[:, None, None]
         with torch.no_grad():
-            target = self.verifier.head(reading.hidden[row_index, before][held])
+            target = self.verifier.target_logits(reading.hidden[row_index, before][held])
         hidden = block_hidden(self.model, self.verifier, reading, anchors)[held]
         tokens = rows.token_ids[row_index, before + 1][held]
         blocks = Blocks(hidden, rows.token_ids[row_index, before][held], tokens, held)

@@ -28,7 +28,7 @@ MOST_ROWS, MOST_ANCHORS = 16, 32
 # A large vocabulary costs the memory of a step's logits, of which a loss holds several copies.
 CPU_LOGITS_A_STEP, GPU_LOGITS_A_STEP = 1 << 25, 1 << 28
 # What may be another when a run is taken up again.
-RENEWABLE = ("out", "budget", "device", "eval_prompts")
+RENEWABLE = ("out", "budget", "device")
 
 logger = logging.getLogger(__name__)
 

@@ -50,8 +50,7 @@ class DFlashProposer:
         self._drafter, self._verifier = drafter, verifier
         self.num_drafts = drafter.config.block_size - 1
         self.taps = drafter.config.target_layer_ids
-        markov = getattr(drafter, "markov", None)
-        self.markov: Bias | None = None if markov is None else markov.bias
+        self.markov: Bias | None = None if drafter.markov is None else drafter.markov.bias
 
     def blocks(self, reading: Reading, anchors: Tensor) -> Tensor:
         return block_hidden(self._drafter, self._verifier, reading, anchors)

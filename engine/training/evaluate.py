@@ -1,4 +1,4 @@
-"""Stage 6: the figures of a pair of models on held-out text."""
+"""Stage 7: the figures of a pair of models on held-out text."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -210,6 +210,7 @@ class Pipeline:
             self._answers(verifier),
             Budget(steps=options.compare_steps),
             options.seed,
+            self.out / "verifier",
             self._first_drafter(),
         )
         comparison.run(VARIANTS, self.run_folder / "compare")

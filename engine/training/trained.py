@@ -34,7 +34,9 @@ class Trained:
 
     @cached_property
     def comparison(self) -> dict[str, Any]:
-        return _read(self.out / "run" / "compare" / "comparison.json")
+        found: dict[str, Any] = _read(self.out / "run" / "compare" / "comparison.json")
+        drafters: dict[str, Any] = found.get("drafters", {})
+        return drafters
 
     def facts(self, stage: str) -> dict[str, Any]:
         """Steps, tokens, seconds, options and preset of a finished training; else empty."""

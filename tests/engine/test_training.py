@@ -3,6 +3,7 @@
 import json
 import lzma
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,14 @@ def test_drafters_are_compared_alike_and_finished_ones_are_kept(
         {t: write_texts(verifier, prompts, t, 8, STOP_IDS, 3) for t in (0.0, 1.0)},
         Budget(steps=4),
         seed=0,
+        verifier_path=trained / "verifier",
     )
     variants = {"plain": Variant(), "chained": Variant("tv", "dpace", 4, True)}
     folder = trained / "run" / "compare"
     figures = comparison.run(variants, folder)
     assert comparison.run(variants, folder) == figures and len(made) == 2
+    with pytest.raises(ValueError, match="other conditions"):
+        replace(comparison, seed=1).run(variants, folder)
     assert figures["chained"]["num_parameters"] > figures["plain"]["num_parameters"]
     for row in figures.values():
         assert 1 <= row["coupled_t0"] == row["rejection_t0"] <= 4
