@@ -17,13 +17,15 @@ from engine.request.sampling_params import SamplingParams
 from engine.training.drafter import build_drafter, start_from
 from engine.training.losses import confidence_loss, decaying_weights, survival_weights
 from tests.engine.engines import (
-    Ask,
     TinyModels,
+    batcher_of,
+    check_nothing_leaked,
     count_drafts,
     make_engine,
     run_all,
     tokens,
 )
+from tests.engine.test_token_identity import ASKS
 from tests.engine.tiny_models import VOCAB_SIZE
 
 
@@ -86,18 +88,21 @@ def test_a_filter_holds_for_chained_drafts(models: TinyModels) -> None:
 
 
 def test_chained_drafts_change_no_token(models: TinyModels, chained: TinyModels) -> None:
-    asks = [
-        Ask(tokens(4 + seed, seed), SamplingParams(seed=seed, temperature=t, max_tokens=16), "deer")
-        for seed in range(4)
-        for t in (0.0, 1.0)
-    ]
-    alone = [run_all(make_engine(models), [replace(ask, mode="ar")])[0] for ask in asks]
-    together = run_all(make_engine(chained), asks)
+    """Penalties, filters and plain decoding in one batch, and too few pages for all of it."""
+    ways = [("deer", None), ("deer", 1), ("ar", None), ("deer", 4)]
+    asks = []
+    for index, one in enumerate(ASKS):
+        mode, draft_length = ways[(index + index // 8) % len(ways)]
+        asks.append(replace(one, mode=mode, draft_length=draft_length))
+    alone = [run_all(make_engine(models, prefix_cache=False), [one])[0] for one in ASKS]
+    engine = make_engine(chained, num_pages=32)
+    together = run_all(engine, asks)
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]
     accepted, refused = count_drafts(together)
-    plain = run_all(make_engine(models), asks)
     assert accepted and refused
-    assert count_drafts(plain) != (accepted, refused), "the head had no say"
+    assert count_drafts(run_all(make_engine(models), asks)) != (accepted, refused), "no say"
+    assert batcher_of(engine).stats.num_preemptions
+    check_nothing_leaked(engine)
 
 
 def test_heads_are_saved_beside_the_published_tensors(chained: TinyModels, tmp_path: Path) -> None:
