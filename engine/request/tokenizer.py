@@ -49,8 +49,10 @@ class Tokenizer:
             return token_ids
         return self._bos_prefix + token_ids
 
-    def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
-        """The ids of a conversation, up to where the assistant's answer begins.
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of a conversation, up to where the assistant's next answer begins.
 
         Special tokens inside a message stay plain text: what one party says must not be able to
         end its turn and speak for another.
@@ -61,7 +63,7 @@ class Tokenizer:
         try:
             token_ids: list[int] = self._tokenizer.apply_chat_template(
                 messages,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 sanitize_control_tokens=True,
                 return_dict=False,
             )

@@ -28,8 +28,11 @@ dfastllm convert-drafter drafter drafter-hf --to transformers
 ```python
 drafter = AutoModel.from_pretrained("drafter-hf")
 tokens = verifier.generate(
-    **prompt, max_new_tokens=64, do_sample=False,
-    assistant_model=drafter, speculation_type="dflash",
+    **prompt,
+    max_new_tokens=64,
+    do_sample=False,
+    assistant_model=drafter,
+    speculation_type="dflash",
 )
 ```
 """

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -99,7 +100,14 @@ def convert_drafter(source: Path, target: Path, layout: str) -> None:
 def read_drafter(folder: Path) -> PlainDrafter:
     """The drafter in any of the layouts; what our drafter would compute otherwise is refused."""
     raw = json.loads((folder / "config.json").read_text("utf-8"))
-    tensors = load_file(folder / "model.safetensors")
+    if raw.get("model_type") != MODEL_TYPE and "dflash_config" not in raw:
+        raise UnlikeDFlashError(
+            f"{folder} holds no DFlash drafter: config.json has no dflash_config"
+        )
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise UnlikeDFlashError(f"{folder / 'model.safetensors'}: {error}") from error
     _refuse_what_differs(raw)
     if raw.get("model_type") == MODEL_TYPE:
         raw, tensors = _as_published(raw), _renamed(tensors, FROM_TRANSFORMERS)

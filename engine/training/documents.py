@@ -47,11 +47,14 @@ def turn(message: tuple[str, str]) -> str:
 def read_documents(paths: Iterable[str | Path]) -> Iterator[Document]:
     """All documents of all files, in their order; raises ValueError naming the file and line."""
     for path in map(Path, paths):
-        with _open_text(path) as lines:
-            if path.name.removesuffix(".xz").endswith(".txt"):
-                yield from _pieces(lines, path.name.split(".")[0])
-            else:
-                yield from _json_lines(lines, path)
+        try:
+            with _open_text(path) as lines:
+                if path.name.removesuffix(".xz").endswith(".txt"):
+                    yield from _pieces(lines, path.name.split(".")[0])
+                else:
+                    yield from _json_lines(lines, path)
+        except (EOFError, lzma.LZMAError) as error:
+            raise ValueError(f"{path} is cut off or broken: {error}") from error
 
 
 def source_weight(source: str, weights: dict[str, float]) -> float:
@@ -79,7 +82,8 @@ def _pieces(lines: Iterable[str], source: str) -> Iterator[Document]:
     piece = ""
     for line in lines:
         piece += line
-        if not line.strip() and len(piece) >= PIECE_CHARACTERS:
+        # A text without empty lines is cut at any line, only later.
+        if len(piece) >= (2 if line.strip() else 1) * PIECE_CHARACTERS:
             yield Document(source, piece.strip())
             piece = ""
     if piece.strip():

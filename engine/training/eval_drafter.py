@@ -84,7 +84,13 @@ def evaluate(parsed: argparse.Namespace) -> Report:
     cost = None
     if not parsed.no_cost:
         cost = measure_cost(parsed.verifier, parsed.drafter, verifier.served.dtype, device)
+    lengths = check_lengths(parsed.lengths, depth)
     room = verifier.served.max_positions - new_tokens - depth - 1
+    if room < 1:
+        raise OptionError(
+            f"--rollout-tokens: {new_tokens} leave no room for a prompt in the verifier's "
+            f"{verifier.served.max_positions} positions"
+        )
     lessons = Lessons(tokenizer, min(LONGEST_PROMPT, room))
     documents = read_documents_of(parsed.data)
     prompts = prompts_by_source(lessons, documents, parsed.prompts, parsed.seed)
@@ -93,7 +99,6 @@ def evaluate(parsed: argparse.Namespace) -> Report:
         logger.info("T = %g: %d prompts", temperature, len(prompts))
         stop = tokenizer.eos_token_ids
         texts = write_texts(frozen, prompts, temperature, new_tokens, stop, depth)
-        lengths = check_lengths(parsed.lengths, depth)
         curves[temperature] = accepted_drafts(frozen, proposer, texts, parsed.acceptance, lengths)
     names = (parsed.verifier.resolve().name, parsed.drafter.resolve().name)
     return Report(*names, len(prompts), new_tokens, cost, curves)

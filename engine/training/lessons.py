@@ -65,7 +65,8 @@ class Lessons:
         """A dialogue up to where an answer begins, or the first words of a text; or nothing."""
         if not document.messages:
             length = min(int(random.integers(*TEXT_PROMPT)), self.max_prompt)
-            return self.tokenizer.encode(document.text)[:length]
+            # Tokens are seldom longer than this, and a text may be a whole book.
+            return self.tokenizer.encode(document.text[: 32 * length])[:length]
         heads = list(_heads(document))
         if not heads:
             return []
@@ -75,17 +76,17 @@ class Lessons:
     def _whole(self, document: Document) -> list[int]:
         if not document.messages:
             return self.tokenizer.encode(document.text)
-        return self._chat(document.messages)
+        return self._chat(document.messages, answer_follows=False)
 
-    def _chat(self, messages: Turns) -> list[int]:
+    def _chat(self, messages: Turns, answer_follows: bool = True) -> list[int]:
         try:
-            return self._render(messages)
+            return self._render(messages, answer_follows)
         except InvalidRequestError:  # some templates refuse a system turn, or two of one role
             return []
 
-    def _render(self, messages: Turns) -> list[int]:
+    def _render(self, messages: Turns, answer_follows: bool = True) -> list[int]:
         turns = [{"role": role, "content": content} for role, content in messages]
-        return self.tokenizer.apply_chat_template(turns)
+        return self.tokenizer.apply_chat_template(turns, answer_follows)
 
     def _why_none(self, documents: list[Document]) -> str:
         try:

@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--block-size", type=block_size, default=8, help="anchor and masks (%(default)s)")
     add("--ffn-size", type=number, help="feed-forward width (default: the verifier's)")
     add("--taps", type=layers, metavar="I,J,...", help="verifier layers read, counted from 0")
-    add("--markov-rank", type=int, default=0, help="of a Markov head; 0: none (%(default)s)")
+    add("--markov-rank", type=rank, default=0, help="of a Markov head; 0: none (%(default)s)")
     add("--loss", choices=LOSSES, default=DrafterRecipe.loss, help="(%(default)s)")
     add("--mask-token-id", type=int, metavar="ID", help=mask + "first id beyond the tokenizer's)")
     add("--eval-prompts", type=number, default=32, help="held back (%(default)s)")
@@ -114,6 +114,12 @@ def _serve(options: Options) -> str:
 def number(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def rank(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
     return value
 
 

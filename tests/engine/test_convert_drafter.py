@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,16 @@ def test_assisted_generation_writes_and_accepts_what_our_engine_does(
         assert [accepted.count(n) for n in range(len(histogram))] == list(histogram)
         totals += torch.tensor((sum(accepted), masks * len(rounds) - sum(accepted)))
     assert totals.min() > 10, "the test proves nothing: drafts all accepted, or all refused"
+
+
+def test_a_verifier_is_no_drafter(tmp_path: Path) -> None:
+    with pytest.raises(UnlikeDFlashError, match="holds no DFlash drafter"):
+        convert_drafter.convert_drafter(WEIGHTS / "verifier", tmp_path / "out", "published")
+
+
+def test_a_broken_file_of_tensors_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(WEIGHTS / "drafter", broken)
+    (broken / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UnlikeDFlashError, match=r"model\.safetensors"):
+        convert_drafter.convert_drafter(broken, tmp_path / "out", "published")

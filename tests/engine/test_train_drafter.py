@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from engine.build import EngineConfig, build_engine
+from engine.build import EMBEDDED, EngineConfig, build_engine
 from engine.models.causal_lm import CausalLM, UnsupportedModelError
 from engine.request.sampling_params import SamplingParams
+from engine.request.tokenizer import Tokenizer
 from engine.training import own_rollouts, train_drafter
 from engine.training.documents import Document, read_documents
 from engine.training.drafter_run import batch_size
@@ -279,3 +281,26 @@ def test_a_plain_text_is_cut_between_paragraphs(tmp_path: Path) -> None:
     assert len(pieces) == 3
     assert "\n\n".join(piece.text for piece in pieces) == "\n\n".join(paragraphs)
     assert {piece.source for piece in pieces} == {"book"}
+
+
+def test_a_text_without_empty_lines_is_cut_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("a line of some words\n" * 2000, "utf-8")
+    pieces = [document.text for document in read_documents([path])]
+    assert len(pieces) > 5
+    assert "\n".join(pieces) == path.read_text("utf-8").strip()
+
+
+def test_a_broken_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl.xz"
+    path.write_bytes(lzma.compress(b'{"text": "one two three"}\n' * 500)[:-40])
+    with pytest.raises(ValueError, match=r"cut\.jsonl\.xz is cut off or broken"):
+        list(read_documents([path]))
+
+
+def test_a_whole_dialogue_ends_where_it_ends() -> None:
+    tokenizer = Tokenizer(EMBEDDED / "verifier")
+    turns = (("user", "Hello."), ("assistant", "Hello to you."))
+    (whole,) = Lessons(tokenizer, 64).texts([Document("a", messages=turns)], 1, 64)
+    prompt = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns])
+    assert prompt[: len(whole)] == whole and len(prompt) > len(whole)
