@@ -22,7 +22,8 @@ from engine.request.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 150
-PROMPT = "Spell garden.\nG-A-R-D-E-N\nSpell garden.\nG-A-R"
+# What follows repeats what stands here, whichever small model goes on with it.
+PROMPT = "| a | b |\n| --- | --- |\n" + 3 * "| 1 | 2 |\n" + "| 1 |"
 
 
 @pytest.fixture(scope="module")
