@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.decoding.noise import MAX_CHOICE, NoiseStream, gumbel, uniform
 from engine.decoding.rejection import (
     Layout,
     Verdict,
@@ -197,30 +196,3 @@ def test_a_verdict_is_read_row_by_row() -> None:
     draft = torch.tensor([1, 2, 3, 4, 5])
     verdict = Verdict(torch.tensor([1, 0, 3]), torch.tensor([7, 8, 9]))
     assert committed_tokens(draft, [2, 0, 3], verdict) == [[1, 7], [8], [3, 4, 5, 9]]
-
-
-def uniforms_of(stream: int, count: int) -> Tensor:
-    zeros = torch.zeros(count, dtype=torch.int64)
-    return uniform(torch.arange(count), zeros, zeros, zeros + 3, zeros + stream)
-
-
-def test_uniforms_are_uniform_and_never_at_the_ends() -> None:
-    drawn = uniforms_of(NoiseStream.ACCEPT, 20_000)
-    assert 0.0 < drawn.min() < drawn.max() < 1.0
-    counts = torch.histc(drawn, 20, 0.0, 1.0)
-    assert ((counts - 1000) ** 2 / 1000).sum() < 60.4  # chi-square, 19 degrees, one in 300,000
-
-
-def test_the_first_lane_of_the_noise_is_made_of_the_same_number() -> None:
-    zeros = torch.zeros(50, dtype=torch.int64)
-    noise = gumbel(torch.arange(50), zeros, zeros, zeros + 3, 4, zeros + 9)[:, 0]
-    expected = -(-torch.log1p(-uniforms_of(9, 50).double())).log()
-    assert torch.allclose(noise.double(), expected, atol=1e-5)
-
-
-def test_what_is_drawn_at_a_position_is_drawn_independently() -> None:
-    assert len({*NoiseStream}) == len(NoiseStream)
-    assert all(0 <= stream < MAX_CHOICE for stream in NoiseStream)
-    drawn = torch.stack([uniforms_of(stream, 20_000) for stream in NoiseStream])
-    correlations = torch.corrcoef(drawn) - torch.eye(len(NoiseStream))
-    assert correlations.abs().max() < 5.0 / math.sqrt(20_000)
