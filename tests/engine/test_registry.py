@@ -44,6 +44,6 @@ def test_the_same_strategy_found_twice_is_one(
 
 
 def test_an_unknown_mode_is_answered_with_those_there_are(models: TinyModels) -> None:
-    with pytest.raises(InvalidRequestError, match="unknown mode 'warp'.*ar.*deer") as caught:
+    with pytest.raises(InvalidRequestError, match=r"unknown mode 'warp'.*ar.*deer") as caught:
         make_engine(models).make_sequence("a", [1], SamplingParams(), mode="warp")
     assert caught.value.param == "mode"
