@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,13 @@ from torch import Tensor, nn
 
 from engine.models.attention import PAGED_ATTENTION, Backend, PagedContext
 from engine.models.checkpoint import UnsupportedModelError, read_config
-from engine.models.families import FAMILIES
+from engine.models.families import CANVAS_TYPE, FAMILIES, CheckpointKind, checkpoint_kind
 from engine.models.fused_layers import FusedLayer, can_fuse
-from engine.models.kv_pool import KvPool
+from engine.models.kv_pool import KvPool, KvShape
 from engine.models.packing import PackedBatch
 from engine.models.pretrained import pretrained
 
 __all__ = ["CausalLM", "KvShape", "UnsupportedModelError", "load_causal_lm"]
-
-
-@dataclass(frozen=True)
-class KvShape:
-    """What one token's keys and values look like."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
 
 
 class CausalLM:
@@ -140,8 +130,9 @@ def load_causal_lm(
 ) -> CausalLM:
     """Load a checkpoint folder; no code of the checkpoint's own is ever run."""
     kind = read_config(path).get("model_type", "unknown")
-    if kind in FAMILIES:
-        raise UnsupportedModelError(f"{path} (model_type {kind}) is a diffusion LM, no causal LM")
+    found = checkpoint_kind(path)
+    if found is CheckpointKind.DRAFTER or kind in (*FAMILIES, CANVAS_TYPE):
+        raise UnsupportedModelError(f"{path} (model_type {kind}) holds no causal LM, but a {found}")
     model = pretrained(path, f"{path} (model_type {kind})", dtype=dtype, device=device)
     try:
         return CausalLM(model, tap_layers=tap_layers)

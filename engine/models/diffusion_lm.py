@@ -11,10 +11,23 @@ from torch import Tensor
 
 from engine.models.causal_lm import CausalLM, load_causal_lm
 from engine.models.checkpoint import UnsupportedModelError, read_config, read_tensors
-from engine.models.families import DIFFUSION_KEY, FAMILIES, ContextKind, Family
+from engine.models.families import (
+    DIFFUSION_KEY,
+    FAMILIES,
+    CheckpointKind,
+    ContextKind,
+    Family,
+    checkpoint_kind,
+)
 from engine.models.pretrained import pretrained
 
-__all__ = ["ContextKind", "DiffusionConfig", "DiffusionLM", "load_diffusion_lm"]
+__all__ = [
+    "ContextKind",
+    "DiffusionConfig",
+    "DiffusionLM",
+    "is_diffusion_lm",
+    "load_diffusion_lm",
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,12 @@ class DiffusionLM:
     @property
     def vocab_size(self) -> int:
         return self.backbone.vocab_size
+
+
+def is_diffusion_lm(path: Path) -> bool:
+    """Whether a folder holds a diffusion model, by its config.json alone."""
+    is_folder = (path / "config.json").is_file()
+    return is_folder and checkpoint_kind(path) is CheckpointKind.DIFFUSION_LM
 
 
 def load_diffusion_lm(path: Path, *, dtype: torch.dtype, device: torch.device) -> DiffusionLM:

@@ -11,9 +11,12 @@ import torch
 import transformers
 from torch import Tensor
 
+from engine.models.attention import sdpa_backend
 from engine.models.causal_lm import UnsupportedModelError, load_causal_lm
 from engine.models.diffusion_lm import ContextKind, DiffusionConfig, DiffusionLM, load_diffusion_lm
 from engine.models.families import CheckpointKind, checkpoint_kind
+from engine.models.model_runner import ModelRunner
+from engine.models.packing import Span
 from tests.engine.tiny_families import DREAM, FAST_DLLM, LLADA, MASK, SDAR, VOCAB, Published
 
 WEIGHTS = Path(__file__).parents[2] / "engine" / "weights"
@@ -146,7 +149,7 @@ def test_what_would_be_computed_otherwise_is_refused_naming_it(
 
 def test_a_diffusion_lm_of_a_foreign_kind_is_no_verifier(tmp_path: Path) -> None:
     folder = DREAM.save(tmp_path, DREAM.tensors())
-    with pytest.raises(UnsupportedModelError, match=r"Dream\) is a diffusion LM, no causal LM"):
+    with pytest.raises(UnsupportedModelError, match=r"Dream\) holds no causal LM, but a diffusion"):
         load_causal_lm(folder, dtype=torch.float32, device=CPU)
 
 
@@ -166,3 +169,32 @@ def test_a_block_length_that_the_config_does_not_name_is_the_familys(tmp_path: P
     assert load(named).config.block_length == 16
     unnamed = SDAR.save(tmp_path / "b", SDAR.tensors(), block_size=...)
     assert load(unnamed).config.block_length == 4
+
+
+@torch.inference_mode()
+def test_any_chunks_of_pages_give_the_published_logits(
+    family: tuple[Published, DiffusionConfig], tmp_path: Path
+) -> None:
+    """Context read in pieces, then a block that is read again, as its masks become tokens."""
+    published, config = family
+    tensors = published.tensors()
+    model = load(published.save(tmp_path, tensors, **NO_MASK_IN_CONFIG))
+    runner = ModelRunner(
+        None, None, num_pages=32, page_size=4, backend=sdpa_backend, diffusion=model
+    )
+    ids, pages = token_ids(24), [9, 2, 4, 1, 7, 5]
+    size = config.block_length
+    if size is None:  # all in one forward, and then its middle again, between what is cached
+        pieces = [[(0, 10, 24), (10, 24, 24)], [(6, 15, 24)]]
+        visible = both_ways(24)
+    else:  # whole blocks of context, and the last block twice
+        blocks = [(start, start + size, start + size) for start in range(0, 24, size)]
+        pieces = [blocks[:1], blocks[1:], blocks[-1:]]
+        visible = block_causal(24, size)
+    wanted = published.logits(tensors, ids, visible)
+    wanted[:, MASK] = -torch.inf
+    for forward in pieces:
+        spans = [Span(ids[a:b].tolist(), a, pages, end) for a, b, end in forward]
+        rows = [row for a, b, _ in forward for row in range(a, b)]
+        found = runner.denoise(spans, list(range(len(rows))))
+        torch.testing.assert_close(found, wanted[rows], atol=2e-5, rtol=1e-4)
