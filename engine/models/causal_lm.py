@@ -49,6 +49,15 @@ class CausalLM:
         return next(self.model.parameters()).dtype
 
     @property
+    def window(self) -> int | None:
+        """The sliding window of some of its layers, or of all."""
+        config: Any = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        types = getattr(config, "layer_types", None)
+        is_sliding = types is None or "sliding_attention" in types
+        window: int | None = getattr(config, "sliding_window", None)
+        return window if is_sliding else None
+
+    @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
@@ -66,10 +75,13 @@ class CausalLM:
         )
         return output.logits[0]  # type: ignore[no-any-return]
 
-    def eager_logits(self, token_ids: Tensor, visible: Tensor | None = None) -> Tensor:
+    def eager_logits(
+        self, token_ids: Tensor, visible: Tensor | None = None, num_rows: int = 0
+    ) -> Tensor:
         """The model's own attention without pages or cache, for tests: [B, L] -> [B, L, V]
 
         `visible` [L, L] says which row sees which (True); without it the model's own mask holds.
+        With `num_rows` only the last ones get logits.
         """
         mask = None if visible is None else torch.zeros(visible.shape, dtype=self.dtype)
         if mask is not None and visible is not None:
@@ -77,7 +89,12 @@ class CausalLM:
             mask = mask.to(self.device)[None, None]
         self.model.set_attn_implementation("eager")  # type: ignore[operator]
         try:
-            out = self.model(input_ids=token_ids, attention_mask=mask, use_cache=False)
+            out = self.model(
+                input_ids=token_ids,
+                attention_mask=mask,
+                use_cache=False,
+                logits_to_keep=num_rows,
+            )
             return out.logits  # type: ignore[no-any-return]
         finally:
             self.model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
