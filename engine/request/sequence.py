@@ -6,7 +6,13 @@ from collections.abc import Sequence as Seq
 from enum import Enum, auto
 
 from engine.request.options import NO_OPTIONS, GenerationOptions
-from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
+from engine.request.outputs import (
+    Ending,
+    FinishReason,
+    SequenceSummary,
+    StepOutput,
+    TokenLogprobs,
+)
 from engine.request.sampling_params import SamplingParams
 from engine.request.text_stream import StopMatcher, TextStream
 from engine.request.tokenizer import Tokenizer
@@ -57,6 +63,8 @@ class Sequence:
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
         self.num_draft_tokens = 0
+        self.num_forwards = 0  # of any model, that had rows of this sequence
+        self.hole_lengths: tuple[int, ...] = ()
         self.acceptance_histogram: list[int] = []
         self._prompt_logprobs: list[TokenLogprobs] = []
         # A replay has given them out before.
@@ -128,6 +136,19 @@ class Sequence:
             self._check_end(token_id)
         return len(token_ids)
 
+    def end(self, ending: Ending) -> None:
+        """Take a strategy's word that nothing more will come; a token may have ended it before."""
+        self.hole_lengths = ending.hole_lengths
+        if not self.is_finished:
+            self._finish(ending.reason)
+
+    def is_end(self, token_id: int, num_output_tokens: int) -> bool:
+        """Whether a token ends the text when it is the last of so many output tokens."""
+        params = self.params
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+        may_stop = num_output_tokens > params.min_tokens
+        return may_stop and (is_eos or token_id in params.stop_token_ids)
+
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether rows of the prompt still have to give theirs."""
@@ -171,12 +192,10 @@ class Sequence:
         return output
 
     def _check_end(self, token_id: int) -> None:
-        params = self.params
-        may_stop = self.num_output_tokens > params.min_tokens
-        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
-        if may_stop and (is_eos or token_id in params.stop_token_ids):
+        if self.is_end(token_id, self.num_output_tokens):
             self._finish(FinishReason.STOP)
             return
+        may_stop = self.num_output_tokens > self.params.min_tokens
         text, stopped = self._stops.push(self._text.push(token_id), may_stop=may_stop)
         self._pending_text += text
         if stopped:
@@ -208,4 +227,10 @@ class Sequence:
             num_cached_tokens=self.num_cached_tokens,
             num_draft_tokens=self.num_draft_tokens,
             acceptance_histogram=tuple(self.acceptance_histogram),
+            num_forwards=self.num_forwards,
+            hole_lengths=self._hole_lengths(),
         )
+
+    def _hole_lengths(self) -> tuple[int, ...]:
+        is_one_hole = len(self.options.suffixes) == 1  # a stop string may have ended it
+        return (self.num_output_tokens,) if is_one_hole else self.hole_lengths
