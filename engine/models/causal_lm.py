@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine.models.attention import PAGED_ATTENTION, Backend, PagedContext
 from engine.models.checkpoint import UnsupportedModelError, read_config
@@ -115,9 +116,12 @@ class CausalLM:
         """Hidden states of the last forward after each tapped layer, side by side: [T, taps * H]"""
         return torch.cat([self._taps[layer][0] for layer in self._tap_layers], dim=-1)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """[N] -> [N, H]"""
-        return self.model.get_input_embeddings()(token_ids)  # type: ignore[operator, no-any-return]
+    def embed(self, token_ids: Tensor, scale: float | None = None) -> Tensor:
+        """[N] -> [N, H], as the model embeds them itself, or `scale` times the bare weights."""
+        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        if scale is None:
+            return embedding(token_ids)  # type: ignore[no-any-return]
+        return F.embedding(token_ids, embedding.weight) * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head alone, for a drafter that shares it: [N, H] -> [N, V]"""
