@@ -13,6 +13,7 @@ from engine.models.checkpoint import read_config
 from engine.models.dflash import DFlashDrafter, load_drafter
 from engine.models.diffusion_lm import DiffusionLM, load_diffusion_lm
 from engine.models.kv_pool import KvShape
+from engine.models.vocabulary import check_same_tokens
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def load_models(
 ) -> Models:
     """Load what is named; raises `UnsupportedModelError` where a folder holds something else."""
     diffusion = None
+    if diffusion_path is not None and verifier_path is not None:
+        check_same_tokens(Path(diffusion_path), Path(verifier_path))
     if diffusion_path is not None:
         diffusion = load_diffusion_lm(Path(diffusion_path), dtype=dtype, device=device)
     if verifier_path is None:
@@ -82,6 +85,8 @@ def load_pair(
 def _load_drafter(
     path: Path, verifier_path: Path, dtype: torch.dtype, device: torch.device
 ) -> DFlashDrafter:
+    read_config(path, "drafter")  # so that a folder that is none is named as such first
+    check_same_tokens(path, verifier_path)
     own = read_config(verifier_path)
     own = own.get("text_config") or own
     names = {"vocab_size": "vocab_size", "num_hidden_layers": "num_target_layers"}
