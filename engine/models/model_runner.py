@@ -141,15 +141,7 @@ class ModelRunner:
         return logits
 
     def _kv_pool(self, shape: KvShape) -> KvPool:
-        return KvPool(
-            shape.num_layers,
-            self.num_pages,
-            self.page_size,
-            shape.num_kv_heads,
-            shape.head_dim,
-            self._dtype,
-            self.device,
-        )
+        return KvPool(shape, self.num_pages, self.page_size, self._dtype, self.device)
 
     def _write_context(self, batch: PackedBatch) -> None:
         """Keep the drafter's context of every row that the verifier has just read."""
