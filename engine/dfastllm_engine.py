@@ -11,6 +11,7 @@ from engine.continuous_batching import ContinuousBatchingEngine
 from engine.decoding.logit_processors import check_vocab
 from engine.models.model_runner import ModelRunner
 from engine.request.errors import InvalidRequestError
+from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.outputs import StepOutput
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
@@ -31,6 +32,7 @@ class DFastLLMEngine:
         default_mode: str,
         modes: tuple[str, ...],
         fingerprint: str,
+        defaults: GenerationOptions = NO_OPTIONS,
     ) -> None:
         self.tokenizer = tokenizer
         self.model_name = model_name
@@ -38,6 +40,7 @@ class DFastLLMEngine:
         self.modes = modes
         self.fingerprint = fingerprint
         self._default_mode = default_mode
+        self._defaults = defaults
         self._batching = batching
         self._runner = runner
 
@@ -66,7 +69,7 @@ class DFastLLMEngine:
         prompt_index: int = 0,
         choice: int = 0,
         mode: str | None = None,
-        draft_length: int | None = None,
+        options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
         replay: Seq[int] = (),
     ) -> Sequence:
@@ -75,17 +78,18 @@ class DFastLLMEngine:
         `replay` holds output tokens of an earlier attempt: they count as output (penalties, stop
         strings, limits), are never reported again, and the rest follows as it would have then.
         """
-        self._check(prompt_token_ids, params, mode, draft_length)
+        mode = mode or self._default_mode
+        self._check(prompt_token_ids, params, mode, options)
         return Sequence(
             sequence_id,
             prompt_token_ids,
             params,
             self.tokenizer,
             max_model_len=self.max_model_len,
-            mode=mode or self._default_mode,
+            mode=mode,
             prompt_index=prompt_index,
             choice=choice,
-            draft_length=draft_length,
+            options=options.with_defaults(self._defaults),
             cache_salt=cache_salt,
             replay=replay,
         )
@@ -157,14 +161,12 @@ class DFastLLMEngine:
         self,
         prompt_token_ids: Seq[int],
         params: SamplingParams,
-        mode: str | None,
-        draft_length: int | None,
+        mode: str,
+        options: GenerationOptions,
     ) -> None:
-        if mode is not None and mode not in self.modes:
+        if mode not in self.modes:
             known = ", ".join(sorted(self.modes))
             raise InvalidRequestError(f"unknown mode {mode!r}; this worker offers: {known}", "mode")
-        if draft_length is not None and draft_length < 0:
-            raise InvalidRequestError("draft_length must not be negative", "draft_length")
         if not prompt_token_ids:
             raise InvalidRequestError("the prompt holds no token", "prompt")
         vocab_size = self._runner.vocab_size
@@ -172,6 +174,14 @@ class DFastLLMEngine:
             raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "prompt")
         check_vocab(params, vocab_size)
         self._check_length(len(prompt_token_ids), params)
+        strategy = self._batching.batcher.strategies[mode]
+        for name in options.given():
+            if name not in strategy.honours:
+                message = (
+                    f"mode {mode!r} has no use for {name}; leave it out or choose another mode"
+                )
+                raise InvalidRequestError(message, name)
+        strategy.check(len(prompt_token_ids), params, options)
 
     def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
         wanted = params.max_tokens

@@ -139,8 +139,9 @@ class Certainty(NamedTuple):
     entropy: Array  # nats
     lead: Array  # of the drawn token's score over the next best, in logits
 
-    def __getitem__(self, part: slice) -> Certainty:  # type: ignore[override]
-        return Certainty(self.log_odds[part], self.entropy[part], self.lead[part])
+    def part(self, start: int, end: int) -> Certainty:
+        """Of the positions start, ..., end - 1."""
+        return Certainty(*(numbers[start:end] for numbers in self))
 
 
 def certainty(logits: Tensor, lead: Tensor) -> Certainty:
@@ -280,7 +281,7 @@ def _features(config: EntropyConfig, certain: Certainty, chances: Seq[float]) ->
 def _known(config: EntropyConfig, outcome: DraftOutcome) -> tuple[Array, Array]:
     """Features of the positions whose fate is known, and whether each was accepted."""
     count = _num_known(outcome)
-    features = _features(config, outcome.certainty[:count], outcome.chances)
+    features = _features(config, outcome.certainty.part(0, count), outcome.chances)
     return features, (np.arange(count) < outcome.num_accepted).astype(np.float64)
 
 

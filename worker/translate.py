@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from engine.request.errors import InvalidRequestError
+from engine.request.options import GenerationOptions
 from engine.request.outputs import SequenceSummary, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
 from worker.engine_port import EnginePort, EngineSequence, TokenizerPort
@@ -66,7 +67,7 @@ def sequence_of(
         prompt_index=choice // job.n,
         choice=choice % job.n,
         mode=job.mode,
-        draft_length=job.draft_length,
+        options=GenerationOptions(draft_length=job.draft_length),
         cache_salt=_cache_salt(job),
         replay=replay,
     )

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
 from engine.decoding.noise_cache import NoiseCache
-from engine.decoding.sampler import gather_logprobs, perturbed_logits, sample
+from engine.decoding.sampler import (
+    gather_logprobs,
+    noise_rows,
+    perturbed_logits,
+    processed_logprobs,
+    sample,
+)
 from engine.decoding.sampling_table import Entry, SamplingTable
 from engine.request.outputs import TokenLogprobs
 from engine.request.sequence import Sequence
@@ -34,6 +40,7 @@ class Pick:
     count: int
     draft: Seq[int] = ()
     is_drafter: bool = False
+    denoising_step: int = 0
 
 
 class _KnownTable(NamedTuple):
@@ -57,8 +64,20 @@ class TokenSampler:
         """logits: [R, V], the rows of all picks in order -> the tokens of each pick."""
         logits = self._process(logits, picks)
         index, positions = self._rows(picks)
-        drawn = sample(logits, self._table(picks), index, positions, self._noise_cache)
+        steps = self._steps(picks)
+        drawn = sample(logits, self._table(picks), index, positions, self._noise_cache, steps)
         return _split(drawn, picks)
+
+    def distribution(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
+        """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass."""
+        index, _ = self._rows(picks)
+        return processed_logprobs(self._process(logits, picks), self._table(picks), index)
+
+    def noise(self, picks: Seq[Pick], vocab_size: int) -> Tensor:
+        """The Gumbel noise that `sample` adds to each row, [R, V], whatever the temperature."""
+        index, positions = self._rows(picks)
+        table, steps = self._table(picks), self._steps(picks)
+        return noise_rows(table, index, positions, vocab_size, self._noise_cache, steps)
 
     def sample_chained(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
@@ -122,6 +141,13 @@ class TokenSampler:
         ]
         rows = torch.tensor([owners, positions], dtype=torch.int64).to(self._device)
         return rows[0], rows[1]
+
+    def _steps(self, picks: Seq[Pick]) -> Tensor | None:
+        """Of every row its denoising step, [R]; None where all are 0."""
+        if not any(pick.denoising_step for pick in picks):
+            return None
+        steps = [pick.denoising_step for pick in picks for _ in range(pick.count)]
+        return torch.tensor(steps).to(self._device)
 
     def _table(self, picks: Seq[Pick]) -> SamplingTable:
         entries = [(p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks]

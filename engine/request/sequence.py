@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from enum import Enum, auto
 
+from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
 from engine.request.text_stream import StopMatcher, TextStream
@@ -35,7 +36,7 @@ class Sequence:
         mode: str,
         prompt_index: int = 0,
         choice: int = 0,
-        draft_length: int | None = None,
+        options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
         replay: Seq[int] = (),
     ) -> None:
@@ -44,7 +45,7 @@ class Sequence:
         self.mode = mode
         self.prompt_index = prompt_index
         self.choice = choice
-        self.draft_length = draft_length
+        self.options = options
         self.cache_salt = cache_salt
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
@@ -53,7 +54,7 @@ class Sequence:
         self.page_ids: list[int] = []
         self.page_digests: list[bytes] = []  # of the full pages that are in the prefix cache
         self.num_computed = 0
-        self.was_preempted = False
+        self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
         self.num_draft_tokens = 0
         self.acceptance_histogram: list[int] = []

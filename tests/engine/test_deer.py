@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from engine.generation.deer import Deer
 from engine.generation.strategy import ModelRole
-from engine.hybrid_engine import HybridEngine
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import TinyModels, make_engine, strategy_context, tokens
 
@@ -14,7 +14,7 @@ def test_where_drafts_never_pay_one_sequence_in_eight_is_probed_now_and_then(
     models: TinyModels,
 ) -> None:
     dear = dataclasses.replace(strategy_context(models), draft_costs=[(1, 10.0), (16, 160.0)])
-    deer, engine = HybridEngine(dear), make_engine(models)
+    deer, engine = Deer(dear), make_engine(models)
     sequences = [
         engine.make_sequence(str(number), tokens(5, number), SamplingParams(max_tokens=50))
         for number in range(16)
