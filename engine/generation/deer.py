@@ -144,7 +144,7 @@ class Deer(GenerationStrategy):
 
     def _block(self, sequence: Sequence, length: int) -> Rows:
         """What is drafted for a sequence: the planned length, or more where it is cut later."""
-        if self._cutter is None:
+        if self._cutter is None or not self._cutter.is_looking:
             return self._source.rows(sequence, length)
         if sequence.options.draft_length is None:
             length = self._limit(sequence)
@@ -171,6 +171,8 @@ class Deer(GenerationStrategy):
             if candidate.fixed_length is not None
         }
         lengths = plan_lengths(candidates, self._verify_cost, self._source.cost)
+        if self._cutter is not None:
+            self._cutter.decide(candidates, lengths, self._verify_cost)
         return [
             length if candidate.needs_block else 0
             for length, candidate in zip(lengths, candidates, strict=True)
