@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.generation import diffusion_reader
+from engine.generation import diffusion_reader, forwards
+from engine.generation.forwards import denoise_pick
+from engine.generation.strategy import Rows
 from engine.models.diffusion_lm import ContextKind
+from engine.models.token_sampler import Pick
 from engine.request.errors import InvalidRequestError
 from engine.request.options import GenerationOptions, Remasking
 from engine.request.outputs import FinishReason, SequenceSummary
@@ -132,12 +135,13 @@ def test_an_end_of_text_ends_its_hole_alone(kind: TinyModels) -> None:
 def test_a_text_whose_holes_all_ended_by_themselves_has_stopped(kind: TinyModels) -> None:
     params = replace(GREEDY, max_tokens=12, stop_token_ids=(33,), logit_bias={33: 100.0})
     for suffixes in (((5,),), ((5,), ())):
-        options = replace(ANY_ORDER, suffixes=suffixes)
+        options = GenerationOptions(suffixes=suffixes, remasking=Remasking.RANDOM)
         engine = make_engine(kind)
         (result,) = run_all(engine, [Ask([1, 2], params, "diffusion", options=options)])
         assert result.token_ids == []
         assert result.finish_reason is FinishReason.STOP
         assert summary_of(result).hole_lengths == (0,) * len(suffixes)
+        assert summary_of(result).num_forwards < 12, "nothing is to be said after the end"
         check_nothing_leaked(engine)
 
 
@@ -289,3 +293,31 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     with pytest.raises(InvalidRequestError) as caught:
         make_engine(kind).make_sequence("0", [1, 2], params, mode="diffusion", options=options)
     assert caught.value.param == name
+
+
+def test_a_mask_that_stays_is_drawn_anew_in_the_next_step(
+    kind: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the noise of one step for all, a token once drawn would come back and back."""
+    asks = asks_of(replace(SAMPLED, temperature=3.0), confidence_threshold=1.0)
+    keyed = run_all(make_engine(kind), asks)
+
+    def pick_of_step_0(rows: Rows) -> Pick:
+        return replace(denoise_pick(rows), denoising_step=0)
+
+    monkeypatch.setattr(forwards, "denoise_pick", pick_of_step_0)
+    unkeyed = run_all(make_engine(kind), asks)
+    for one, other in zip(keyed, unkeyed, strict=True):
+        assert one.token_ids != other.token_ids
+
+
+def test_what_was_given_out_stands_even_where_a_rerun_would_write_otherwise(
+    kind: TinyModels,
+) -> None:
+    """And the rest is written in its light."""
+    (ask,) = asks_of()[:1]
+    (whole,) = run_all(make_engine(kind), [ask])
+    given = [(token_id + 1) % 200 for token_id in whole.token_ids[:8]]
+    (rest,) = run_all(make_engine(kind), [replace(ask, replay=given)])
+    assert len(rest.token_ids) == 8
+    assert rest.token_ids != whole.token_ids[8:]

@@ -260,6 +260,14 @@ def test_an_end_of_text_inside_a_block_ends_the_sequence(llada: TinyModels) -> N
     assert cut.finish_reason is FinishReason.STOP
 
 
+def test_a_block_is_given_up_behind_an_end_of_text(llada: TinyModels) -> None:
+    options = GenerationOptions(block_length=16, remasking=Remasking.RANDOM)
+    params = replace(SAMPLED, seed=12, stop_token_ids=(7,), logit_bias={7: 100.0})
+    (result,) = run_all(make_engine(llada), [Ask([1, 2], params, "semi_ar", options=options)])
+    assert result.token_ids == [7]
+    assert num_forwards(result) < 16
+
+
 def test_min_tokens_bans_the_end_where_it_would_come_too_early(llada: TinyModels) -> None:
     (ask,) = asks_of(llada)[:1]
     bias = {7: 100.0}
