@@ -12,11 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
 from engine.models.attention import PAGED_ATTENTION
-from engine.models.checkpoint import UnsupportedModelError, check_tensors, weight_bytes
+from engine.models.checkpoint import (
+    UnsupportedModelError,
+    check_tensors,
+    read_config,
+    weight_bytes,
+)
 from engine.models.memory import claim_memory
 
 logger = getLogger("dfastllm.engine")
@@ -30,12 +39,13 @@ def pretrained(
     device: torch.device,
     config: Any = None,
     tensors: dict[str, Tensor] | None = None,
-    model_class: Any = AutoModelForCausalLM,
+    model_class: Any = None,
 ) -> Any:
     """A model on `device` with our attention; `what` names it in errors.
 
-    Without `config` the folder is read as transformers reads it. With one, `model_class` is built
-    by it and takes `tensors` under its own names. transformers builds on the meta device and puts
+    Without `config` the folder is read as transformers reads it: as a causal LM, or else as a model
+    of images and text, which writes text alone as well. With one, `model_class` is built by it and
+    takes `tensors` under its own names. transformers builds on the meta device and puts
     each tensor in its place; on an accelerator the weights pass through host memory. A tensor that
     is missing is an error, and so, where we say what there should be, is one too many.
     """
@@ -44,7 +54,7 @@ def pretrained(
     started = time.perf_counter()
     with _progress_for_people_only():
         try:
-            model, report = model_class.from_pretrained(
+            model, report = (model_class or _class_for(folder)).from_pretrained(
                 folder if config is None else None,
                 dtype=dtype,
                 attn_implementation=PAGED_ATTENTION,
@@ -65,6 +75,13 @@ def pretrained(
         logger.warning("%s: weights that are not used: %s", what, ", ".join(sorted(unexpected)[:5]))
     logger.info("%s loaded in %.1f s", what, time.perf_counter() - started)
     return model.to(device).eval()
+
+
+def _class_for(folder: Path) -> Any:
+    kind = read_config(folder).get("model_type")
+    is_text = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    sees_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if sees_images and not is_text else AutoModelForCausalLM
 
 
 @contextmanager

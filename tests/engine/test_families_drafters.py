@@ -15,11 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
+from transformers import (
+    AutoModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MuseGlimmerAssistantConfig,
+    MuseGlimmerAssistantModel,
+)
 from transformers.cache_utils import DFlashCache
 
 from engine.models.attention import sdpa_backend
-from engine.models.causal_lm import UnsupportedModelError
+from engine.models.causal_lm import CausalLM, UnsupportedModelError
 from engine.models.dflash import load_drafter
 from engine.models.fused_drafter import fuse_drafter
 from engine.models.loader import load_pair
@@ -249,7 +255,6 @@ def test_what_a_drafter_does_with_shared_embedding_and_head_is_honoured(tmp_path
         "block_size": BLOCK,
         "output_multiplier": 0.25,
         "final_logit_softcapping": 2.0,
-        "input_embedding_scale": 1.0,
     }
     raw = {k: v for k, v in PUBLISHED.items() if k != "block_size"} | {"dflash_config": inner}
     shaped = runner_for(tmp_path, save(tmp_path / "shaped", raw, drafter_tensors()))
@@ -258,6 +263,17 @@ def test_what_a_drafter_does_with_shared_embedding_and_head_is_honoured(tmp_path
         runner.verify([Span(CONTEXTS[0], 0, [1, 2, 3, 4])], [])
         logits.append(runner.draft([Span([50, *[MASK] * 3], 11, [1, 2, 3, 4])], [3]))
     torch.testing.assert_close(logits[1], 2.0 * torch.tanh(0.25 * logits[0] / 2.0))
+
+
+@torch.inference_mode()
+def test_a_drafter_is_given_bare_embeddings_times_its_own_scale() -> None:
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(**SHAPE, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    verifier = CausalLM(Gemma3ForCausalLM(config))  # which scales by sqrt(64) = 8 for itself
+    ids = torch.tensor([3, 7])
+    bare = verifier.model.get_input_embeddings().weight[ids]
+    assert torch.equal(verifier.embed(ids), bare)
+    torch.testing.assert_close(verifier.embed(ids, 8.0), verifier.model.get_input_embeddings()(ids))
 
 
 def test_a_drafter_in_shards_loads_as_well(tmp_path: Path) -> None:
