@@ -50,12 +50,26 @@ def pretrained(
     is missing is an error, and so, where we say what there should be, is one too many.
     """
     claim_memory(weight_bytes(folder, dtype), device, what)
-    source: dict[str, Any] = {} if config is None else {"config": config, "state_dict": tensors}
     started = time.perf_counter()
+    source = {} if config is None else {"config": config, "state_dict": tensors}
+    model, report = _load(model_class or _class_for(folder), folder, what, dtype, source)
+    unexpected = set(report["unexpected_keys"])
+    # transformers would go on with random numbers in the place of what is missing.
+    check_tensors(set(report["missing_keys"]), unexpected if config is not None else set(), what)
+    if unexpected:
+        logger.warning("%s: weights that are not used: %s", what, ", ".join(sorted(unexpected)[:5]))
+    logger.info("%s loaded in %.1f s", what, time.perf_counter() - started)
+    return model.to(device).eval()
+
+
+def _load(
+    model_class: Any, folder: Path, what: str, dtype: torch.dtype, source: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The model on the host, and transformers' report on what it found."""
     with _progress_for_people_only():
         try:
-            model, report = (model_class or _class_for(folder)).from_pretrained(
-                folder if config is None else None,
+            loaded: tuple[Any, dict[str, Any]] = model_class.from_pretrained(
+                None if source else folder,
                 dtype=dtype,
                 attn_implementation=PAGED_ATTENTION,
                 local_files_only=True,
@@ -68,13 +82,7 @@ def pretrained(
         # RuntimeError: shapes that differ. An ImportError: a quantisation that is not installed.
         except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
             raise UnsupportedModelError(f"cannot load {what}: {error}") from error
-    unexpected = set(report["unexpected_keys"])
-    # transformers would go on with random numbers in the place of what is missing.
-    check_tensors(set(report["missing_keys"]), unexpected if config is not None else set(), what)
-    if unexpected:
-        logger.warning("%s: weights that are not used: %s", what, ", ".join(sorted(unexpected)[:5]))
-    logger.info("%s loaded in %.1f s", what, time.perf_counter() - started)
-    return model.to(device).eval()
+    return loaded
 
 
 def _class_for(folder: Path) -> Any:
