@@ -1,4 +1,4 @@
-"""Shapes that every part of the engine shares: statistics, settings, controllers, measures."""
+"""Shapes that all parts of the engine share: statistics, settings, controllers, measures."""
 
 from __future__ import annotations
 

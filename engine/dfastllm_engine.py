@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.base import HasStats
@@ -12,10 +12,29 @@ from engine.decoding.logit_processors import check_vocab
 from engine.models.model_runner import ModelRunner
 from engine.request.errors import InvalidRequestError
 from engine.request.options import NO_OPTIONS, GenerationOptions
-from engine.request.outputs import StepOutput
+from engine.request.outputs import FinishReason, SequenceSummary, StepOutput
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 from engine.request.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """All that one prompt gave."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    summary: SequenceSummary
+
+    @classmethod
+    def of(cls, outputs: Seq[StepOutput]) -> Completion:
+        """Join the outputs of one sequence, the last of which ended it."""
+        reason, summary = outputs[-1].finish_reason, outputs[-1].summary
+        assert reason is not None and summary is not None, "the sequence has not ended"
+        text = "".join(output.text for output in outputs)
+        token_ids = tuple(token_id for output in outputs for token_id in output.token_ids)
+        return cls(text, token_ids, reason, summary)
 
 
 class DFastLLMEngine:
@@ -43,6 +62,11 @@ class DFastLLMEngine:
         self._defaults = defaults
         self._batching = batching
         self._runner = runner
+
+    @property
+    def batching(self) -> ContinuousBatchingEngine:
+        """The loop inside, for callers who add, step and abort by themselves."""
+        return self._batching
 
     @property
     def max_batch_size(self) -> int:
@@ -106,26 +130,44 @@ class DFastLLMEngine:
         return self._batching.step()
 
     def generate(
-        self, prompts: Seq[str], params: SamplingParams | None = None, *, mode: str | None = None
+        self,
+        prompts: Seq[str],
+        params: SamplingParams | None = None,
+        *,
+        mode: str | None = None,
+        options: GenerationOptions = NO_OPTIONS,
     ) -> list[str]:
         """Complete a batch of prompts and return the texts, in order."""
-        texts: dict[str, list[str]] = {}
-        for index, prompt in enumerate(prompts):
-            token_ids = self.tokenizer.encode(prompt)
-            texts[f"prompt-{index}"] = []
-            self.add(
-                self.make_sequence(
-                    f"prompt-{index}",
-                    token_ids,
-                    params or SamplingParams(),
-                    prompt_index=index,
-                    mode=mode,
-                )
+        return [done.text for done in self.complete(prompts, params, mode=mode, options=options)]
+
+    def complete(
+        self,
+        prompts: Seq[str],
+        params: SamplingParams | None = None,
+        *,
+        mode: str | None = None,
+        options: GenerationOptions = NO_OPTIONS,
+    ) -> list[Completion]:
+        """Complete a batch of prompts; each draws noise of its own from the one seed."""
+        params = params or SamplingParams()
+        sequences = [
+            self.make_sequence(
+                f"prompt-{index}",
+                self.tokenizer.encode(prompt),
+                params,
+                prompt_index=index,
+                mode=mode,
+                options=options,
             )
+            for index, prompt in enumerate(prompts)
+        ]  # all are checked before any of them runs
+        outputs: dict[str, list[StepOutput]] = {seq.sequence_id: [] for seq in sequences}
+        for sequence in sequences:
+            self.add(sequence)
         while self.has_work:
             for output in self.step():
-                texts[output.sequence_id].append(output.text)
-        return ["".join(parts) for parts in texts.values()]
+                outputs[output.sequence_id].append(output)
+        return [Completion.of(own) for own in outputs.values()]
 
     def metrics(self) -> dict[str, float]:
         """Counters and gauges, all measured, by their Prometheus names without prefix."""
