@@ -11,6 +11,8 @@ from engine.continuous_batching import ContinuousBatchingEngine
 from engine.decoding.logit_processors import check_vocab
 from engine.models.model_runner import ModelRunner
 from engine.request.errors import InvalidRequestError
+from engine.request.grammar_compiler import GrammarCompiler
+from engine.request.grammar_matcher import GrammarMatcher
 from engine.request.outputs import StepOutput
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
@@ -40,6 +42,7 @@ class DFastLLMEngine:
         self._default_mode = default_mode
         self._batching = batching
         self._runner = runner
+        self._grammars = GrammarCompiler(tokenizer)
 
     @property
     def max_batch_size(self) -> int:
@@ -87,6 +90,7 @@ class DFastLLMEngine:
             choice=choice,
             draft_length=draft_length,
             cache_salt=cache_salt,
+            grammar=self._grammar_of(params),
             replay=replay,
         )
 
@@ -172,6 +176,11 @@ class DFastLLMEngine:
             raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "prompt")
         check_vocab(params, vocab_size)
         self._check_length(len(prompt_token_ids), params)
+
+    def _grammar_of(self, params: SamplingParams) -> GrammarMatcher | None:
+        if params.grammar is None:
+            return None
+        return self._grammars.matcher(params.grammar, ignore_eos=params.ignore_eos)
 
     def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
         wanted = params.max_tokens

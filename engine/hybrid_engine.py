@@ -127,7 +127,7 @@ class HybridEngine(GenerationStrategy):
         drafts = {output.rows.sequence.sequence_id: output.token_ids for output in drafted}
         rows = []
         for seq in sequences:
-            draft = drafts.get(seq.sequence_id, [])
+            draft = seq.legal_prefix(drafts.get(seq.sequence_id, ()))
             token_ids = [seq.token_ids[-1], *draft]
             start = seq.num_tokens - 1
             rows.append(Rows(seq, ModelRole.VERIFIER, token_ids, start, len(token_ids)))

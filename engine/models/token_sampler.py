@@ -15,6 +15,7 @@ from engine.decoding.logit_processors import apply_processors, needs_processing
 from engine.decoding.noise_cache import NoiseCache
 from engine.decoding.sampler import gather_logprobs, perturbed_logits, sample
 from engine.decoding.sampling_table import Entry, SamplingTable
+from engine.decoding.token_mask import apply_token_masks
 from engine.request.outputs import TokenLogprobs
 from engine.request.sequence import Sequence
 from engine.request.tokenizer import Tokenizer
@@ -153,7 +154,25 @@ class TokenSampler:
                     self._tokenizer.eos_token_ids | set(sequence.params.stop_token_ids),
                 )
             start += pick.count
+        _apply_grammars(logits, picks)
         return logits
+
+
+def _apply_grammars(logits: Tensor, picks: Seq[Pick]) -> None:
+    """Refuse what the grammars refuse, along each pick's draft as far as it is legal."""
+    rows: list[int] = []
+    masks: list[bytes] = []
+    start = 0
+    for pick in picks:
+        grammar = pick.sequence.grammar
+        if grammar is not None and pick.count > 0:
+            first = start if pick.is_drafter else start + pick.count - 1 - len(pick.draft)
+            for row, mask in enumerate(grammar.masks(pick.draft), first):
+                if mask:
+                    rows.append(row)
+                    masks.append(mask)
+        start += pick.count
+    apply_token_masks(logits, rows, masks)
 
 
 def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
@@ -168,7 +187,10 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
 def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
     sequence = pick.sequence
-    return pick.count > 0 and needs_processing(sequence.params, sequence.num_output_tokens)
+    has_grammar = sequence.grammar is not None
+    return pick.count > 0 and (
+        has_grammar or needs_processing(sequence.params, sequence.num_output_tokens)
+    )
 
 
 _MAX_TABLES = 64

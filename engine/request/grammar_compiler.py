@@ -1,0 +1,129 @@
+"""Grammars made ready for a vocabulary by llguidance, and kept for the next who asks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, regex_to_lark
+
+from engine.request.errors import InvalidRequestError
+from engine.request.grammar import Grammar, GrammarKind
+from engine.request.grammar_matcher import GrammarMatcher
+from engine.request.tokenizer import Tokenizer
+
+MAX_COMPILED = 64
+
+# Forced text could be written by its canonical tokens alone, but then a mask would hang on more
+# than the output's bytes, and would need the tokenizer, which the engine's thread must not share.
+_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
+
+# Space for the eye, but no endless one, in which a weak model could spend all its tokens.
+_JSON_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,64})?"}
+
+_PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
+_REASON = re.compile(r"^error: (.*)", re.MULTILINE)
+
+
+class GrammarCompiler:
+    """Turns grammars into matchers over one tokenizer's vocabulary; for one thread at a time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        vocabulary = _Vocabulary(tokenizer)
+        # A wrapper of tokens is all that it asks for at run time, whatever its types say.
+        wrapper: Any = vocabulary
+        self._vocabulary = LLTokenizer(wrapper, eos_token=vocabulary.eos_token_ids)
+        self._eos_token_ids = vocabulary.eos_token_ids
+        # Deep or tangled definitions fail here, before they can hold anybody else up.
+        self._limits = LLParserLimits(max_grammar_size=100_000, verbose_errors=False)
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+
+    def matcher(self, grammar: Grammar, *, ignore_eos: bool = False) -> GrammarMatcher:
+        """A matcher at its start; raises `InvalidRequestError` naming the grammar's field."""
+        compiled = self._compiled.get(grammar)
+        if compiled is None:
+            compiled = self._compiled[grammar] = self._compile(grammar)
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return GrammarMatcher(compiled.deep_copy, self._eos_token_ids if ignore_eos else ())
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        try:
+            lark = _to_lark(grammar) + _NO_FORCING
+        except (ValueError, RecursionError) as error:
+            raise _refused(grammar, str(error)) from error
+        compiled = LLMatcher(self._vocabulary, lark, log_level=0, limits=self._limits)
+        if compiled.is_error():
+            raise _refused(grammar, compiled.get_error())
+        trial = compiled.deep_copy()
+        if not any(trial.compute_bitmask()) or trial.is_error():
+            raise _refused(grammar, "no output of this model can match it")
+        return compiled
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer: the bytes that our text stream will see."""
+
+    is_tokenizer_wrapper = True  # how llguidance knows one
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        size = tokenizer.vocab_size
+        self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(size)]
+        if not tokenizer.eos_token_ids:
+            self.tokens.append(b"<eos>")  # of no model; such a grammar ends where nothing follows
+        self.eos_token_ids = sorted(tokenizer.eos_token_ids) or [size]
+        self.eos_token_id = self.eos_token_ids[0]
+        is_special = {
+            token_id
+            for token_id in range(size)
+            if self.tokens[token_id] and not tokenizer.is_text(token_id)
+        }
+        self.special_token_ids = sorted(is_special | set(self.eos_token_ids))
+
+    def __call__(self, text: str) -> Seq[int]:
+        raise NotImplementedError("nothing is forced, so no text needs to be tokenized")
+
+
+def _to_lark(grammar: Grammar) -> str:
+    match grammar.kind:
+        case GrammarKind.JSON:
+            return f"start: %json {_json_schema(grammar.definition)}"
+        case GrammarKind.REGEX:
+            return f"start: /{regex_to_lark(grammar.definition)}/"
+        case GrammarKind.CHOICE:
+            return "start: " + " | ".join(map(json.dumps, _choices(grammar.definition)))
+        case GrammarKind.GRAMMAR:
+            return grammar_from("grammar", grammar.definition)
+
+
+def _choices(definition: str) -> list[str]:
+    choices = json.loads(definition)
+    if not isinstance(choices, list) or not choices:
+        raise ValueError("it must be a list of strings")
+    if not all(isinstance(choice, str) and choice for choice in choices):
+        raise ValueError("every choice must be a string that is not empty")
+    return choices
+
+
+def _json_schema(definition: str) -> str:
+    """The schema with our own options in place of any that it brings."""
+    schema = json.loads(definition)
+    if schema is True:
+        schema = {}
+    if isinstance(schema, dict):
+        schema["x-guidance"] = _JSON_OPTIONS
+    return json.dumps(schema)
+
+
+def _refused(grammar: Grammar, error: str) -> InvalidRequestError:
+    reason = _REASON.search(error)
+    first_line = error.strip().partition("\n")[0]
+    text = reason[1] if reason else _PLACE.sub("", first_line)
+    if text.startswith("panic"):
+        text = "it is too large"
+    return InvalidRequestError(f"{grammar.param} cannot be used: {text[:300]}", grammar.param)
