@@ -22,7 +22,7 @@ MAX_COMPILED = 64
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 # Space for the eye, but no endless one, in which a weak model could spend all its tokens.
-_JSON_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,64})?"}
+_JSON_OPTIONS = {"whitespace_pattern": r"( |\n {0,16}|\n\t{0,8})?"}
 
 _PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
 _REASON = re.compile(r"^error: (.*)", re.MULTILINE)
