@@ -94,7 +94,8 @@ def _to_lark(grammar: Grammar) -> str:
         case GrammarKind.JSON:
             return f"start: %json {_json_schema(grammar.definition)}"
         case GrammarKind.REGEX:
-            return f"start: /{regex_to_lark(grammar.definition)}/"
+            # "d": a digit is 0 to 9, as whoever writes \d means, and not those of every script.
+            return f"start: /{regex_to_lark(grammar.definition, 'd')}/"
         case GrammarKind.CHOICE:
             return "start: " + " | ".join(map(json.dumps, _choices(grammar.definition)))
         case GrammarKind.GRAMMAR:

@@ -1,0 +1,272 @@
+"""Generation within a grammar: the tokens of `ar` in every mode, and an end in every case."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engine.build import EngineConfig, build_engine
+from engine.decoding.logit_processors import needs_processing
+from engine.request.errors import InvalidRequestError
+from engine.request.grammar import Grammar, GrammarKind
+from engine.request.outputs import FinishReason
+from engine.request.sampling_params import SamplingParams
+from tests.engine.engines import (
+    Ask,
+    Result,
+    TinyModels,
+    batcher_of,
+    check_nothing_leaked,
+    count_drafts,
+    make_engine,
+    run_all,
+    tokens,
+)
+from tests.engine.replayed_drafts import ReplayedDrafts
+from tests.engine.test_token_identity import same
+
+TEMPERATURES = (0.0, 0.7, 1.0)
+NUM_TOKENS = 24
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "integer", "minimum": 0, "maximum": 99},
+        "b": {"type": "array", "items": {"enum": ["x", "y"]}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+JSON = Grammar(GrammarKind.JSON, json.dumps(SCHEMA))
+PATTERN = r"[ab]{6}(hello|[0-9]{3,9})\."
+REGEX = Grammar(GrammarKind.REGEX, PATTERN)
+CHOICES = ["hello world", "hello", "goodbye to all of you"]
+CHOICE = Grammar(GrammarKind.CHOICE, json.dumps(CHOICES))
+NESTED = Grammar(GrammarKind.GRAMMAR, 'start: "<" body ">"\nbody: /[ab]{8,12}/ | "<" body ">"\n')
+GRAMMARS = (JSON, REGEX, CHOICE, NESTED)
+
+
+def ask(temperature: float, index: int, **settings: Any) -> Ask:
+    params = SamplingParams(
+        seed=index,
+        temperature=temperature,
+        max_tokens=60 if index % 4 == 0 else NUM_TOKENS,
+        grammar=GRAMMARS[index % 4],
+        **settings,
+    )
+    return Ask(tokens(4 + 3 * index, index), params)
+
+
+ASKS = [ask(temperature, index) for temperature in TEMPERATURES for index in range(8)]
+
+
+@pytest.fixture(scope="module")
+def expected(models: TinyModels) -> list[Result]:
+    """Each alone, one token at a time, nothing cached."""
+    return [run_all(make_engine(models, prefix_cache=False), [one])[0] for one in ASKS]
+
+
+def matches(grammar: Grammar, text: str) -> bool:
+    if grammar is CHOICE:
+        return text in CHOICES
+    if grammar is JSON:
+        value = json.loads(text)
+        return list(value) == ["a", "b"] and 0 <= value["a"] <= 99 and set(value["b"]) <= {"x", "y"}
+    return re.fullmatch(PATTERN if grammar is REGEX else r"<+[ab]{8,12}>+", text) is not None
+
+
+def run_replayed(
+    models: TinyModels, asks: Sequence[Ask], expected: Sequence[Result]
+) -> list[Result]:
+    """Drafts that are often right, made by a strategy that has never heard of grammars."""
+    engine = make_engine(models)
+    strategy = ReplayedDrafts(batcher_of(engine).strategies["ar"].context)
+    engine = make_engine(models, extra={"replayed": strategy})
+    ReplayedDrafts.answers = {
+        (tuple(one.prompt), one.params.seed): result.token_ids
+        for one, result in zip(asks, expected, strict=True)
+    }
+    try:
+        return run_all(engine, [replace(one, mode="replayed") for one in asks])
+    finally:
+        ReplayedDrafts.answers = {}
+
+
+def test_every_output_that_comes_to_its_end_matches(expected: list[Result]) -> None:
+    ended = [
+        (one, result)
+        for one, result in zip(ASKS, expected, strict=True)
+        if result.finish_reason is FinishReason.STOP
+    ]
+    assert {one.params.grammar.kind for one, _ in ended if one.params.grammar} == set(GrammarKind)
+    assert len(ended) > 15
+    for one, result in ended:
+        assert one.params.grammar is not None
+        assert matches(one.params.grammar, result.text), result.text
+
+
+@pytest.mark.parametrize("name", ["cache", "chunks", "pre-emption"])
+def test_drafting_changes_no_token_within_a_grammar(
+    models: TinyModels, expected: list[Result], name: str
+) -> None:
+    """In a mixed batch: `ar`, `deer` with its planner, `deer` with fixed lengths."""
+    changes: dict[str, dict[str, Any]] = {
+        "cache": {},
+        "chunks": {"max_step_tokens": 7, "min_prefill_tokens": 7},
+        "pre-emption": {"num_pages": 40},
+    }
+    ways = [("deer", 5), ("deer", None), ("ar", None), ("deer", 2)]
+    asks = [
+        replace(one, mode=ways[i % 5 % 4][0], draft_length=ways[i % 5 % 4][1])
+        for i, one in enumerate(ASKS)
+    ]
+    engine = make_engine(models, **changes[name])
+    results = run_all(engine, asks)
+    same(results, expected)
+    assert (batcher_of(engine).stats.num_preemptions > 0) == (name == "pre-emption")
+    accepted, refused = count_drafts(results)
+    assert accepted >= 10 and refused >= 10, "the test proves nothing"
+    check_nothing_leaked(engine)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_drafts_that_nobody_cut_at_the_grammar_change_nothing_either(
+    models: TinyModels, expected: list[Result], temperature: float
+) -> None:
+    chosen = [i for i, one in enumerate(ASKS) if one.params.temperature == temperature]
+    references = [expected[i] for i in chosen]
+    results = run_replayed(models, [ASKS[i] for i in chosen], references)
+    same(results, references)
+    accepted, refused = count_drafts(results)
+    assert accepted >= 10 and refused >= 10, "the test proves nothing"
+
+
+def test_a_replay_goes_on_where_it_stopped_in_the_grammar(
+    models: TinyModels, expected: list[Result]
+) -> None:
+    for index in (0, 9, 18, 23):
+        whole = expected[index].token_ids
+        engine = make_engine(models)
+        cuts = range(1, len(whole))
+        asks = [replace(ASKS[index], mode="deer", replay=whole[:cut]) for cut in cuts]
+        for cut, result in zip(cuts, run_all(engine, asks), strict=True):
+            assert whole[:cut] + result.token_ids == whole
+            assert result.finish_reason is expected[index].finish_reason
+
+
+def test_a_draft_is_cut_where_the_grammar_refuses_it(models: TinyModels) -> None:
+    engine = make_engine(models)
+    params = SamplingParams(grammar=CHOICE, ignore_eos=True)
+    sequence = engine.make_sequence("s", [1], params)
+    hello, other = models.tokenizer.encode("hello wor"), models.tokenizer.encode("x")
+    assert sequence.legal_prefix([*hello, *other, *hello]) == hello
+    assert engine.make_sequence("s", [1], SamplingParams()).legal_prefix(other) == other
+
+
+def test_a_batch_without_grammars_is_not_touched(models: TinyModels) -> None:
+    plain = [replace(one, params=replace(one.params, grammar=None)) for one in ASKS[8:16]]
+    alone = run_all(make_engine(models), plain)
+    mixed = run_all(make_engine(models, max_batch_size=16), [*plain, *ASKS[8:16]])
+    same(mixed[:8], alone)
+    assert not needs_processing(plain[0].params)
+
+
+def test_a_complete_output_ends_by_itself(models: TinyModels) -> None:
+    """No token for the end is needed, so not even a request for more tokens can ask for one."""
+    for settings in ({}, {"ignore_eos": True}, {"min_tokens": 20}):
+        one = ask(0.7, 1, **settings)
+        result = run_all(make_engine(models), [one])[0]
+        assert result.finish_reason is FinishReason.STOP
+        assert matches(REGEX, result.text)
+        assert not models.tokenizer.eos_token_ids & set(result.token_ids)
+        limited = replace(
+            one, params=replace(one.params, max_tokens=len(result.token_ids), min_tokens=0)
+        )
+        assert run_all(make_engine(models), [limited])[0].finish_reason is FinishReason.STOP
+
+
+def test_where_the_grammar_may_end_or_go_on_the_model_decides(models: TinyModels) -> None:
+    eos = min(models.tokenizer.eos_token_ids)
+    params = SamplingParams(
+        seed=3, max_tokens=12, grammar=Grammar(GrammarKind.REGEX, "[ab]+"), logit_bias={eos: 50.0}
+    )
+    prompt = tokens(5, 5)
+    ended = run_all(make_engine(models), [Ask(prompt, params)])[0]
+    assert ended.finish_reason is FinishReason.STOP
+    assert len(ended.token_ids) == 2 and ended.token_ids[-1] == eos
+    for settings, count in (({"min_tokens": 5}, 6), ({"ignore_eos": True}, 12)):
+        result = run_all(make_engine(models), [Ask(prompt, replace(params, **settings))])[0]
+        assert len(result.token_ids) == count
+        assert re.fullmatch("[ab]+", result.text)
+
+
+def test_an_output_cut_by_its_limit_says_so(models: TinyModels) -> None:
+    one = ask(1.0, 0)
+    result = run_all(make_engine(models), [replace(one, params=replace(one.params, max_tokens=4))])[
+        0
+    ]
+    assert result.finish_reason is FinishReason.LENGTH
+    assert len(result.token_ids) == 4
+
+
+def test_a_stop_string_ends_the_output_before_the_grammar_does(models: TinyModels) -> None:
+    params = SamplingParams(grammar=CHOICE, stop=("lo",), temperature=0.0, max_tokens=30)
+    choice = Grammar(GrammarKind.CHOICE, '["hello world"]')
+    result = run_all(make_engine(models), [Ask([1, 2], replace(params, grammar=choice))])[0]
+    assert (result.text, result.finish_reason) == ("hel", FinishReason.STOP)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_dead_end_ends_its_sequence_and_nobody_elses(
+    models: TinyModels, expected: list[Result], temperature: float
+) -> None:
+    """After three letters only '>' is left, which may not be said before the 20th token."""
+    (closing,) = models.tokenizer.encode(">")
+    params = SamplingParams(
+        temperature=temperature,
+        max_tokens=30,
+        min_tokens=20,
+        stop_token_ids=(closing,),
+        grammar=Grammar(GrammarKind.REGEX, "<[ab]{3}>"),
+        top_p=0.9,
+    )
+    stuck = Ask(tokens(5, 1), params, mode="deer", draft_length=4)
+    results = run_all(make_engine(models), [ASKS[0], stuck, replace(stuck, mode="ar"), ASKS[9]])
+    same([results[0], results[3]], [expected[0], expected[9]])
+    same([results[1]], [results[2]])
+    assert results[1].finish_reason is FinishReason.LENGTH, "what was begun is not whole"
+    assert re.fullmatch("<[ab]{3}", results[1].text)
+
+
+def test_a_bad_grammar_is_refused_when_the_sequence_is_made(models: TinyModels) -> None:
+    params = SamplingParams(grammar=Grammar(GrammarKind.REGEX, "(", "guided_regex"))
+    with pytest.raises(InvalidRequestError, match="unclosed") as caught:
+        make_engine(models).make_sequence("s", [1], params)
+    assert caught.value.param == "guided_regex"
+
+
+def test_the_shipped_models_write_what_they_are_told_to() -> None:
+    engine = build_engine(EngineConfig(self_test=False))
+    prompt = engine.tokenizer.apply_chat_template([{"role": "user", "content": "Who are you?"}])
+    asks = []
+    for index, grammar in enumerate(GRAMMARS):
+        params = SamplingParams(seed=index, max_tokens=48, grammar=grammar)
+        asks += [
+            Ask(prompt, replace(params, temperature=temperature)) for temperature in TEMPERATURES
+        ]
+    expected = run_all(engine, asks)
+    for length in (3, 7):
+        drafted = [replace(one, mode="deer", draft_length=length) for one in asks]
+        same(run_all(engine, drafted), expected)
+    ended = 0
+    for one, result in zip(asks, expected, strict=True):
+        assert one.params.grammar is not None
+        if result.finish_reason is FinishReason.STOP:
+            ended += 1
+            assert matches(one.params.grammar, result.text), result.text
+    assert ended >= 9
+    check_nothing_leaked(engine)
