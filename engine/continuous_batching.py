@@ -94,7 +94,7 @@ class RequestBatcher:
     def schedule(self) -> Schedule:
         self._admit()
         decoding = _still_running(seq for seq in list(self.running) if self._can_decode(seq))
-        num_rows = sum(self._max_rows(seq) for seq in decoding)
+        num_rows = sum(self.strategies[seq.mode].max_rows(seq) for seq in decoding)
         budget = max(self.config.max_step_tokens - num_rows, self.config.min_prefill_tokens)
         prefills = self._prefills(budget)
         # An older prompt may just have pre-empted one that was to decode.
@@ -108,7 +108,7 @@ class RequestBatcher:
         for commit in commits:
             sequence = commit.sequence
             num_new = commit.num_computed - sequence.num_computed
-            if sequence.is_prefilling:
+            if self._is_prefilling(sequence):
                 self.stats.num_prompt_tokens += num_new
             taken = sequence.commit(commit.token_ids, commit.logprobs)
             self.stats.num_output_tokens += taken
@@ -141,27 +141,33 @@ class RequestBatcher:
 
     def _num_missing_pages(self, sequence: Sequence) -> int:
         """Pages that it takes to read what is there, less those that it holds already."""
-        wanted = -(-(sequence.num_tokens + 1) // self.pool.page_size)
-        return max(0, wanted - len(sequence.page_ids))
+        num_positions = sequence.num_tokens + 1
+        if not self._is_prefilling(sequence):
+            num_positions = self.strategies[sequence.mode].max_positions(sequence)
+        return max(0, -(-num_positions // self.pool.page_size) - len(sequence.page_ids))
 
     def _read_cache(self, sequence: Sequence) -> None:
-        if not sequence.may_read_cache:
+        if not (sequence.may_read_cache and self.strategies[sequence.mode].shares_pages):
             return
         pages, digests = self.prefix_cache.match(sequence.token_ids, sequence.cache_salt)
         sequence.page_ids, sequence.page_digests = pages, digests
         sequence.num_computed = len(pages) * self.pool.page_size
-        if not sequence.was_preempted:  # else it may find what it has computed itself
+        if not sequence.num_preemptions:  # else it may find what it has computed itself
             sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt_tokens)
 
     def _can_decode(self, sequence: Sequence) -> bool:
-        if sequence.status is not SequenceStatus.RUNNING or sequence.is_prefilling:
+        if sequence.status is not SequenceStatus.RUNNING or self._is_prefilling(sequence):
             return False
-        return self._reserve(sequence, sequence.num_tokens - 1 + self._max_rows(sequence))
+        return self._reserve(sequence, self.strategies[sequence.mode].max_positions(sequence))
+
+    def _is_prefilling(self, sequence: Sequence) -> bool:
+        """Whether the verifier has something to read before the strategy's next step."""
+        return self.strategies[sequence.mode].reads_with_verifier and sequence.is_prefilling
 
     def _prefills(self, budget: int) -> list[tuple[Sequence, int]]:
         prefills = []
         for sequence in list(self.running):
-            if sequence.status is not SequenceStatus.RUNNING or not sequence.is_prefilling:
+            if sequence.status is not SequenceStatus.RUNNING or not self._is_prefilling(sequence):
                 continue
             count = min(sequence.num_tokens - sequence.num_computed, budget)
             if count <= 0 or not self._reserve(sequence, sequence.num_computed + count):
@@ -169,9 +175,6 @@ class RequestBatcher:
             prefills.append((sequence, count))
             budget -= count
         return [(seq, n) for seq, n in prefills if seq.status is SequenceStatus.RUNNING]
-
-    def _max_rows(self, sequence: Sequence) -> int:
-        return min(self.strategies[sequence.mode].max_rows, sequence.num_remaining)
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make sure there are pages for `num_tokens`; False where the sequence was pre-empted."""
@@ -192,11 +195,13 @@ class RequestBatcher:
         self.running.remove(youngest)
         self._release_pages(youngest)
         youngest.status = SequenceStatus.WAITING
-        youngest.was_preempted = True
+        youngest.num_preemptions += 1
         self.waiting.appendleft(youngest)
         return youngest is not needy
 
     def _file_full_pages(self, sequence: Sequence) -> None:
+        if not self.strategies[sequence.mode].shares_pages:
+            return
         num_full = sequence.num_computed // self.pool.page_size
         if num_full > len(sequence.page_digests):
             self.prefix_cache.insert(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.base import HasStats
@@ -13,10 +13,30 @@ from engine.models.model_runner import ModelRunner
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar_compiler import GrammarCompiler
 from engine.request.grammar_matcher import GrammarMatcher
-from engine.request.outputs import StepOutput
+from engine.request.options import NO_OPTIONS, GenerationOptions
+from engine.request.outputs import FinishReason, SequenceSummary, StepOutput
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 from engine.request.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """All that one prompt gave."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    summary: SequenceSummary
+
+    @classmethod
+    def of(cls, outputs: Seq[StepOutput]) -> Completion:
+        """Join the outputs of one sequence, the last of which ended it."""
+        reason, summary = outputs[-1].finish_reason, outputs[-1].summary
+        assert reason is not None and summary is not None, "the sequence has not ended"
+        text = "".join(output.text for output in outputs)
+        token_ids = tuple(token_id for output in outputs for token_id in output.token_ids)
+        return cls(text, token_ids, reason, summary)
 
 
 class DFastLLMEngine:
@@ -33,6 +53,7 @@ class DFastLLMEngine:
         default_mode: str,
         modes: tuple[str, ...],
         fingerprint: str,
+        defaults: GenerationOptions = NO_OPTIONS,
     ) -> None:
         self.tokenizer = tokenizer
         self.model_name = model_name
@@ -40,9 +61,15 @@ class DFastLLMEngine:
         self.modes = modes
         self.fingerprint = fingerprint
         self._default_mode = default_mode
+        self._defaults = defaults
         self._batching = batching
         self._runner = runner
         self._grammars = GrammarCompiler(tokenizer)
+
+    @property
+    def batching(self) -> ContinuousBatchingEngine:
+        """The loop inside, for callers who add, step and abort by themselves."""
+        return self._batching
 
     @property
     def max_batch_size(self) -> int:
@@ -69,7 +96,7 @@ class DFastLLMEngine:
         prompt_index: int = 0,
         choice: int = 0,
         mode: str | None = None,
-        draft_length: int | None = None,
+        options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
         replay: Seq[int] = (),
     ) -> Sequence:
@@ -78,17 +105,18 @@ class DFastLLMEngine:
         `replay` holds output tokens of an earlier attempt: they count as output (penalties, stop
         strings, limits), are never reported again, and the rest follows as it would have then.
         """
-        self._check(prompt_token_ids, params, mode, draft_length)
+        mode = mode or self._default_mode
+        self._check(prompt_token_ids, params, mode, options)
         return Sequence(
             sequence_id,
             prompt_token_ids,
             params,
             self.tokenizer,
             max_model_len=self.max_model_len,
-            mode=mode or self._default_mode,
+            mode=mode,
             prompt_index=prompt_index,
             choice=choice,
-            draft_length=draft_length,
+            options=options.with_defaults(self._defaults),
             cache_salt=cache_salt,
             grammar=self._grammar_of(params),
             replay=replay,
@@ -106,26 +134,44 @@ class DFastLLMEngine:
         return self._batching.step()
 
     def generate(
-        self, prompts: Seq[str], params: SamplingParams | None = None, *, mode: str | None = None
+        self,
+        prompts: Seq[str],
+        params: SamplingParams | None = None,
+        *,
+        mode: str | None = None,
+        options: GenerationOptions = NO_OPTIONS,
     ) -> list[str]:
         """Complete a batch of prompts and return the texts, in order."""
-        texts: dict[str, list[str]] = {}
-        for index, prompt in enumerate(prompts):
-            token_ids = self.tokenizer.encode(prompt)
-            texts[f"prompt-{index}"] = []
-            self.add(
-                self.make_sequence(
-                    f"prompt-{index}",
-                    token_ids,
-                    params or SamplingParams(),
-                    prompt_index=index,
-                    mode=mode,
-                )
+        return [done.text for done in self.complete(prompts, params, mode=mode, options=options)]
+
+    def complete(
+        self,
+        prompts: Seq[str],
+        params: SamplingParams | None = None,
+        *,
+        mode: str | None = None,
+        options: GenerationOptions = NO_OPTIONS,
+    ) -> list[Completion]:
+        """Complete a batch of prompts; each draws noise of its own from the one seed."""
+        params = params or SamplingParams()
+        sequences = [
+            self.make_sequence(
+                f"prompt-{index}",
+                self.tokenizer.encode(prompt),
+                params,
+                prompt_index=index,
+                mode=mode,
+                options=options,
             )
+            for index, prompt in enumerate(prompts)
+        ]  # all are checked before any of them runs
+        outputs: dict[str, list[StepOutput]] = {seq.sequence_id: [] for seq in sequences}
+        for sequence in sequences:
+            self.add(sequence)
         while self.has_work:
             for output in self.step():
-                texts[output.sequence_id].append(output.text)
-        return ["".join(parts) for parts in texts.values()]
+                outputs[output.sequence_id].append(output)
+        return [Completion.of(own) for own in outputs.values()]
 
     def metrics(self) -> dict[str, float]:
         """Counters and gauges, all measured, by their Prometheus names without prefix."""
@@ -161,14 +207,12 @@ class DFastLLMEngine:
         self,
         prompt_token_ids: Seq[int],
         params: SamplingParams,
-        mode: str | None,
-        draft_length: int | None,
+        mode: str,
+        options: GenerationOptions,
     ) -> None:
-        if mode is not None and mode not in self.modes:
+        if mode not in self.modes:
             known = ", ".join(sorted(self.modes))
             raise InvalidRequestError(f"unknown mode {mode!r}; this worker offers: {known}", "mode")
-        if draft_length is not None and draft_length < 0:
-            raise InvalidRequestError("draft_length must not be negative", "draft_length")
         if not prompt_token_ids:
             raise InvalidRequestError("the prompt holds no token", "prompt")
         vocab_size = self._runner.vocab_size
@@ -176,6 +220,18 @@ class DFastLLMEngine:
             raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "prompt")
         check_vocab(params, vocab_size)
         self._check_length(len(prompt_token_ids), params)
+        strategy = self._batching.batcher.strategies[mode]
+        for name in options.given():
+            if name not in strategy.honours:
+                message = (
+                    f"mode {mode!r} has no use for {name}; leave it out or choose another mode"
+                )
+                raise InvalidRequestError(message, name)
+        if params.grammar is not None and not strategy.keeps_grammars:
+            param = params.grammar.param
+            message = f"mode {mode!r} cannot keep to a grammar, so {param} needs another mode"
+            raise InvalidRequestError(message, param)
+        strategy.check(len(prompt_token_ids), params, options)
 
     def _grammar_of(self, params: SamplingParams) -> GrammarMatcher | None:
         if params.grammar is None:

@@ -24,7 +24,7 @@ _LUCK_REST = 0.8
 class CostCurve:
     """Seconds of a forward over its size: piecewise linear, and slowly pulled to what is seen."""
 
-    def __init__(self, points: Seq[tuple[int, float]]) -> None:
+    def __init__(self, points: Seq[tuple[float, float]]) -> None:
         """`points` are (size, seconds), sizes ascending, at least two of them."""
         self._sizes = [float(size) for size, _ in points]
         self._seconds = list(accumulate((seconds for _, seconds in points), max))
@@ -116,6 +116,7 @@ class Candidate(NamedTuple):
 
     survivals: Seq[float]  # one for each position that may be drafted
     fixed_length: int | None  # what the client asked for, instead of the planner's choice
+    needs_block: bool = True  # False: the draft is there already, and costs no forward
 
 
 def plan_lengths(
@@ -131,7 +132,9 @@ def plan_lengths(
         sum(c.survivals[:length]) for c, length in zip(candidates, lengths, strict=True)
     )
     num_rows = len(candidates) + sum(lengths)
-    num_blocks = sum(length > 0 for length in lengths)
+    num_blocks = sum(
+        length > 0 and c.needs_block for c, length in zip(candidates, lengths, strict=True)
+    )
     best_rate = committed / (verify_cost(num_rows) + _draft(draft_cost, num_blocks))
     best_count = 0
     order = sorted(

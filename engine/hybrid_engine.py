@@ -1,87 +1,163 @@
-"""DEER: a diffusion drafter proposes a block in one pass, the AR verifier keeps its own part of it.
+"""The modes as Python objects: a diffusion model, an AR model, a tokenizer in; texts out.
 
-Follows "Draft with Diffusion, Verify with Autoregressive Models" (arXiv 2512.15176) with the
-drafter-invariant rule of Daliri et al. (arXiv 2408.07978): drafter and verifier draw with the same
-noise, so every committed token is the one that the verifier alone would have drawn.
+Each is a whole engine with one default mode, without HTTP or Redis. Which strategy does the work is
+said by `default_mode` alone; every other mode that the models allow can be asked for, too.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from engine.base import BaseStats
-from engine.decoding.verification import count_accepted_prefix
-from engine.draft_planner import AcceptanceModel, Candidate, CostCurve, plan_lengths
-from engine.generation.strategy import (
-    GenerationStrategy,
-    ModelRole,
-    Rows,
-    RowsOutput,
-    StepTiming,
-    StrategyContext,
-)
-from engine.request.sequence import Sequence
+from engine.base import BaseConfig, BaseStats
+from engine.build import EngineConfig, build_engine
+from engine.dfastllm_engine import Completion, DFastLLMEngine
+from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions, Remasking
+from engine.request.sampling_params import SamplingParams
 
-_PROBE_EVERY = 32
-"""Steps between full-length drafts, which keep the estimates of deep positions fresh."""
-_PROBE_SHARE = 8
-"""One sequence in so many is probed: a full draft of a whole large batch is a dear step."""
+ModelPath = str | Path
+
+
+@dataclass(frozen=True)
+class HybridConfig(BaseConfig):
+    """How to generate where a call says nothing else; None leaves a choice to the strategy."""
+
+    draft_length: int | None = None  # None: the planner decides each step
+    max_draft_length: int = 15
+    acceptance: str = "coupled"  # or "rejection"
+    denoising_steps: int | None = None
+    block_length: int | None = None
+    confidence_threshold: float | None = None
+    remasking: str = "low_confidence"
+    max_batch_size: int = 16
+    max_model_len: int | None = None
+    prefix_cache: bool = True
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def validate(self) -> None:
+        """Raise ValueError naming the first field that cannot be meant."""
+        for name, known in (("acceptance", Acceptance), ("remasking", Remasking)):
+            if getattr(self, name) not in set(known):
+                raise ValueError(f"{name} must be one of {', '.join(known)}")
+        self.options()
+        self.engine_config()
+
+    def options(self) -> GenerationOptions:
+        """The part that concerns the strategies."""
+        return GenerationOptions(
+            draft_length=self.draft_length,
+            acceptance=Acceptance(self.acceptance),
+            denoising_steps=self.denoising_steps,
+            block_length=self.block_length,
+            confidence_threshold=self.confidence_threshold,
+            remasking=Remasking(self.remasking),
+        )
+
+    def engine_config(self) -> EngineConfig:
+        """The part that concerns models and memory, still without a model."""
+        return EngineConfig(
+            max_draft_length=self.max_draft_length,
+            max_batch_size=self.max_batch_size,
+            max_model_len=self.max_model_len,
+            prefix_cache=self.prefix_cache,
+            device=self.device,
+            dtype=self.dtype,
+            options=self.options(),
+        )
 
 
 @dataclass
 class HybridStats(BaseStats):
-    """Counts over all sequences since the last reset."""
+    """What `generate` has done since the last reset, all of it counted or timed."""
 
-    num_verify_steps: int = 0  # a sequence in a step is one
+    num_sequences: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
-    num_undrafted_steps: int = 0
+    num_verify_forwards: int = 0
+    num_draft_forwards: int = 0
+    num_denoise_forwards: int = 0
+    elapsed_s: float = 0.0
 
     @property
     def acceptance_rate(self) -> float:
         """Accepted share of the drafted tokens; 0 before the first draft."""
         return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
 
-
-class HybridEngine(GenerationStrategy):
-    """One-pass diffusion draft, AR verify: the tokens of `ar`, several at a time."""
-
-    needs = frozenset({ModelRole.VERIFIER, ModelRole.DRAFTER})
-
-    def __init__(self, context: StrategyContext) -> None:
-        super().__init__(context)
-        assert context.mask_token_id is not None
-        self._max_length = min(context.max_draft_length, context.block_size - 1)
-        self._masks = [context.mask_token_id] * (context.block_size - 1)
-        self._acceptance = AcceptanceModel(self._max_length)
-        self._verify_cost = CostCurve(context.verify_costs)
-        self._draft_cost = CostCurve(context.draft_costs)
-        self._num_steps = 0
-        self.stats = HybridStats()
+    @property
+    def tokens_per_second(self) -> float:
+        """Output tokens over the time spent in `generate`; 0 before the first call."""
+        return self.num_output_tokens / self.elapsed_s if self.elapsed_s else 0.0
 
     @property
-    def max_rows(self) -> int:
-        return 1 + self._max_length
+    def tokens_per_forward(self) -> float:
+        """Output tokens over forwards of all models; a batch shares its forwards."""
+        forwards = self.num_verify_forwards + self.num_draft_forwards + self.num_denoise_forwards
+        return self.num_output_tokens / forwards if forwards else 0.0
 
-    def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
-        if drafted:
-            return self._verify_rows(sequences, drafted)
-        return self._draft_rows(sequences) or self._verify_rows(sequences, ())
 
-    def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
-        return [self._accept(output) for output in outputs]
+class HybridEngine:
+    """DEER: the diffusion model drafts, the AR model keeps what it would have written itself."""
 
-    def observe(self, timing: StepTiming) -> None:
-        if timing.num_prefill_rows:
-            return  # the planner chooses between decode steps; a prompt would drown the difference
-        self._verify_cost.update(timing.num_rows, timing.verify_s)
-        if timing.num_blocks:
-            self._draft_cost.update(timing.num_blocks, timing.draft_s)
+    default_mode: ClassVar[str] = "deer"
 
-    def release(self, sequence: Sequence) -> None:
-        self._acceptance.forget(sequence.sequence_id)
+    def __init__(
+        self,
+        diffusion_model: ModelPath | None = None,
+        ar_model: ModelPath | None = None,
+        tokenizer: ModelPath | None = None,
+        config: HybridConfig | None = None,
+    ) -> None:
+        """Folders in Hugging Face format; without any of them the models that ship are used.
+
+        `diffusion_model` is a drafter of the DFlash kind or a diffusion LM, `ar_model` any causal
+        LM; a tokenizer is looked for beside the AR model. Raises `UnsupportedModelError` where the
+        models do not fit together or do not allow the mode.
+        """
+        self.config = config or HybridConfig()
+        self.stats = HybridStats()
+        names = [None if path is None else str(path) for path in (ar_model, diffusion_model)]
+        verifier, diffusion = names
+        engine_config = replace(
+            self.config.engine_config(),
+            model_path=verifier or diffusion,
+            drafter_path=diffusion if verifier else None,
+            tokenizer_path=None if tokenizer is None else str(tokenizer),
+            default_mode=self.default_mode,
+        )
+        self.engine: DFastLLMEngine = build_engine(engine_config)
+
+    def generate(
+        self,
+        prompts: Seq[str],
+        params: SamplingParams | None = None,
+        *,
+        mode: str | None = None,
+        options: GenerationOptions = NO_OPTIONS,
+    ) -> list[str]:
+        """Complete a batch of prompts and return the texts, in order."""
+        return [c.text for c in self.complete(prompts, params, mode=mode, options=options)]
+
+    def complete(
+        self,
+        prompts: Seq[str],
+        params: SamplingParams | None = None,
+        *,
+        mode: str | None = None,
+        options: GenerationOptions = NO_OPTIONS,
+    ) -> list[Completion]:
+        """Like `generate`, with token ids, finish reasons and counts beside the texts."""
+        before = self.engine.metrics()
+        started = time.perf_counter()
+        done = self.engine.complete(prompts, params, mode=mode, options=options)
+        self.stats.elapsed_s += time.perf_counter() - started
+        self._count(done, before)
+        return done
 
     def get_stats(self) -> dict[str, Any]:
         return self.stats.to_dict()
@@ -89,61 +165,37 @@ class HybridEngine(GenerationStrategy):
     def reset_stats(self) -> None:
         self.stats.reset()
 
-    def _draft_rows(self, sequences: Seq[Sequence]) -> list[Rows]:
-        lengths = self._plan(sequences)
-        return [
-            Rows(
-                sequence,
-                ModelRole.DRAFTER,
-                [sequence.token_ids[-1], *self._masks],
-                sequence.num_tokens - 1,
-                length,
+    def _count(self, done: Seq[Completion], before: dict[str, float]) -> None:
+        after, stats = self.engine.metrics(), self.stats
+        for name in ("num_verify_forwards", "num_draft_forwards", "num_denoise_forwards"):
+            counted = getattr(stats, name) + int(after[name] - before[name])
+            setattr(stats, name, counted)
+        for summary in (completion.summary for completion in done):
+            stats.num_sequences += 1
+            stats.num_prompt_tokens += summary.num_prompt_tokens
+            stats.num_output_tokens += summary.num_output_tokens
+            stats.num_draft_tokens += summary.num_draft_tokens
+            stats.num_accepted_tokens += sum(
+                length * steps for length, steps in enumerate(summary.acceptance_histogram)
             )
-            for sequence, length in zip(sequences, lengths, strict=True)
-            if length
-        ]
 
-    def _plan(self, sequences: Seq[Sequence]) -> list[int]:
-        self._num_steps += 1
-        limits = [min(self._max_length, seq.num_remaining - 1) for seq in sequences]
-        probed = self._probed(len(sequences))
-        candidates = []
-        for index, (seq, limit) in enumerate(zip(sequences, limits, strict=True)):
-            fixed = limit if index in probed else None
-            if seq.draft_length is not None:
-                fixed = min(seq.draft_length, limit)
-            survivals = self._acceptance.survivals(seq.sequence_id, limit)
-            candidates.append(Candidate(survivals, fixed))
-        return plan_lengths(candidates, self._verify_cost, self._draft_cost)
 
-    def _probed(self, num_sequences: int) -> range:
-        """Which sequences get a full draft in this step whatever it costs; none in most steps."""
-        turn, rest = divmod(self._num_steps, _PROBE_EVERY)
-        if rest:
-            return range(0)
-        return range(turn % min(_PROBE_SHARE, num_sequences), num_sequences, _PROBE_SHARE)
+class SpecDiffEngine(HybridEngine):
+    """Several denoising steps a draft, AR verify: the tokens of the AR model."""
 
-    def _verify_rows(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
-        drafts = {output.rows.sequence.sequence_id: output.token_ids for output in drafted}
-        rows = []
-        for seq in sequences:
-            draft = seq.legal_prefix(drafts.get(seq.sequence_id, ()))
-            token_ids = [seq.token_ids[-1], *draft]
-            start = seq.num_tokens - 1
-            rows.append(Rows(seq, ModelRole.VERIFIER, token_ids, start, len(token_ids)))
-        return rows
+    default_mode = "spec_diff"
 
-    def _accept(self, output: RowsOutput) -> list[int]:
-        draft = output.rows.token_ids[1:]
-        num_accepted = count_accepted_prefix(draft, output.token_ids)
-        sequence = output.rows.sequence
-        self.stats.num_verify_steps += 1
-        if draft:
-            self.stats.num_draft_tokens += len(draft)
-            self.stats.num_accepted_tokens += num_accepted
-            self._acceptance.update(sequence.sequence_id, len(draft), num_accepted)
-        else:
-            self.stats.num_undrafted_steps += 1
-            self._acceptance.rest(sequence.sequence_id)
-        sequence.record_draft(len(draft), num_accepted)
-        return output.token_ids[: num_accepted + 1]
+
+class SemiAREngine(HybridEngine):
+    """The diffusion model alone, block after block from left to right."""
+
+    default_mode = "semi_ar"
+
+
+class APDDecoder(HybridEngine):
+    """Adaptive parallel decoding: the diffusion model's tokens, as far as the AR model goes along.
+
+    Lossy: its output is neither model's own.
+    """
+
+    default_mode = "apd"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.request.errors import InvalidRequestError
+from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
 
@@ -93,7 +94,7 @@ class FakeEngine:
         prompt_index: int = 0,
         choice: int = 0,
         mode: str | None = None,
-        draft_length: int | None = None,
+        options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
         replay: Sequence[int] = (),
     ) -> FakeSequence:
@@ -110,7 +111,7 @@ class FakeEngine:
             choice=choice,
             max_tokens=room if params.max_tokens is None else params.max_tokens,
             mode=mode,
-            draft_length=draft_length,
+            draft_length=options.draft_length,
             cache_salt=cache_salt,
             output=list(replay),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.outputs import StepOutput
 from engine.request.sampling_params import SamplingParams
 
@@ -61,7 +62,7 @@ class EnginePort(Protocol):
         prompt_index: int = 0,
         choice: int = 0,
         mode: str | None = None,
-        draft_length: int | None = None,
+        options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
         replay: Sequence[int] = (),
     ) -> EngineSequence:

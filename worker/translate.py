@@ -9,6 +9,7 @@ import msgspec
 
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import Grammar, GrammarKind
+from engine.request.options import GenerationOptions
 from engine.request.outputs import SequenceSummary, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
 from worker.engine_port import EnginePort, EngineSequence, TokenizerPort
@@ -68,7 +69,7 @@ def sequence_of(
         prompt_index=choice // job.n,
         choice=choice % job.n,
         mode=job.mode,
-        draft_length=job.draft_length,
+        options=GenerationOptions(draft_length=job.draft_length),
         cache_salt=_cache_salt(job),
         replay=replay,
     )

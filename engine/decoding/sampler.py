@@ -23,20 +23,25 @@ def sample(
     sequence_index: Tensor,
     positions: Tensor,
     noise_cache: NoiseCache | None = None,
+    steps: Tensor | None = None,
 ) -> Tensor:
     """Draw a token a row.
 
     logits: [R, V]; sequence_index: [R], a row's sequence in the table; positions: [R], a row's
-    output position. Returns [R] int64. Equal maxima go to the lowest token id. A cache saves time
-    on a CPU and changes nothing else.
+    output position; steps: [R], its denoising step where a position is drawn for more than once
+    (0, the noise of plain decoding, where there is none). Returns [R] int64. Equal maxima go
+    to the lowest token id. A cache saves time on a CPU and changes nothing else.
     """
     if table.all_greedy:
         return logits.argmax(-1)
     if not table.any_greedy:
-        return _draw(logits, table, sequence_index, positions, noise_cache)
+        return _draw(logits, table, sequence_index, positions, noise_cache, steps)
     rows = (~table.is_greedy[sequence_index]).nonzero().squeeze(1)
     token_ids = logits.argmax(-1)
-    token_ids[rows] = _draw(logits[rows], table, sequence_index[rows], positions[rows], noise_cache)
+    own_steps = None if steps is None else steps[rows]
+    token_ids[rows] = _draw(
+        logits[rows], table, sequence_index[rows], positions[rows], noise_cache, own_steps
+    )
     return token_ids
 
 
@@ -55,7 +60,7 @@ def perturbed_logits(
     if table.all_greedy:
         return logits
     temperature = table.temperature.masked_fill(table.is_greedy, 0.0)[sequence_index, None]
-    noise = _noise(table, sequence_index, positions, logits.shape[-1], noise_cache)
+    noise = noise_rows(table, sequence_index, positions, logits.shape[-1], noise_cache)
     perturbed = logits + temperature * noise
     if table.any_filter:
         refused = _filtered(logits, table, sequence_index) == -torch.inf
@@ -89,25 +94,28 @@ def _draw(
     index: Tensor,
     positions: Tensor,
     cache: NoiseCache | None,
+    steps: Tensor | None,
 ) -> Tensor:
-    noise = _noise(table, index, positions, logits.shape[-1], cache)
+    noise = noise_rows(table, index, positions, logits.shape[-1], cache, steps)
     # The normaliser of log p~ is the same for a whole row, so the argmax does not need it.
     return _filtered(logits, table, index).add_(noise).argmax(-1)
 
 
-def _noise(
+def noise_rows(
     table: SamplingTable,
     index: Tensor,
     positions: Tensor,
     vocab_size: int,
-    cache: NoiseCache | None,
+    cache: NoiseCache | None = None,
+    steps: Tensor | None = None,
 ) -> Tensor:
-    if cache is not None:
+    """The Gumbel noise of every row, [R, V]: a function of its sequence, position and step."""
+    if cache is not None and steps is None:
         streams = [table.streams[i] for i in index.tolist()]
         keys = list(zip(streams, positions.tolist(), strict=True))
         return cache.rows(keys, vocab_size)
     seeds, prompts, choices = (t[index] for t in (table.seed, table.prompt_index, table.choice))
-    return gumbel(seeds, prompts, choices, positions, vocab_size)
+    return gumbel(seeds, prompts, choices, positions, vocab_size, steps)
 
 
 def _filtered(logits: Tensor, table: SamplingTable, index: Tensor) -> Tensor:

@@ -18,6 +18,6 @@ def load_strategies(
         strategy = point.load()
         if not (isinstance(strategy, type) and issubclass(strategy, GenerationStrategy)):
             raise TypeError(f"strategy {point.name!r} ({point.value}) is no GenerationStrategy")
-        if strategy.needs <= available:
+        if strategy.can_run(available):
             strategies[point.name] = strategy(context)
     return strategies

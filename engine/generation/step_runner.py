@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
+from engine.generation.forwards import Forwards
+from engine.generation.rounds import DraftRounds
 from engine.generation.strategy import (
+    Forward,
     GenerationStrategy,
     ModelRole,
     Rows,
@@ -17,13 +17,9 @@ from engine.generation.strategy import (
     StepTiming,
 )
 from engine.models.model_runner import ModelRunner
-from engine.models.packing import Span
-from engine.models.token_sampler import Pick, TokenSampler
+from engine.models.token_sampler import TokenSampler
 from engine.request.outputs import TokenLogprobs
 from engine.request.sequence import Sequence
-
-MAX_DRAFT_ROUNDS = 64
-"""A strategy that asks for more has a fault, and would hold up everybody in the batch."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Commit:
 
 
 class StepRunner:
-    """Lets all strategies share one drafter and one verifier forward a round."""
+    """Lets all strategies share one forward a model and round."""
 
     def __init__(
         self,
@@ -54,7 +50,7 @@ class StepRunner:
         sampler: TokenSampler,
         strategies: Mapping[str, GenerationStrategy],
     ) -> None:
-        self._runner = runner
+        self._forwards = Forwards(runner, sampler)
         self._sampler = sampler
         self._strategies = strategies
 
@@ -62,96 +58,31 @@ class StepRunner:
         """Advance every scheduled sequence; changes none of them (`Sequence.commit` does)."""
         if not schedule.decoding and not schedule.prefills:
             return []  # no model can run zero rows
-        parties = self._by_strategy(schedule.decoding)
-        started = time.perf_counter()
-        verifier_rows, num_blocks = self._draft_rounds(parties)
-        drafted = time.perf_counter()
-        decode_rows = [rows for party_rows in verifier_rows.values() for rows in party_rows]
+        rounds = DraftRounds(self._forwards, self._strategies, schedule.decoding)
+        rounds.run()
         prefill_rows = [_prefill_rows(seq, count) for seq, count in schedule.prefills]
-        outputs = self._verify([*decode_rows, *prefill_rows])
+        verified, verify = self._verify(rounds.verifier_rows, prefill_rows)
         timing = StepTiming(
-            draft_s=drafted - started,
-            num_blocks=num_blocks,
-            verify_s=time.perf_counter() - drafted,
-            num_rows=sum(len(rows.token_ids) for rows in decode_rows),
-            num_prefill_rows=sum(count for _, count in schedule.prefills),
+            rounds.drafts, rounds.denoises, verify, sum(count for _, count in schedule.prefills)
         )
         commits: list[Commit] = []
-        start = 0
-        for name, party_rows in verifier_rows.items():
-            party_outputs = outputs[start : start + len(party_rows)]
-            start += len(party_rows)
-            self._strategies[name].observe(timing)
-            tokens = self._strategies[name].accept(party_outputs)
-            commits += [self._commit(*pair) for pair in zip(party_outputs, tokens, strict=True)]
-        return commits + [self._prefill_commit(output) for output in outputs[start:]]
+        for name, outputs in rounds.final_outputs(verified).items():
+            strategy = self._strategies[name]
+            strategy.observe(timing)
+            tokens = strategy.accept(outputs)
+            commits += [self._commit(*pair) for pair in zip(outputs, tokens, strict=True)]
+        prefilled = verified[len(rounds.verifier_rows) :]
+        return commits + [self._prefill_commit(output) for output in prefilled]
 
-    def _by_strategy(self, sequences: Seq[Sequence]) -> dict[str, list[Sequence]]:
-        parties: dict[str, list[Sequence]] = {}
-        for sequence in sequences:
-            parties.setdefault(sequence.mode, []).append(sequence)
-        return parties
-
-    def _draft_rounds(
-        self, parties: Mapping[str, list[Sequence]]
-    ) -> tuple[dict[str, list[Rows]], int]:
-        """Ask every strategy until all of them want the verifier; counts drafted blocks."""
-        proposals = {name: self._strategies[name].propose(p, ()) for name, p in parties.items()}
-        num_blocks = 0
-        for _ in range(MAX_DRAFT_ROUNDS):
-            blocks = {
-                name: rows
-                for name, rows in proposals.items()
-                if rows and rows[0].model is ModelRole.DRAFTER
-            }
-            if not blocks:
-                return proposals, num_blocks
-            flat = [rows for party_rows in blocks.values() for rows in party_rows]
-            num_blocks += len(flat)
-            outputs = self._draft(flat)
-            start = 0
-            for name, party_rows in blocks.items():
-                drafted = outputs[start : start + len(party_rows)]
-                start += len(party_rows)
-                proposals[name] = self._strategies[name].propose(parties[name], drafted)
-        raise RuntimeError(f"{', '.join(blocks)}: still drafting after {MAX_DRAFT_ROUNDS} rounds")
-
-    def _draft(self, blocks: Seq[Rows]) -> list[RowsOutput]:
-        spans = [Span(r.token_ids, r.start, r.sequence.page_ids) for r in blocks]
-        logits = self._runner.draft(spans, [rows.num_logits for rows in blocks])
-        picks = [
-            Pick(
-                r.sequence,
-                r.start + 1 - r.sequence.num_prompt_tokens,
-                r.num_logits,
-                is_drafter=True,
-            )
-            for r in blocks
-        ]
-        if not self._runner.chains_drafts:
-            return _outputs(blocks, logits, self._sampler.sample(logits, picks))
-        anchors = [r.token_ids[0] for r in blocks]
-        bias = self._runner.next_token_bias
-        tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
-        return _outputs(blocks, logits, tokens)
-
-    def _verify(self, all_rows: Seq[Rows]) -> list[RowsOutput]:
-        spans, picks = [], []
-        wanted: list[int] = []
-        offset = 0
-        for rows in all_rows:
-            spans.append(Span(rows.token_ids, rows.start, rows.sequence.page_ids))
-            offset += len(rows.token_ids)
-            wanted.extend(range(offset - rows.num_logits, offset))
-            end = rows.start + len(rows.token_ids)
-            first = end - rows.num_logits + 1 - rows.sequence.num_prompt_tokens
-            # A re-read output (pre-empted, replayed) is no draft, though it may have many logits.
-            is_draft = rows.start == rows.sequence.num_tokens - 1
-            draft = rows.token_ids[1:] if is_draft else ()
-            picks.append(Pick(rows.sequence, first, rows.num_logits, draft))
-        logits = self._runner.verify(spans, wanted)
-        tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
-        return _outputs(all_rows, logits, tokens)
+    def _verify(
+        self, decode_rows: list[Rows], prefill_rows: list[Rows]
+    ) -> tuple[list[RowsOutput], Forward]:
+        """The one verifier forward of a step; none where all sequences do without it."""
+        all_rows = [*decode_rows, *prefill_rows]
+        started = time.perf_counter()
+        outputs = self._forwards.verify(all_rows) if all_rows else []
+        seconds = time.perf_counter() - started
+        return outputs, Forward(sum(len(rows.token_ids) for rows in decode_rows), seconds)
 
     def _commit(self, output: RowsOutput, token_ids: list[int]) -> Commit:
         sequence = output.rows.sequence
@@ -160,8 +91,10 @@ class StepRunner:
         if num_top is not None and token_ids:
             logits = output.logits[: len(token_ids)]
             logprobs = self._sampler.logprobs(logits, token_ids, num_top)
-        # The newest committed token has no KV yet; a rejected one's is overwritten.
-        num_computed = sequence.num_tokens - 1 + len(token_ids)
+        num_computed = sequence.num_computed
+        if output.rows.model is ModelRole.VERIFIER:
+            # The newest committed token has no KV yet; a rejected one's is overwritten.
+            num_computed = sequence.num_tokens - 1 + len(token_ids)
         return Commit(sequence, token_ids, logprobs, num_computed)
 
     def _prefill_commit(self, output: RowsOutput) -> Commit:
@@ -190,15 +123,6 @@ class StepRunner:
             logits = output.logits[: len(following)]
             kept += self._sampler.logprobs(logits, following, num_top)
         sequence.keep_prompt_logprobs(rows.start + (rows.start > 0), kept)
-
-
-def _outputs(all_rows: Seq[Rows], logits: Tensor, tokens: Seq[list[int]]) -> list[RowsOutput]:
-    outputs, start = [], 0
-    for rows, token_ids in zip(all_rows, tokens, strict=True):
-        own = logits[start : start + rows.num_logits]
-        outputs.append(RowsOutput(rows, token_ids, own))
-        start += rows.num_logits
-    return outputs
 
 
 def _prefill_rows(sequence: Sequence, count: int) -> Rows:

@@ -1,8 +1,10 @@
 """All that the author of a generation strategy must read: two methods make a way of generating.
 
-A step runs rounds. In each round every strategy proposes rows for the sequences that it drives;
-the engine packs the rows of all strategies into one forward a model. Drafter rows come back to
-`propose` in the next round, verifier rows end the step and go to `accept`.
+A step runs rounds. In each round every strategy proposes rows for the sequences that have no final
+rows yet; the engine packs the rows of all strategies into one forward a model. What a round's
+drafting rows gave comes back to `propose` in the next. Verifier rows are always final: they wait
+until nobody drafts any more, and then share one forward. The outputs of all final rows go to
+`accept`, which says what each sequence commits.
 """
 
 from __future__ import annotations
@@ -11,16 +13,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from engine.models.diffusion_lm import DiffusionConfig
+from engine.models.token_sampler import TokenSampler
+from engine.request.options import NO_OPTIONS, GenerationOptions
+from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
 
 class ModelRole(Enum):
     VERIFIER = "verifier"
-    DRAFTER = "drafter"
+    DRAFTER = "drafter"  # of the DFlash kind: reads the verifier's hidden states
+    DIFFUSION = "diffusion"  # stands alone
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some of the rows, side by side, that see the same: causal, or all below `visible_end`."""
+
+    num_rows: int
+    visible_end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +44,9 @@ class Rows:
 
     Verifier rows are causal, and `num_logits` counts from the end: row p predicts position p + 1.
     Drafter rows are one block, an anchor and its masks; `num_logits` counts masks from the front,
-    and each predicts its own position.
+    and each predicts its own position. Diffusion rows are cut into `pieces` (none: all causal); the
+    `num_logits` tokens before the last `num_tail` are asked for, each at its own position, whatever
+    shift the model has.
     """
 
     sequence: Sequence
@@ -37,6 +54,16 @@ class Rows:
     token_ids: Seq[int]
     start: int
     num_logits: int
+    pieces: Seq[Piece] = ()
+    is_final: bool = True
+    """Whether this ends the step for the sequence; drafter rows never do."""
+    denoising_step: int = 0
+    """Keys the noise of diffusion rows; 0 is the noise that verifier and drafter share."""
+    num_tail: int = 0
+
+    @property
+    def is_drafting(self) -> bool:
+        return self.model is ModelRole.DRAFTER or not self.is_final
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +78,23 @@ class RowsOutput:
     logits: Tensor
 
 
+class Forward(NamedTuple):
+    """One forward of one model: how large it was, and how long it took (with its sampling)."""
+
+    size: int
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class StepTiming:
     """What one step cost, for strategies that plan by measured costs."""
 
-    draft_s: float
-    num_blocks: int
-    verify_s: float
-    num_rows: int
+    drafts: Seq[Forward]
+    """Of the drafter; sizes are blocks."""
+    denoises: Seq[Forward]
+    """Of the diffusion model; sizes are rows."""
+    verify: Forward
+    """Of the verifier; the size is the rows of sequences that decode."""
     num_prefill_rows: int
 
 
@@ -67,13 +103,20 @@ class StrategyContext:
     """What a strategy may know of the engine that it runs in."""
 
     block_size: int  # anchor and masks of one drafter block; 0 without a drafter
-    mask_token_id: int | None
+    mask_token_id: int | None  # the drafter's
     max_model_len: int
     max_draft_length: int
     verify_costs: Seq[tuple[int, float]]
     """Measured at start: (rows, seconds) of a verifier forward."""
     draft_costs: Seq[tuple[int, float]]
     """Measured at start: (blocks, seconds) of a drafter forward."""
+    sampler: TokenSampler
+    """Draws tokens, and gives the noise and the distributions behind them."""
+    defaults: GenerationOptions = NO_OPTIONS
+    """What a request that says nothing gets."""
+    diffusion: DiffusionConfig | None = None
+    denoise_costs: Seq[tuple[int, float]] = ()
+    """Measured at start: (rows, seconds) of a forward of the diffusion model."""
 
 
 class GenerationStrategy(ABC):
@@ -82,21 +125,50 @@ class GenerationStrategy(ABC):
     needs: ClassVar[frozenset[ModelRole]] = frozenset({ModelRole.VERIFIER})
     """The models without which this strategy cannot run."""
 
+    honours: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `GenerationOptions` that mean something here; a request with another is refused."""
+
+    is_lossless: ClassVar[bool] = True
+    """Whether the output is that of the verifier alone; said in every response where it is not."""
+
+    keeps_grammars: ClassVar[bool] = True
+    """Whether a grammar can be kept to: whether every token is drawn in verifier rows."""
+
+    reads_with_verifier: ClassVar[bool] = True
+    """Whether the scheduler reads prompts, in chunks, with the verifier before the first step."""
+
     def __init__(self, context: StrategyContext) -> None:
         self.context = context
 
+    @classmethod
+    def can_run(cls, available: frozenset[ModelRole]) -> bool:
+        return cls.needs <= available
+
     @property
-    def max_rows(self) -> int:
-        """The most verifier rows that one sequence may be given in a step."""
+    def shares_pages(self) -> bool:
+        """Whether every page's content is a function of the prefix, so that others may use it."""
+        return self.reads_with_verifier
+
+    def check(  # noqa: B027 an optional hook
+        self, num_prompt_tokens: int, params: SamplingParams, options: GenerationOptions
+    ) -> None:
+        """Raise `InvalidRequestError` for what this strategy cannot honour."""
+
+    def max_rows(self, sequence: Sequence) -> int:
+        """The most rows that this sequence may be given in its next step."""
         return 1
+
+    def max_positions(self, sequence: Sequence) -> int:
+        """How many leading positions must have pages before the sequence's next step."""
+        return sequence.num_tokens - 1 + min(self.max_rows(sequence), sequence.num_remaining)
 
     @abstractmethod
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         """The rows that these sequences want in this round.
 
-        `drafted` is empty in a step's first round, and later holds what the drafter rows of the
-        round before gave. Return drafter rows, or else verifier rows for every sequence.
-        Changes no sequence.
+        `drafted` is empty in a step's first round, and later holds what the drafting rows of the
+        round before gave. A sequence without rows in this round is asked about again in the next;
+        where no rows are drafting, every sequence must get final ones. Changes no sequence.
         """
 
     @abstractmethod

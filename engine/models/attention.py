@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from engine.models.kv_pool import KvPool
-from engine.models.packing import PackedBatch, SpanGroup
+from engine.models.packing import PackedBatch, Span, SpanGroup
 
 PAGED_ATTENTION = "dfastllm_paged"
 
@@ -43,10 +44,9 @@ class PagedContext:
         if key not in self.masks:
             num_slots = group.pages.shape[1] * self.batch.page_size
             key_positions = torch.arange(num_slots, device=self.batch.device)
-            queries = group.positions[:, :, None]
-            seen = key_positions <= queries
+            seen = key_positions <= group.horizons[:, :, None]
             if window is not None:
-                seen &= key_positions > queries - window
+                seen &= key_positions > group.positions[:, :, None] - window
             self.masks[key] = seen[:, None]
         return self.masks[key]
 
@@ -104,31 +104,23 @@ def varlen_backend(
 ) -> Tensor:
     """torch's own paged flash attention, in place in the pool; CUDA, bf16 or fp16.
 
-    Unverified: no run on a GPU has exercised it yet.
+    Causal spans and blocks go in one call each. Unverified: no run on a GPU has exercised it yet.
     """
-    from torch.nn.attention.varlen import varlen_attn
-
-    arguments = _varlen_arguments(context)
-    out = varlen_attn(
-        q,
-        context.pool.keys(layer),
-        context.pool.values(layer),
-        arguments.cu_seq_q,
-        None,
-        arguments.max_q,
-        arguments.max_k,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=True,
-        seqused_k=arguments.seqused_k,
-        block_table=arguments.block_table,
-    )
-    assert isinstance(out, Tensor)  # a pair only where auxiliary outputs are asked for
+    parts = _varlen_parts(context)
+    if len(parts) == 1:
+        return _varlen_call(q, layer, context, parts[0], scale, window)
+    out = torch.empty_like(q)
+    for part in parts:
+        out[part.rows] = _varlen_call(q[part.rows], layer, context, part, scale, window)
     return out
 
 
 @dataclass(frozen=True)
-class _VarlenArguments:
+class VarlenPart:
+    """The spans of one kind, as the kernel wants them; `rows` [T'] of the packed batch."""
+
+    rows: Tensor
+    is_causal: bool
     cu_seq_q: Tensor
     seqused_k: Tensor
     block_table: Tensor
@@ -136,26 +128,67 @@ class _VarlenArguments:
     max_k: int
 
 
-def _varlen_arguments(context: PagedContext) -> _VarlenArguments:
+def _varlen_call(
+    q: Tensor,
+    layer: int,
+    context: PagedContext,
+    part: VarlenPart,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        q,
+        context.pool.keys(layer),
+        context.pool.values(layer),
+        part.cu_seq_q,
+        None,
+        part.max_q,
+        part.max_k,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0 if part.is_causal else -1),
+        enable_gqa=True,
+        seqused_k=part.seqused_k,
+        block_table=part.block_table,
+    )
+    assert isinstance(out, Tensor)  # a pair only where auxiliary outputs are asked for
+    return out
+
+
+def _varlen_parts(context: PagedContext) -> list[VarlenPart]:
     """Made once a forward and kept beside the masks."""
-    cached = context.__dict__.get("_varlen")
+    cached: list[VarlenPart] | None = context.__dict__.get("_varlen")
     if cached is None:
         batch = context.batch
-        counts = [len(span.token_ids) for span in batch.spans]
-        ends = [span.end for span in batch.spans]
-        widest = max(-(-end // batch.page_size) for end in ends)
-        table = [[*span.page_ids[: -(-span.end // batch.page_size)]] for span in batch.spans]
-        padded = [row + [0] * (widest - len(row)) for row in table]
-        starts = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        cached = _VarlenArguments(
-            cu_seq_q=starts.to(batch.device),
-            seqused_k=torch.tensor(ends, dtype=torch.int32, device=batch.device),
-            block_table=torch.tensor(padded, dtype=torch.int32, device=batch.device),
-            max_q=max(counts),
-            max_k=max(ends),
-        )
+        numbers = list(accumulate((len(span.token_ids) for span in batch.spans), initial=0))
+        placed = list(zip(batch.spans, numbers, strict=False))
+        kinds = ([p for p in placed if p[0].is_causal is causal] for causal in (True, False))
+        cached = [varlen_part(batch, members) for members in kinds if members]
         context.__dict__["_varlen"] = cached
     return cached
+
+
+def varlen_part(batch: PackedBatch, members: list[tuple[Span, int]]) -> VarlenPart:
+    """Spans of one kind, each with the number of its first row."""
+    size, device = batch.page_size, batch.device
+    spans = [span for span, _ in members]
+    counts = [len(span.token_ids) for span in spans]
+    ends = [span.num_keys for span in spans]
+    widest = max(-(-end // size) for end in ends)
+    table = [[*span.page_ids[: -(-span.num_keys // size)]] for span in spans]
+    padded = [row + [0] * (widest - len(row)) for row in table]
+    rows = [first + i for span, first in members for i in range(len(span.token_ids))]
+    starts = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return VarlenPart(
+        rows=torch.tensor(rows).to(device),
+        is_causal=spans[0].is_causal,
+        cu_seq_q=starts.to(device),
+        seqused_k=torch.tensor(ends, dtype=torch.int32, device=device),
+        block_table=torch.tensor(padded, dtype=torch.int32, device=device),
+        max_q=max(counts),
+        max_k=max(ends),
+    )
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, name: str = "auto") -> Backend:

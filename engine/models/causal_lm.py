@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from engine.models.attention import PAGED_ATTENTION, Backend, PagedContext
 from engine.models.fused_layers import FusedLayer, can_fuse
-from engine.models.kv_pool import KvPool
+from engine.models.kv_pool import KvPool, KvShape
 from engine.models.packing import PackedBatch
 
 
 class UnsupportedModelError(ValueError):
     """A checkpoint that this engine cannot run truthfully; the message says why."""
-
-
-@dataclass(frozen=True)
-class KvShape:
-    """What one token's keys and values look like."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
 
 
 class CausalLM:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.models.draft_heads import ConfidenceHead, MarkovHead
+from engine.models.kv_pool import KvShape
 
 HEADS = ("markov.", "confidence.")
 HEADS_FILE = "heads.safetensors"
@@ -56,6 +57,11 @@ class DFlashConfig:
     def context_size(self) -> int:
         """Width of what `project_context` takes: all taps side by side."""
         return len(self.target_layer_ids) * self.hidden_size
+
+    @property
+    def kv_shape(self) -> KvShape:
+        """What the context of one token takes."""
+        return KvShape(self.num_layers, self.num_kv_heads, self.head_dim)
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "DFlashConfig":

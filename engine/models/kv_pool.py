@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What one token's keys and values look like."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
 
 
 class KvPool:
@@ -39,6 +50,6 @@ class KvPool:
         self._slots[layer, 1].index_copy_(0, slots, values)
 
 
-def bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+def bytes_per_token(shape: KvShape, dtype: torch.dtype) -> int:
     """Memory that one token's keys and values take in one model."""
-    return 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
+    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize

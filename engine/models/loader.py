@@ -1,13 +1,69 @@
-"""Loads a verifier and its drafter, and refuses a pair that does not fit."""
+"""Loads verifier, drafter and diffusion model, and refuses those that do not fit together."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from engine.models.causal_lm import CausalLM, UnsupportedModelError, load_causal_lm
 from engine.models.dflash import DFlashDrafter, load_drafter
+from engine.models.diffusion_lm import DiffusionLM, load_diffusion_lm
+from engine.models.kv_pool import KvShape
+
+
+@dataclass(frozen=True)
+class Models:
+    """What one engine runs: a verifier, a diffusion model, or both, and perhaps a drafter."""
+
+    verifier: CausalLM | None
+    drafter: DFlashDrafter | None
+    diffusion: DiffusionLM | None
+
+    @property
+    def first(self) -> CausalLM:
+        """The one that device, dtype and limits are read off."""
+        model = self.verifier or (self.diffusion.backbone if self.diffusion else None)
+        assert model is not None, "there must be a model to run"
+        return model
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What holds parameters, by the name of its part."""
+        found: dict[str, nn.Module] = {}
+        if self.verifier is not None:
+            found["verifier"] = self.verifier.model
+        if self.drafter is not None:
+            found["drafter"] = self.drafter
+        if self.diffusion is not None:
+            found["diffusion model"] = self.diffusion.backbone.model
+        return found
+
+    @property
+    def kv_shapes(self) -> list[KvShape]:
+        """Of every pool that a page has room in."""
+        models = (self.verifier, None if self.diffusion is None else self.diffusion.backbone)
+        shapes = [model.kv_shape for model in models if model is not None]
+        return shapes if self.drafter is None else [*shapes, self.drafter.config.kv_shape]
+
+
+def load_models(
+    verifier_path: str | None,
+    drafter_path: str | None,
+    diffusion_path: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Models:
+    """Load what is named; raises `UnsupportedModelError` where a folder holds something else."""
+    diffusion = None
+    if diffusion_path is not None:
+        diffusion = load_diffusion_lm(Path(diffusion_path), dtype=dtype, device=device)
+    if verifier_path is None:
+        return Models(None, None, diffusion)
+    verifier, drafter = load_pair(verifier_path, drafter_path, dtype, device)
+    return Models(verifier, drafter, diffusion)
 
 
 def load_pair(
@@ -29,6 +85,19 @@ def _load_drafter(path: Path, dtype: torch.dtype, device: torch.device) -> DFlas
         raise UnsupportedModelError(
             f"{path} holds no DFlash drafter: its config.json has no {error}"
         ) from error
+
+
+def check_models(models: Models, num_tokens: int) -> None:
+    """Raise `UnsupportedModelError` where tokenizer and models do not fit together."""
+    if models.verifier is not None:
+        check_pair(models.verifier, models.drafter, num_tokens)
+    if models.verifier is not None and models.diffusion is not None:
+        own, other = models.diffusion.vocab_size, models.verifier.vocab_size
+        if own != other:
+            raise UnsupportedModelError(
+                f"this diffusion model was made for another verifier: vocab_size is {own}, "
+                f"the verifier's is {other}"
+            )
 
 
 def check_pair(verifier: CausalLM, drafter: DFlashDrafter | None, num_tokens: int) -> None:

@@ -13,7 +13,8 @@ from engine.base import BaseStats
 from engine.models.attention import Backend, gather_pages
 from engine.models.causal_lm import CausalLM
 from engine.models.dflash import DFlashDrafter
-from engine.models.kv_pool import KvPool
+from engine.models.diffusion_lm import DiffusionLM
+from engine.models.kv_pool import KvPool, KvShape
 from engine.models.packing import PackedBatch, Span, pack
 
 
@@ -25,58 +26,53 @@ class ForwardCounts(BaseStats):
     num_verify_rows: int = 0
     num_draft_forwards: int = 0
     num_draft_rows: int = 0
+    num_denoise_forwards: int = 0
+    num_denoise_rows: int = 0
 
 
 class ModelRunner:
     """Owns the models, their KV pools and the device; takes spans, returns logits.
 
-    One page table serves two pools: the verifier's keys and values, and the drafter's context keys
-    and values, which are a function of the verifier's hidden state at the same position. Every
-    verifier forward writes both, so a cached page always holds both.
+    One page table serves all pools: the verifier's keys and values, the drafter's context keys and
+    values, which are a function of the verifier's hidden state at the same position, and those of
+    a diffusion model. Every verifier forward writes the first two, so a cached page always holds
+    both; what the diffusion model has read of a sequence is for its strategy to know.
     """
 
     def __init__(
         self,
-        verifier: CausalLM,
+        verifier: CausalLM | None,
         drafter: DFlashDrafter | None,
         *,
         num_pages: int,
         page_size: int,
         backend: Backend,
+        diffusion: DiffusionLM | None = None,
     ) -> None:
-        self.verifier = verifier
+        self._verifier = verifier
         self.drafter = drafter
-        self.device = verifier.device
+        self.diffusion = diffusion
         self.num_pages = num_pages
         self.page_size = page_size
         self.counts = ForwardCounts()
         self._backend = backend
-        shape = verifier.kv_shape
-        self._pool = KvPool(
-            shape.num_layers,
-            num_pages,
-            page_size,
-            shape.num_kv_heads,
-            shape.head_dim,
-            verifier.dtype,
-            self.device,
-        )
-        self._context_pool: KvPool | None = None
-        if drafter is not None:
-            config = drafter.config
-            self._context_pool = KvPool(
-                config.num_layers,
-                num_pages,
-                page_size,
-                config.num_kv_heads,
-                config.head_dim,
-                verifier.dtype,
-                self.device,
-            )
+        denoiser = None if diffusion is None else diffusion.backbone
+        first = verifier or denoiser
+        assert first is not None, "there must be a model to run"
+        self.vocab_size = first.vocab_size
+        self.device, self._dtype = first.device, first.dtype
+        self._pool = None if verifier is None else self._kv_pool(verifier.kv_shape)
+        self._context_pool = None if drafter is None else self._kv_pool(drafter.config.kv_shape)
+        self._diffusion_pool = None if denoiser is None else self._kv_pool(denoiser.kv_shape)
 
     @property
-    def vocab_size(self) -> int:
-        return self.verifier.vocab_size
+    def verifier(self) -> CausalLM:
+        assert self._verifier is not None, "a diffusion model alone has no verifier"
+        return self._verifier
+
+    @property
+    def has_verifier(self) -> bool:
+        return self._verifier is not None
 
     @property
     def block_size(self) -> int:
@@ -97,6 +93,7 @@ class ModelRunner:
     @torch.inference_mode()
     def verify(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
         """One packed verifier forward; returns the logits of the given rows of the pack, [R, V]."""
+        assert self._pool is not None
         batch = pack(spans, self.page_size, self.device)
         rows = torch.tensor(logit_rows, dtype=torch.int64).to(self.device)
         logits = self.verifier.forward(batch, self._pool, self._backend, rows)
@@ -124,6 +121,33 @@ class ModelRunner:
         self.counts.num_draft_forwards += 1
         self.counts.num_draft_rows += token_ids.numel()
         return self.verifier.logits(hidden[torch.tensor(wanted).to(self.device)])
+
+    @torch.inference_mode()
+    def denoise(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
+        """One packed forward of the diffusion model; logits of the given rows of the pack, [R, V].
+
+        A mask is never an answer: its logit is -inf.
+        """
+        assert self.diffusion is not None and self._diffusion_pool is not None
+        batch = pack(spans, self.page_size, self.device)
+        rows = torch.tensor(logit_rows, dtype=torch.int64).to(self.device)
+        backbone = self.diffusion.backbone
+        logits = backbone.forward(batch, self._diffusion_pool, self._backend, rows)
+        logits[:, self.diffusion.config.mask_token_id] = -torch.inf
+        self.counts.num_denoise_forwards += 1
+        self.counts.num_denoise_rows += batch.token_ids.shape[0]
+        return logits
+
+    def _kv_pool(self, shape: KvShape) -> KvPool:
+        return KvPool(
+            shape.num_layers,
+            self.num_pages,
+            self.page_size,
+            shape.num_kv_heads,
+            shape.head_dim,
+            self._dtype,
+            self.device,
+        )
 
     def _write_context(self, batch: PackedBatch) -> None:
         """Keep the drafter's context of every row that the verifier has just read."""

@@ -12,15 +12,29 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive rows of one sequence: new tokens at positions start, start + 1, ..."""
+    """Consecutive rows of one sequence: new tokens at positions start, start + 1, ...
+
+    A causal row sees what stands before it. With `visible_end` every row sees all positions below
+    that: a block denoised together sees itself, and a canvas also what lies after the block.
+    """
 
     token_ids: Seq[int]
     start: int
     page_ids: Seq[int]
+    visible_end: int | None = None
 
     @property
     def end(self) -> int:
         return self.start + len(self.token_ids)
+
+    @property
+    def is_causal(self) -> bool:
+        return self.visible_end is None
+
+    @property
+    def num_keys(self) -> int:
+        """How many leading positions some row of this span sees."""
+        return self.end if self.visible_end is None else self.visible_end
 
 
 @dataclass(frozen=True)
@@ -28,12 +42,14 @@ class SpanGroup:
     """Spans that attend in one call, padded to the longest of them.
 
     rows: [S, Q] row of each span's queries in the packed batch, padding repeats the last one.
-    pages: [S, P] page ids, padded with page 0. positions: [S, Q] of the queries.
+    pages: [S, P] page ids, padded with page 0. positions: [S, Q] of the queries, horizons: [S, Q]
+    the last position that each sees.
     """
 
     rows: Tensor
     pages: Tensor
     positions: Tensor
+    horizons: Tensor
     real: Tensor | None
     """[S * Q] indices of the rows that are no padding; None where all are real."""
 
@@ -54,22 +70,18 @@ class PackedBatch:
 
     @cached_property
     def groups(self) -> list[SpanGroup]:
-        """Short spans (decode and verify) together, each long one (prefill) on its own.
+        """Short spans (decode and verify) together, long blocks of one length, else each alone.
 
         Padding a decode row to the length of a prefill chunk would cost more than its attention.
         """
         offset = 0
-        short: list[tuple[int, Span]] = []
-        groups: list[list[tuple[int, Span]]] = []
+        groups: dict[int, list[tuple[int, Span]]] = {}
         for span in self.spans:
-            if len(span.token_ids) <= MAX_PADDED_ROWS:
-                short.append((offset, span))
-            else:
-                groups.append([(offset, span)])
-            offset += len(span.token_ids)
-        if short:
-            groups.insert(0, short)
-        return [_group(members, self.page_size, self.device) for members in groups]
+            length = len(span.token_ids)
+            own = -offset - 1 if span.is_causal else length
+            groups.setdefault(0 if length <= MAX_PADDED_ROWS else own, []).append((offset, span))
+            offset += length
+        return [_group(members, self.page_size, self.device) for members in groups.values()]
 
 
 MAX_PADDED_ROWS = 32
@@ -101,15 +113,17 @@ def pack(spans: Seq[Span], page_size: int, device: torch.device) -> PackedBatch:
 
 def _group(members: list[tuple[int, Span]], page_size: int, device: torch.device) -> SpanGroup:
     width = max(len(span.token_ids) for _, span in members)
-    num_pages = max(-(-span.end // page_size) for _, span in members)
-    rows, pages, positions = [], [], []
+    num_pages = max(-(-span.num_keys // page_size) for _, span in members)
+    rows, pages, positions, horizons = [], [], [], []
     real: list[int] = []
     for index, (offset, span) in enumerate(members):
         count = len(span.token_ids)
-        used = -(-span.end // page_size)
+        used = -(-span.num_keys // page_size)
         padding = width - count
         rows.append([*range(offset, offset + count), *[offset + count - 1] * padding])
         positions.append([*range(span.start, span.end), *[span.end - 1] * padding])
+        last = span.visible_end
+        horizons.append(positions[-1] if last is None else [last - 1] * width)
         pages.append([*span.page_ids[:used], *[0] * (num_pages - used)])
         real.extend(range(index * width, index * width + count))
     is_padded = len(real) < len(members) * width
@@ -117,5 +131,6 @@ def _group(members: list[tuple[int, Span]], page_size: int, device: torch.device
         rows=torch.tensor(rows, device=device),
         pages=torch.tensor(pages, device=device),
         positions=torch.tensor(positions, device=device),
+        horizons=torch.tensor(horizons, device=device),
         real=torch.tensor(real, device=device) if is_padded else None,
     )

@@ -13,9 +13,17 @@ from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
 from engine.decoding.noise_cache import NoiseCache
-from engine.decoding.sampler import gather_logprobs, perturbed_logits, sample
+from engine.decoding.sampler import (
+    gather_logprobs,
+    noise_rows,
+    perturbed_logits,
+    processed_logprobs,
+    sample,
+)
 from engine.decoding.sampling_table import Entry, SamplingTable
 from engine.decoding.token_mask import apply_token_masks
+from engine.request.grammar_matcher import GrammarMatcher
+from engine.request.options import Acceptance
 from engine.request.outputs import TokenLogprobs
 from engine.request.sequence import Sequence
 from engine.request.tokenizer import Tokenizer
@@ -35,6 +43,7 @@ class Pick:
     count: int
     draft: Seq[int] = ()
     is_drafter: bool = False
+    denoising_step: int = 0
 
 
 class _KnownTable(NamedTuple):
@@ -58,8 +67,32 @@ class TokenSampler:
         """logits: [R, V], the rows of all picks in order -> the tokens of each pick."""
         logits = self._process(logits, picks)
         index, positions = self._rows(picks)
-        drawn = sample(logits, self._table(picks), index, positions, self._noise_cache)
-        return _split(drawn, picks)
+        steps = self._steps(picks)
+        drawn = sample(logits, self._table(picks), index, positions, self._noise_cache, steps)
+        return self._follow_grammars(logits, picks, _split(drawn, picks))
+
+    def _follow_grammars(
+        self, logits: Tensor, picks: Seq[Pick], tokens: list[list[int]]
+    ) -> list[list[int]]:
+        """The tokens, those of drafts within a grammar drawn anew, one in the light of another."""
+        start = 0
+        for number, pick in enumerate(picks):
+            if _draft_grammar(pick) is not None:
+                own = logits[start : start + pick.count]
+                tokens[number] = self._chain(own, [pick], [0], _no_bias)[0]
+            start += pick.count
+        return tokens
+
+    def distribution(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
+        """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass."""
+        index, _ = self._rows(picks)
+        return processed_logprobs(self._process(logits, picks), self._table(picks), index)
+
+    def noise(self, picks: Seq[Pick], vocab_size: int) -> Tensor:
+        """The Gumbel noise that `sample` adds to each row, [R, V], whatever the temperature."""
+        index, positions = self._rows(picks)
+        table, steps = self._table(picks), self._steps(picks)
+        return noise_rows(table, index, positions, vocab_size, self._noise_cache, steps)
 
     def sample_chained(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
@@ -69,7 +102,11 @@ class TokenSampler:
         `bias` maps the tokens before, [N], to what they add to the logits of the next, [N, V];
         `anchors` are the tokens before each pick's first.
         """
-        logits = self._process(logits, picks)
+        return self._chain(self._process(logits, picks), picks, anchors, bias)
+
+    def _chain(
+        self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
+    ) -> list[list[int]]:
         index, positions = self._rows(picks)
         table = self._table(picks)
         scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
@@ -85,10 +122,14 @@ class TokenSampler:
                 previous = previous[torch.tensor(kept).to(self._device)]
             rows = [starts[i] + number for i in alive]
             own = scores[torch.tensor(rows).to(self._device)]
-            previous = (own + bias(previous)).argmax(-1)
+            own = own + bias(previous)
+            previous = _within_grammars(own, own.argmax(-1), [picks[i] for i in alive])
             order += rows
             drawn.append(previous)
-        # Only now, once for all, the device is waited for.
+        for pick in picks:
+            if (grammar := _draft_grammar(pick)) is not None:
+                grammar.rewind()
+        # Only now, once for all, the device is waited for (where no grammar had to be asked).
         tokens = dict(zip(order, torch.cat(drawn).tolist(), strict=True))
         return [[tokens[row] for row in range(*span)] for span in pairwise(starts)]
 
@@ -124,6 +165,13 @@ class TokenSampler:
         rows = torch.tensor([owners, positions], dtype=torch.int64).to(self._device)
         return rows[0], rows[1]
 
+    def _steps(self, picks: Seq[Pick]) -> Tensor | None:
+        """Of every row its denoising step, [R]; None where all are 0."""
+        if not any(pick.denoising_step for pick in picks):
+            return None
+        steps = [pick.denoising_step for pick in picks for _ in range(pick.count)]
+        return torch.tensor(steps).to(self._device)
+
     def _table(self, picks: Seq[Pick]) -> SamplingTable:
         entries = [(p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks]
         key = tuple((id(params), prompt, choice) for params, prompt, choice in entries)
@@ -158,6 +206,10 @@ class TokenSampler:
         return logits
 
 
+def _no_bias(token_ids: Tensor) -> Tensor:
+    return torch.zeros((len(token_ids), 1), device=token_ids.device)
+
+
 def _apply_grammars(logits: Tensor, picks: Seq[Pick]) -> None:
     """Refuse what the grammars refuse, along each pick's draft as far as it is legal."""
     rows: list[int] = []
@@ -165,14 +217,46 @@ def _apply_grammars(logits: Tensor, picks: Seq[Pick]) -> None:
     start = 0
     for pick in picks:
         grammar = pick.sequence.grammar
-        if grammar is not None and pick.count > 0:
-            first = start if pick.is_drafter else start + pick.count - 1 - len(pick.draft)
+        if grammar is not None and pick.count > 0 and not pick.is_drafter:
+            first = start + pick.count - 1 - len(pick.draft)
             for row, mask in enumerate(grammar.masks(pick.draft), first):
                 if mask:
                     rows.append(row)
                     masks.append(mask)
         start += pick.count
     apply_token_masks(logits, rows, masks)
+
+
+def _draft_grammar(pick: Pick) -> GrammarMatcher | None:
+    """The grammar that a draft is to keep to; its tokens must be the next of the output.
+
+    Under the rejection rule none: p / q asks for the probability that a token was drawn with, and
+    for a draft that ends at a place of its own.
+    """
+    sequence = pick.sequence
+    if sequence.grammar is None or not pick.is_drafter:
+        return None
+    is_next = pick.first_position == sequence.num_output_tokens and pick.denoising_step == 0
+    is_coupled = sequence.options.acceptance is Acceptance.COUPLED
+    return sequence.grammar if is_next and is_coupled else None
+
+
+def _within_grammars(scores: Tensor, tokens: Tensor, picks: Seq[Pick]) -> Tensor:
+    """Draw drafted tokens anew where a grammar refuses them, and advance it by what stands.
+
+    scores: [N, V], of which `tokens` [N] are the maxima, a row a pick.
+    """
+    grammars = [_draft_grammar(pick) for pick in picks]
+    if not any(grammars):
+        return tokens
+    for row, (token_id, grammar) in enumerate(zip(tokens.tolist(), grammars, strict=True)):
+        if grammar is None or grammar.is_complete or grammar.try_advance(token_id):
+            continue
+        if mask := grammar.mask():
+            apply_token_masks(scores, [row], [mask])
+            tokens[row] = scores[row].argmax()
+            grammar.try_advance(int(tokens[row]))
+    return tokens
 
 
 def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 from engine.request.errors import InvalidRequestError
@@ -56,6 +56,15 @@ class GenerationOptions:
             message = f"unmasking_factor must be above 0, got {self.unmasking_factor}"
             raise InvalidRequestError(message, "unmasking_factor")
 
+    def given(self) -> list[str]:
+        """Names of the fields that say something."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+
+    def with_defaults(self, defaults: GenerationOptions) -> GenerationOptions:
+        """Fill what says nothing from `defaults`."""
+        names = (name for name in defaults.given() if name not in self.given())
+        return replace(self, **{name: getattr(defaults, name) for name in names})
+
 
 def _at_least(name: str, value: int | None, low: int) -> None:
     if value is not None and value < low:
@@ -65,3 +74,7 @@ def _at_least(name: str, value: int | None, low: int) -> None:
 def _share(name: str, value: float | None) -> None:
     if value is not None and not 0.0 <= value <= 1.0:  # NaN never passes
         raise InvalidRequestError(f"{name} must be in [0, 1], got {value}", name)
+
+
+NO_OPTIONS = GenerationOptions()
+"""Says nothing: the strategy decides."""

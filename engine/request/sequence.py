@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from enum import Enum, auto
 
 from engine.request.grammar_matcher import GrammarMatcher
+from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
 from engine.request.text_stream import StopMatcher, TextStream
@@ -36,7 +37,7 @@ class Sequence:
         mode: str,
         prompt_index: int = 0,
         choice: int = 0,
-        draft_length: int | None = None,
+        options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
         grammar: GrammarMatcher | None = None,
         replay: Seq[int] = (),
@@ -46,7 +47,7 @@ class Sequence:
         self.mode = mode
         self.prompt_index = prompt_index
         self.choice = choice
-        self.draft_length = draft_length
+        self.options = options
         self.cache_salt = cache_salt
         self.grammar = grammar  # stands after the output tokens, whatever they came from
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -56,7 +57,7 @@ class Sequence:
         self.page_ids: list[int] = []
         self.page_digests: list[bytes] = []  # of the full pages that are in the prefix cache
         self.num_computed = 0
-        self.was_preempted = False
+        self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
         self.num_draft_tokens = 0
         self.acceptance_histogram: list[int] = []
@@ -138,8 +139,14 @@ class Sequence:
         return len(token_ids)
 
     def legal_prefix(self, draft: Seq[int]) -> list[int]:
-        """The draft up to the first token that this sequence's grammar refuses."""
-        return list(draft) if self.grammar is None else self.grammar.legal_prefix(draft)
+        """The draft up to the first token that this sequence's grammar refuses.
+
+        Under the rejection rule all of it: where a draft ends must not hang on what was drawn, and
+        a token without probability is refused all the same.
+        """
+        if self.grammar is None or self.options.acceptance is Acceptance.REJECTION:
+            return list(draft)
+        return self.grammar.legal_prefix(draft)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyCo
 from engine.models.attention import sdpa_backend
 from engine.models.causal_lm import CausalLM
 from engine.models.dflash import DFlashDrafter
+from engine.models.diffusion_lm import DiffusionLM
 from engine.models.loader import load_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.token_sampler import TokenSampler
+from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
 from engine.request.tokenizer import Tokenizer
@@ -36,10 +38,11 @@ class TinyModels:
     """Loaded once; every engine around them has pages of its own."""
 
     verifier: CausalLM
-    drafter: DFlashDrafter
+    drafter: DFlashDrafter | None
     tokenizer: Tokenizer
     verifier_path: Path
-    drafter_path: Path
+    drafter_path: Path | None
+    diffusion: DiffusionLM | None = None
 
 
 def save_tiny_models(folder: Path) -> tuple[Path, Path]:
@@ -82,9 +85,10 @@ def make_engine(
         num_pages=num_pages + 1,
         page_size=page_size,
         backend=sdpa_backend,
+        diffusion=models.diffusion,
     )
     strategies = {
-        **load_strategies(strategy_context(models, max_model_len), frozenset(ModelRole)),
+        **load_strategies(strategy_context(models, max_model_len), available(models)),
         **(extra or {}),
     }
     batcher = RequestBatcher(
@@ -108,13 +112,22 @@ def make_engine(
 
 def strategy_context(models: TinyModels, max_model_len: int = 256) -> StrategyContext:
     return StrategyContext(
-        block_size=models.drafter.config.block_size,
-        mask_token_id=models.drafter.config.mask_token_id,
+        block_size=models.drafter.config.block_size if models.drafter else 0,
+        mask_token_id=models.drafter.config.mask_token_id if models.drafter else None,
         max_model_len=max_model_len,
         max_draft_length=15,
         verify_costs=[(1, 1e-3), (128, 2e-3)],
         draft_costs=[(1, 1e-4), (16, 2e-4)],
+        sampler=TokenSampler(models.tokenizer, CPU),
+        diffusion=models.diffusion and models.diffusion.config,
+        denoise_costs=[(1, 1e-3), (128, 2e-3)],
     )
+
+
+def available(models: TinyModels) -> frozenset[ModelRole]:
+    optional = {ModelRole.DRAFTER: models.drafter, ModelRole.DIFFUSION: models.diffusion}
+    there = {role for role, model in optional.items() if model is not None}
+    return frozenset({ModelRole.VERIFIER, *there})
 
 
 def batcher_of(engine: DFastLLMEngine) -> RequestBatcher:
@@ -157,6 +170,7 @@ class Ask:
     params: SamplingParams
     mode: str = "ar"
     draft_length: int | None = None
+    options: GenerationOptions = NO_OPTIONS
     prompt_index: int = 0
     choice: int = 0
     cache_salt: str = ""
@@ -169,7 +183,9 @@ def add(engine: DFastLLMEngine, sequence_id: str, ask: Ask) -> None:
         ask.prompt,
         ask.params,
         mode=ask.mode,
-        draft_length=ask.draft_length,
+        options=ask.options
+        if ask.draft_length is None
+        else replace(ask.options, draft_length=ask.draft_length),
         prompt_index=ask.prompt_index,
         choice=ask.choice,
         cache_salt=ask.cache_salt,

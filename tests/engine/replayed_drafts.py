@@ -18,8 +18,7 @@ class ReplayedDrafts(GenerationStrategy):
     answers: ClassVar[dict[tuple[tuple[int, ...], int], list[int]]] = {}
     """By prompt and seed."""
 
-    @property
-    def max_rows(self) -> int:
+    def max_rows(self, sequence: Sequence) -> int:
         return 1 + NUM_DRAFTED
 
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:

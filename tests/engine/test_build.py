@@ -21,6 +21,7 @@ from engine.models.loader import check_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.self_test import check_against_eager
 from engine.request.errors import InvalidRequestError
+from engine.request.options import GenerationOptions
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import TinyModels, make_engine
 from tests.engine.tiny_models import tiny_drafter
@@ -92,7 +93,8 @@ def test_an_unknown_mode_is_refused_and_the_known_ones_listed(models: TinyModels
         ([], {}, "prompt"),
         ([512], {}, "prompt"),
         ([-1], {}, "prompt"),
-        ([1], {"draft_length": -1}, "draft_length"),
+        ([1], {"options": GenerationOptions(block_length=8)}, "block_length"),
+        ([1], {"mode": "ar", "options": GenerationOptions(draft_length=2)}, "draft_length"),
         ([1] * 256, {}, "messages"),
         ([1] * 200, {"params": SamplingParams(max_tokens=57)}, "max_tokens"),
         ([1], {"params": SamplingParams(logit_bias={512: 1.0})}, "logit_bias"),

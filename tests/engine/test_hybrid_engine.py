@@ -1,30 +1,75 @@
-"""What DEER proposes: probes that keep its estimates fresh, and no draft where none pays."""
+"""The modes as Python objects: texts of the AR model, statistics that only hold what was seen."""
 
 from __future__ import annotations
 
-import dataclasses
+from pathlib import Path
 
-from engine.generation.strategy import ModelRole
-from engine.hybrid_engine import HybridEngine
+import pytest
+
+from engine.base import Generator, HasStats
+from engine.hybrid_engine import HybridConfig, HybridEngine
+from engine.models.causal_lm import UnsupportedModelError
 from engine.request.sampling_params import SamplingParams
-from tests.engine.engines import TinyModels, make_engine, strategy_context, tokens
+from tests.engine.engines import TinyModels
+
+PROMPTS = ["Once upon a time", "I would like to", "a"]
+PARAMS = SamplingParams(max_tokens=12, temperature=1.0, seed=3, ignore_eos=True)
 
 
-def test_where_drafts_never_pay_one_sequence_in_eight_is_probed_now_and_then(
-    models: TinyModels,
+@pytest.fixture(scope="module")
+def hybrid(models: TinyModels) -> HybridEngine:
+    config = HybridConfig(draft_length=3, device="cpu", max_model_len=128)
+    return HybridEngine(models.drafter_path, models.verifier_path, None, config)
+
+
+def test_a_hybrid_engine_writes_the_texts_of_its_ar_model_and_counts_what_it_did(
+    hybrid: HybridEngine,
 ) -> None:
-    dear = dataclasses.replace(strategy_context(models), draft_costs=[(1, 10.0), (16, 160.0)])
-    deer, engine = HybridEngine(dear), make_engine(models)
-    sequences = [
-        engine.make_sequence(str(number), tokens(5, number), SamplingParams(max_tokens=50))
-        for number in range(16)
-    ]
-    probed: list[list[str]] = []
-    for _ in range(32 * 8):
-        rows = deer.propose(sequences, ())
-        if rows[0].model is ModelRole.DRAFTER:
-            probed.append([row.sequence.sequence_id for row in rows])
-        else:
-            assert [len(row.token_ids) for row in rows] == [1] * 16
-    assert [len(names) for names in probed] == [2] * 8
-    assert len({name for names in probed for name in names}) == 16, "everybody has a turn"
+    expected = hybrid.generate(PROMPTS, PARAMS, mode="ar")
+    hybrid.reset_stats()
+    assert hybrid.get_stats() == {**hybrid.get_stats(), "num_sequences": 0, "elapsed_s": 0.0}
+    assert hybrid.generate(PROMPTS, PARAMS) == expected
+    stats = hybrid.stats
+    assert stats.num_sequences == 3 and stats.num_output_tokens == 36
+    assert stats.num_verify_forwards and stats.num_draft_forwards
+    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
+    assert stats.tokens_per_forward == 36 / (stats.num_verify_forwards + stats.num_draft_forwards)
+    assert hybrid.get_stats()["num_draft_tokens"] == stats.num_draft_tokens
+
+
+def test_an_engine_is_a_generator_with_statistics(hybrid: HybridEngine) -> None:
+    for one in (hybrid, hybrid.engine):
+        assert isinstance(one, Generator)
+        assert isinstance(one, HasStats)
+
+
+def test_completions_say_why_they_ended_and_what_they_cost(hybrid: HybridEngine) -> None:
+    for done in hybrid.complete(PROMPTS, PARAMS):
+        assert len(done.token_ids) == 12 == done.summary.num_output_tokens
+        assert done.finish_reason == "length"
+
+
+def test_a_drafter_without_its_verifier_is_refused(models: TinyModels) -> None:
+    with pytest.raises(UnsupportedModelError):
+        HybridEngine(models.drafter_path, None, models.verifier_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"acceptance": "maybe"}, "acceptance must be one of coupled, rejection"),
+        ({"draft_length": -1}, "draft_length must be at least 0"),
+        ({"dtype": "int3"}, "dtype must be one of"),
+        ({"mode": "adaptive"}, "no field 'mode'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_by_name(
+    values: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        HybridConfig.from_dict(values)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=str(tmp_path)):
+        HybridEngine(None, tmp_path)

@@ -1,0 +1,90 @@
+"""What to serve and how much of it at once, and what "auto" means on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from engine.models.diffusion_lm import is_diffusion_lm
+from engine.request.options import GenerationOptions
+
+EMBEDDED = Path(__file__).parent / "weights"
+EMBEDDED_NAME = "dfastllm-embedded"
+
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What to serve, and how much of it at once."""
+
+    model_path: str | None = None  # the verifier, or a lone diffusion model; None: shipped
+    drafter_path: str | None = None  # a drafter for that verifier, or a diffusion model
+    diffusion_path: str | None = None  # a diffusion model beside a drafter
+    tokenizer_path: str | None = None  # None: beside the model
+    model_name: str | None = None  # None: the folder's name
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "auto"
+    max_model_len: int | None = None  # None: what the model was trained for
+    max_batch_size: int = 16
+    max_step_tokens: int | None = None
+    page_size: int = 16
+    kv_memory_bytes: int | None = None
+    default_mode: str | None = None  # None: deer where something drafts, else what there is
+    max_draft_length: int = 15
+    prefix_cache: bool = True
+    self_test: bool = True
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    """What a request that says nothing gets."""
+
+    def __post_init__(self) -> None:
+        names = ("max_batch_size", "page_size", "max_draft_length", "max_model_len")
+        for name in (*names, "max_step_tokens", "kv_memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+    @property
+    def folders(self) -> list[str]:
+        """Every folder that the output depends on."""
+        named = (self.model_path, self.drafter_path, self.diffusion_path, self.tokenizer_path)
+        return [folder for folder in named if folder]
+
+
+def resolve(config: EngineConfig) -> EngineConfig:
+    """Replace every "auto" by what this machine has, and tell the models' kinds apart."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = config.dtype
+    if dtype == "auto":
+        # On CPUs without bf16 units, bf16 matrix products are several times slower than fp32.
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    return _sort_models(replace(config, device=device, dtype=dtype))
+
+
+def _sort_models(config: EngineConfig) -> EngineConfig:
+    if config.model_path is None and config.diffusion_path is None:
+        return replace(
+            config,
+            model_path=str(EMBEDDED / "verifier"),
+            drafter_path=config.drafter_path or str(EMBEDDED / "drafter"),
+            diffusion_path=str(EMBEDDED / "diffusion"),
+            model_name=config.model_name or EMBEDDED_NAME,
+        )
+    drafter, alone = config.drafter_path, config.model_path
+    if drafter is not None and is_diffusion_lm(Path(drafter)):
+        config = replace(config, drafter_path=None, diffusion_path=drafter)
+    elif alone is not None and config.diffusion_path is None and is_diffusion_lm(Path(alone)):
+        config = replace(config, model_path=None, diffusion_path=alone)
+    return config

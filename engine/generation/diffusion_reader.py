@@ -1,0 +1,119 @@
+"""Rows of a diffusion model: what it has not read of a sequence yet, and the block after that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.generation.strategy import ModelRole, Piece, Rows
+from engine.models.diffusion_lm import ContextKind, DiffusionConfig
+from engine.request.sequence import Sequence
+
+MAX_READ_ROWS = 512
+"""Rows of a context that are read at once: a longer one takes several steps."""
+
+
+class _Progress(NamedTuple):
+    num_preemptions: int  # pages that were given up since have taken what was read with them
+    num_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Tokens and masks after the known tokens, and how to ask for them."""
+
+    token_ids: Seq[int]
+    num_logits: int  # of the last tokens
+    denoising_step: int = 0
+    is_final: bool = False
+
+
+class DiffusionReader:
+    """Remembers how much of each sequence has lasting KV in the diffusion model's pool.
+
+    A causal context is read once, token by token; a block-causal one in whole blocks; in a
+    bidirectional model nothing lasts, and every forward begins at position 0.
+    """
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config = config
+        self._progress: dict[str, _Progress] = {}
+
+    def num_read(self, sequence: Sequence) -> int:
+        known = self._progress.get(sequence.sequence_id)
+        if known is None or known.num_preemptions != sequence.num_preemptions:
+            return 0
+        return known.num_read
+
+    def num_readable(self, num_known: int) -> int:
+        """How many of the known tokens can get lasting KV before the rest of the text is known."""
+        match self.config.context:
+            case ContextKind.CAUSAL:
+                return num_known - 1  # the last one is the anchor of the next block
+            case ContextKind.BLOCK_CAUSAL:
+                return num_known - num_known % self._block_length
+            case ContextKind.BIDIRECTIONAL:
+                return 0
+
+    def is_behind(self, sequence: Sequence) -> bool:
+        """Whether there is more to read than one forward should."""
+        return self._num_unread(sequence, sequence.num_tokens) > MAX_READ_ROWS
+
+    def reading_rows(self, sequence: Sequence, *, is_final: bool) -> Rows:
+        """The next piece of a long context; asks for no logits."""
+        start = self.num_read(sequence)
+        end = start + MAX_READ_ROWS
+        if self.config.context is ContextKind.BLOCK_CAUSAL:
+            end -= end % self._block_length
+        pieces = list(self._context_pieces(start, end))
+        self._note(sequence, end)
+        token_ids = sequence.token_ids[start:end]
+        return Rows(sequence, ModelRole.DIFFUSION, token_ids, start, 0, pieces, is_final)
+
+    def block_rows(self, sequence: Sequence, block: Block, known: Seq[int] | None = None) -> Rows:
+        """Rows for a block after the `known` tokens (the sequence's own), with what is unread."""
+        known = sequence.token_ids if known is None else known
+        start, readable = self.num_read(sequence), self.num_readable(len(known))
+        end = len(known) + len(block.token_ids)
+        pieces = list(self._context_pieces(start, readable))
+        if self.config.logit_shift and start == readable == len(known):
+            start -= 1  # the row before the block predicts its first token: it is read once more
+            pieces = [Piece(1, readable)]
+        pieces.append(Piece(end - readable, end))
+        self._note(sequence, readable)
+        token_ids = [*known[start:], *block.token_ids]
+        return Rows(
+            sequence,
+            ModelRole.DIFFUSION,
+            token_ids,
+            start,
+            block.num_logits,
+            pieces,
+            block.is_final,
+            block.denoising_step,
+        )
+
+    def forget(self, sequence: Sequence) -> None:
+        self._progress.pop(sequence.sequence_id, None)
+
+    @property
+    def _block_length(self) -> int:
+        assert self.config.block_length is not None, "block-causal models have a block length"
+        return self.config.block_length
+
+    def _num_unread(self, sequence: Sequence, num_known: int) -> int:
+        return self.num_readable(num_known) - self.num_read(sequence)
+
+    def _context_pieces(self, start: int, end: int) -> Iterator[Piece]:
+        if start >= end:
+            return
+        if self.config.context is ContextKind.CAUSAL:
+            yield Piece(end - start)
+            return
+        for block_start in range(start, end, self._block_length):
+            yield Piece(self._block_length, block_start + self._block_length)
+
+    def _note(self, sequence: Sequence, num_read: int) -> None:
+        self._progress[sequence.sequence_id] = _Progress(sequence.num_preemptions, num_read)

@@ -1,0 +1,112 @@
+"""From rows to outputs: one packed forward of one model, and the tokens drawn from its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from torch import Tensor
+
+from engine.generation.strategy import Rows, RowsOutput
+from engine.models.model_runner import ModelRunner
+from engine.models.packing import Span
+from engine.models.token_sampler import Pick, TokenSampler
+
+
+class Forwards:
+    """Runs the rows of all strategies together; each method is one forward."""
+
+    def __init__(self, runner: ModelRunner, sampler: TokenSampler) -> None:
+        self._runner = runner
+        self._sampler = sampler
+
+    def verify(self, all_rows: Seq[Rows]) -> list[RowsOutput]:
+        """Of the verifier: prompts, drafts and plain decode rows alike."""
+        spans, picks = [], []
+        wanted: list[int] = []
+        offset = 0
+        for rows in all_rows:
+            spans.append(Span(rows.token_ids, rows.start, rows.sequence.page_ids))
+            offset += len(rows.token_ids)
+            wanted.extend(range(offset - rows.num_logits, offset))
+            picks.append(verify_pick(rows))
+        logits = self._runner.verify(spans, wanted)
+        tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
+        return _outputs(all_rows, logits, tokens)
+
+    def draft(self, blocks: Seq[Rows]) -> list[RowsOutput]:
+        """Of the drafter: a block a sequence."""
+        spans = [Span(r.token_ids, r.start, r.sequence.page_ids) for r in blocks]
+        logits = self._runner.draft(spans, [rows.num_logits for rows in blocks])
+        picks = [draft_pick(rows) for rows in blocks]
+        if not self._runner.chains_drafts:
+            return _outputs(blocks, logits, self._sampler.sample(logits, picks))
+        anchors = [r.token_ids[0] for r in blocks]
+        bias = self._runner.next_token_bias
+        tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
+        return _outputs(blocks, logits, tokens)
+
+    def denoise(self, all_rows: Seq[Rows]) -> list[RowsOutput]:
+        """Of the diffusion model: contexts that are read, drafts, and blocks of a canvas."""
+        assert self._runner.diffusion is not None
+        shift = int(self._runner.diffusion.config.logit_shift)
+        spans: list[Span] = []
+        wanted: list[int] = []
+        offset = 0
+        for rows in all_rows:
+            spans += _spans(rows)
+            offset += len(rows.token_ids)
+            end = offset - rows.num_tail - shift
+            wanted.extend(range(end - rows.num_logits, end))
+        logits = self._runner.denoise(spans, wanted)
+        picks = [denoise_pick(rows) for rows in all_rows]
+        tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
+        return _outputs(all_rows, logits, tokens)
+
+
+def verify_pick(rows: Rows) -> Pick:
+    """Whose noise and settings verifier rows are drawn with."""
+    sequence = rows.sequence
+    end = rows.start + len(rows.token_ids)
+    first = end - rows.num_logits + 1 - sequence.num_prompt_tokens
+    # A re-read output (pre-empted, replayed) is no draft, though it may have many logits.
+    is_draft = rows.start == sequence.num_tokens - 1
+    return Pick(sequence, first, rows.num_logits, rows.token_ids[1:] if is_draft else ())
+
+
+def draft_pick(rows: Rows) -> Pick:
+    first = rows.start + 1 - rows.sequence.num_prompt_tokens
+    return Pick(rows.sequence, first, rows.num_logits, is_drafter=True)
+
+
+def denoise_pick(rows: Rows) -> Pick:
+    end = rows.start + len(rows.token_ids) - rows.num_tail - rows.sequence.num_prompt_tokens
+    return Pick(
+        rows.sequence,
+        end - rows.num_logits,
+        rows.num_logits,
+        is_drafter=True,
+        denoising_step=rows.denoising_step,
+    )
+
+
+def _spans(rows: Rows) -> list[Span]:
+    """One for each piece: its rows see the same."""
+    pages = rows.sequence.page_ids
+    if not rows.pieces:
+        return [Span(rows.token_ids, rows.start, pages)]
+    spans, first = [], 0
+    for piece in rows.pieces:
+        own = rows.token_ids[first : first + piece.num_rows]
+        spans.append(Span(own, rows.start + first, pages, piece.visible_end))
+        first += piece.num_rows
+    assert first == len(rows.token_ids), "the pieces must cover the rows"
+    return spans
+
+
+def _outputs(all_rows: Seq[Rows], logits: Tensor, tokens: Seq[list[int]]) -> list[RowsOutput]:
+    outputs, start = [], 0
+    for rows, token_ids in zip(all_rows, tokens, strict=True):
+        own = logits[start : start + rows.num_logits]
+        outputs.append(RowsOutput(rows, token_ids, own))
+        start += rows.num_logits
+    return outputs

@@ -1,0 +1,48 @@
+"""Predicted outputs: what a client expects the answer to be, used as a draft that costs nothing.
+
+As in OpenAI's `prediction`: an edit of a long text repeats most of it. The prediction is found
+again after a difference, so that a changed word does not lose the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from engine.request.sequence import Sequence
+
+MAX_PREDICTED = 16
+"""Tokens taken from a prediction at once: beyond that a difference wastes more than it saves."""
+_MATCHED = (8, 4, 2)  # tokens that must agree for a place to be found; more are asked for first
+
+
+def predicted_draft(sequence: Sequence) -> list[int]:
+    """What the client expects to come next, for the verifier to check; mostly nothing."""
+    prediction = sequence.options.prediction
+    if not prediction:
+        return []
+    limit = min(MAX_PREDICTED, sequence.num_remaining - 1)
+    return continuation(prediction, sequence.output_token_ids, limit)
+
+
+def continuation(prediction: Seq[int], output: Seq[int], limit: int) -> list[int]:
+    """The predicted tokens after what the output ends with; none where that is not found.
+
+    Of several places the one nearest to the output's own length is taken.
+    """
+    if limit <= 0:
+        return []
+    if list(prediction[: len(output)]) == list(output):
+        return list(prediction[len(output) : len(output) + limit])
+    for num_tokens in _MATCHED:
+        ends = _ends_of(prediction, output[-num_tokens:])
+        if ends and len(output) >= num_tokens:
+            end = min(ends, key=lambda place: abs(place - len(output)))
+            return list(prediction[end : end + limit])
+    return []
+
+
+def _ends_of(prediction: Seq[int], wanted: Seq[int]) -> list[int]:
+    """Every place after an occurrence."""
+    size, tail = len(wanted), list(wanted)
+    places = range(size, len(prediction))
+    return [end for end in places if list(prediction[end - size : end]) == tail]

@@ -1,0 +1,30 @@
+"""What DEER proposes: probes that keep its estimates fresh, and no draft where none pays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from engine.generation.deer import Deer
+from engine.generation.strategy import ModelRole
+from engine.request.sampling_params import SamplingParams
+from tests.engine.engines import TinyModels, make_engine, strategy_context, tokens
+
+
+def test_where_drafts_never_pay_one_sequence_in_eight_is_probed_now_and_then(
+    models: TinyModels,
+) -> None:
+    dear = dataclasses.replace(strategy_context(models), draft_costs=[(1, 10.0), (16, 160.0)])
+    deer, engine = Deer(dear), make_engine(models)
+    sequences = [
+        engine.make_sequence(str(number), tokens(5, number), SamplingParams(max_tokens=50))
+        for number in range(16)
+    ]
+    probed: list[list[str]] = []
+    for _ in range(32 * 8):
+        rows = deer.propose(sequences, ())
+        if rows[0].model is ModelRole.DRAFTER:
+            probed.append([row.sequence.sequence_id for row in rows])
+        else:
+            assert [len(row.token_ids) for row in rows] == [1] * 16
+    assert [len(names) for names in probed] == [2] * 8
+    assert len({name for names in probed for name in names}) == 16, "everybody has a turn"
