@@ -64,7 +64,7 @@ class DFastLLMEngine:
         self._defaults = defaults
         self._batching = batching
         self._runner = runner
-        self._grammars = GrammarCompiler(tokenizer)
+        self._grammars = GrammarCompiler(tokenizer, runner.vocab_size)
 
     @property
     def batching(self) -> ContinuousBatchingEngine:

@@ -31,8 +31,9 @@ _REASON = re.compile(r"^error: (.*)", re.MULTILINE)
 class GrammarCompiler:
     """Turns grammars into matchers over one tokenizer's vocabulary; for one thread at a time."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        vocabulary = _Vocabulary(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int = 0) -> None:
+        """`vocab_size` is the model's, which may have more ids than the tokenizer has tokens."""
+        vocabulary = _Vocabulary(tokenizer, max(vocab_size, tokenizer.vocab_size))
         # A wrapper of tokens is all that it asks for at run time, whatever its types say.
         wrapper: Any = vocabulary
         self._vocabulary = LLTokenizer(wrapper, eos_token=vocabulary.eos_token_ids)
@@ -71,8 +72,7 @@ class _Vocabulary:
     is_tokenizer_wrapper = True  # how llguidance knows one
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        size = tokenizer.vocab_size
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(size)]
         if not tokenizer.eos_token_ids:
             self.tokens.append(b"<eos>")  # of no model; such a grammar ends where nothing follows

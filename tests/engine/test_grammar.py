@@ -230,6 +230,18 @@ def test_special_tokens_are_no_text(tokenizer: Tokenizer, compiler: GrammarCompi
         assert tokenizer.is_text(token_id) or token_id in tokenizer.eos_token_ids
 
 
+def test_ids_without_a_token_are_refused_and_do_no_harm(tokenizer: Tokenizer) -> None:
+    """A model's vocabulary may be padded, and a drafter may draft what the tokenizer lacks."""
+    compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size + 100)
+    matcher = compiler.matcher(REGEX)
+    beyond = tokenizer.vocab_size + 50
+    assert not matcher.try_advance(beyond) and not matcher.accept(beyond)
+    assert matcher.legal_prefix([*spell(tokenizer, "ab"), beyond]) == spell(tokenizer, "ab")
+    anything = compiler.matcher(Grammar(GrammarKind.REGEX, r"(?s:.*)"))
+    assert max(allowed(anything.masks([beyond])[0])) < tokenizer.vocab_size
+    assert all(map(matcher.accept, spell(tokenizer, "ab"))), "and it still knows its way"
+
+
 BAD = [
     (GrammarKind.JSON, "{", "Expecting"),
     (GrammarKind.JSON, '{"type":"shoe"}', "Invalid type: shoe"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,14 @@ import pytest
 
 from engine.build import EngineConfig, build_engine
 from engine.decoding.logit_processors import needs_processing
+from engine.generation.autoregressive import Autoregressive
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import Grammar, GrammarKind
+from engine.request.grammar_compiler import GrammarCompiler
+from engine.request.options import Acceptance, GenerationOptions
 from engine.request.outputs import FinishReason
 from engine.request.sampling_params import SamplingParams
+from engine.request.sequence import Sequence
 from tests.engine.engines import (
     Ask,
     Result,
@@ -25,9 +29,11 @@ from tests.engine.engines import (
     count_drafts,
     make_engine,
     run_all,
+    strategy_context,
     tokens,
 )
 from tests.engine.replayed_drafts import ReplayedDrafts
+from tests.engine.test_draft_heads import with_markov_head
 from tests.engine.test_token_identity import same
 
 TEMPERATURES = (0.0, 0.7, 1.0)
@@ -79,12 +85,9 @@ def matches(grammar: Grammar, text: str) -> bool:
     return re.fullmatch(PATTERN if grammar is REGEX else r"<+[ab]{8,12}>+", text) is not None
 
 
-def run_replayed(
-    models: TinyModels, asks: Sequence[Ask], expected: Sequence[Result]
-) -> list[Result]:
+def run_replayed(models: TinyModels, asks: Seq[Ask], expected: Seq[Result]) -> list[Result]:
     """Drafts that are often right, made by a strategy that has never heard of grammars."""
-    engine = make_engine(models)
-    strategy = ReplayedDrafts(batcher_of(engine).strategies["ar"].context)
+    strategy = ReplayedDrafts(strategy_context(models))
     engine = make_engine(models, extra={"replayed": strategy})
     ReplayedDrafts.answers = {
         (tuple(one.prompt), one.params.seed): result.token_ids
@@ -165,6 +168,68 @@ def test_a_draft_is_cut_where_the_grammar_refuses_it(models: TinyModels) -> None
     hello, other = models.tokenizer.encode("hello wor"), models.tokenizer.encode("x")
     assert sequence.legal_prefix([*hello, *other, *hello]) == hello
     assert engine.make_sequence("s", [1], SamplingParams()).legal_prefix(other) == other
+
+
+def test_a_draft_under_the_rejection_rule_keeps_its_length(models: TinyModels) -> None:
+    """Where it ends must not hang on what was drawn."""
+    params = SamplingParams(grammar=CHOICE)
+    options = GenerationOptions(acceptance=Acceptance.REJECTION)
+    grammar = GrammarCompiler(models.tokenizer).matcher(CHOICE)
+    sequence = Sequence(
+        "s",
+        [1],
+        params,
+        models.tokenizer,
+        max_model_len=64,
+        mode="deer",
+        options=options,
+        grammar=grammar,
+    )
+    assert sequence.legal_prefix([1, 2, 3]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mode", ["ar", "deer"])
+def test_an_output_that_the_client_foretold_is_a_draft_like_any(
+    models: TinyModels, mode: str
+) -> None:
+    params = SamplingParams(grammar=CHOICE, temperature=0.7, seed=4)
+    plain = Ask(tokens(5, 2), params)
+    expected = run_all(make_engine(models), [plain])
+    for foretold in ("goodbye to all of you", "hello world, and more", "nothing of the kind"):
+        options = GenerationOptions(prediction=tuple(models.tokenizer.encode(foretold)))
+        results = run_all(make_engine(models), [replace(plain, mode=mode, options=options)])
+        same(results, expected)
+
+
+def test_a_drafter_drafts_within_the_grammar(models: TinyModels) -> None:
+    """Where one token alone is allowed, every draft of it stands, whatever the drafter thinks."""
+    params = SamplingParams(
+        temperature=1.0, max_tokens=40, grammar=Grammar(GrammarKind.REGEX, "a{30}b")
+    )
+    for pair in (models, with_markov_head(models)):
+        one = Ask(tokens(6, 1), params, mode="deer", draft_length=4)
+        beside = replace(one, params=SamplingParams(seed=2, max_tokens=9, ignore_eos=True))
+        engine = make_engine(pair)
+        result, other = run_all(engine, [one, beside])
+        assert result.text == 30 * "a" + "b"
+        accepted, refused = count_drafts([result])
+        assert accepted >= 22 and refused == 0
+        same([other], run_all(make_engine(pair), [replace(beside, mode="ar", draft_length=None)]))
+
+
+class _Canvas(Autoregressive):
+    """Stands for a way of generating that draws no token in verifier rows."""
+
+    keeps_grammars = False
+
+
+def test_a_mode_that_cannot_keep_to_a_grammar_says_so(models: TinyModels) -> None:
+    engine = make_engine(models, extra={"canvas": _Canvas(strategy_context(models))})
+    engine.make_sequence("s", [1], SamplingParams(), mode="canvas")
+    params = SamplingParams(grammar=Grammar(GrammarKind.JSON, "{}", "response_format"))
+    with pytest.raises(InvalidRequestError, match="'canvas' cannot keep") as caught:
+        engine.make_sequence("s", [1], params, mode="canvas")
+    assert caught.value.param == "response_format"
 
 
 def test_a_batch_without_grammars_is_not_touched(models: TinyModels) -> None:
