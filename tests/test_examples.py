@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-import engine.build
 from benchmarks.server import RunningServer, served
-from engine.build import EngineConfig, build_engine
-from engine.generation.registry import load_strategies
-from engine.generation.strategy import GenerationStrategy
-from engine.request.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 150
@@ -30,14 +25,6 @@ PROMPT = "| a | b |\n| --- | --- |\n" + 3 * "| 1 | 2 |\n" + "| 1 |"
 def server() -> Iterator[RunningServer]:
     with served() as running:
         yield running
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
 
 
 def test_the_chat_example_streams_an_answer_from_a_served_model(server: RunningServer) -> None:
@@ -58,26 +45,34 @@ def test_the_offline_example_continues_each_of_its_prompts() -> None:
     assert len([block for block in blocks if block.partition("|")[2].strip()]) == 2
 
 
-def test_the_strategy_in_the_architecture_gives_the_tokens_of_ar_in_fewer_steps(
-    monkeypatch: pytest.MonkeyPatch, one_thread: None
+def test_a_strategy_of_another_package_is_installed_and_gives_the_tokens_of_ar_in_fewer_steps(
+    tmp_path: Path,
 ) -> None:
-    (code,) = _blocks(ROOT / "ARCHITECTURE.md")
-    names: dict[str, Any] = {}
-    exec(compile(code, "ARCHITECTURE.md", "exec"), names)
+    package = tmp_path / "custom_strategy"  # a build leaves files behind
+    shutil.copytree(ROOT / "examples" / "custom_strategy", package)
+    install = ("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation")
+    site = tmp_path / "site"
+    _python(*install, "--target", str(site), str(package))
+    told = json.loads(_python("-c", COPY_AHEAD, PROMPT, path=site))
+    assert "copy_ahead" in told["modes"]
+    assert told["copy_ahead"]["text"] == told["ar"]["text"]
+    assert told["copy_ahead"]["steps"] < told["ar"]["steps"]
 
-    def with_ours(*args: Any) -> dict[str, GenerationStrategy]:
-        return {**load_strategies(*args), "copy_ahead": names["CopyAhead"](args[0])}
 
-    monkeypatch.setattr(engine.build, "load_strategies", with_ours)
-    built = build_engine(EngineConfig(self_test=False))
-    texts, steps = {}, {}
-    for mode in ("ar", "copy_ahead"):
-        built.reset_stats()
-        params = SamplingParams(max_tokens=48, temperature=0.0, ignore_eos=True)
-        texts[mode] = built.generate([PROMPT], params, mode=mode)
-        steps[mode] = built.metrics()["num_steps"]
-    assert texts["copy_ahead"] == texts["ar"]
-    assert steps["copy_ahead"] < steps["ar"]
+COPY_AHEAD = """
+import json, sys
+from engine.build import EngineConfig, build_engine
+from engine.request.sampling_params import SamplingParams
+
+engine = build_engine(EngineConfig(self_test=False))
+told = {"modes": engine.modes}
+for mode in ("ar", "copy_ahead"):
+    engine.reset_stats()
+    params = SamplingParams(max_tokens=48, temperature=0.0, ignore_eos=True)
+    (text,) = engine.generate(sys.argv[1:], params, mode=mode)
+    told[mode] = {"text": text, "steps": engine.metrics()["num_steps"]}
+print(json.dumps(told))
+"""
 
 
 def _blocks(page: Path) -> list[str]:
@@ -88,10 +83,12 @@ def _run(name: str, *args: str) -> str:
     return _python(str(ROOT / "examples" / name), *args)
 
 
-def _python(*args: str) -> str:
+def _python(*args: str, path: Path | None = None) -> str:
     """Run in a process of its own, as a reader would, and return what it prints."""
     # One thread: several that spin while they wait stand still where tests share the cores.
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if path is not None:
+        environ["PYTHONPATH"] = str(path)
     done = subprocess.run(
         [sys.executable, *args],
         capture_output=True,

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyContext
 
 ENTRY_POINT_GROUP = "dfastllm.strategies"
 
 
+class StrategyLoadError(RuntimeError):
+    """A plug-in that cannot be used; the message names it and the package it came with."""
+
+
 def load_strategies(
     context: StrategyContext, available: frozenset[ModelRole]
 ) -> dict[str, GenerationStrategy]:
-    """Make every installed strategy whose models are there."""
-    strategies: dict[str, GenerationStrategy] = {}
+    """Make every installed strategy whose models are there; raises `StrategyLoadError`."""
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        strategy = point.load()
-        if not (isinstance(strategy, type) and issubclass(strategy, GenerationStrategy)):
-            raise TypeError(f"strategy {point.name!r} ({point.value}) is no GenerationStrategy")
-        if strategy.can_run(available):
-            strategies[point.name] = strategy(context)
-    return strategies
+        other = points.setdefault(point.name, point)
+        if other.value != point.value:
+            raise StrategyLoadError(
+                f"two strategies are named {point.name!r}: {_origin(other)} and {_origin(point)}"
+            )
+    kinds = {name: _load(point) for name, point in points.items()}
+    return {name: kind(context) for name, kind in kinds.items() if kind.can_run(available)}
+
+
+def _load(point: EntryPoint) -> type[GenerationStrategy]:
+    try:
+        kind = point.load()
+    except Exception as error:  # boundary: code of another package, which may fail in any way
+        raise StrategyLoadError(f"strategy {_origin(point)} cannot be loaded: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, GenerationStrategy)):
+        raise StrategyLoadError(f"strategy {_origin(point)} is no GenerationStrategy")
+    return kind
+
+
+def _origin(point: EntryPoint) -> str:
+    package = "" if point.dist is None else f" of package {point.dist.name}"
+    return f"{point.name!r} ({point.value}{package})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from engine.models.explicit_attention import attend_explicitly
 from engine.models.kv_pool import KvPool
 from engine.models.packing import PackedBatch, Span, SpanGroup
 
@@ -55,12 +56,33 @@ def sdpa_backend(
     q: Tensor, layer: int, context: PagedContext, scale: float, window: int | None
 ) -> Tensor:
     """Gather each span's pages and let torch's SDPA do the rest; runs on any device."""
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            scale=scale,
+            enable_gqa=queries.shape[1] != keys.shape[1],
+        )
+
+    return _attend_groups(q, layer, context, window, attend)
+
+
+# (queries [S, Hq, Q, D], keys and values [S, Hkv, K, D], mask [S, 1, Q, K]) -> [S, Hq, Q, D]
+_Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _attend_groups(
+    q: Tensor, layer: int, context: PagedContext, window: int | None, attend: _Attend
+) -> Tensor:
     groups = context.batch.groups
     if len(groups) == 1 and groups[0].real is None:
-        return _attend_group(q, layer, context, 0, scale, window)
+        return _attend_group(q, layer, context, 0, window, attend)
     out = torch.empty_like(q)
     for index, group in enumerate(groups):
-        attended = _attend_group(q, layer, context, index, scale, window)
+        attended = _attend_group(q, layer, context, index, window, attend)
         rows = group.rows.flatten()
         if group.real is not None:
             attended, rows = attended[group.real], rows[group.real]
@@ -69,7 +91,7 @@ def sdpa_backend(
 
 
 def _attend_group(
-    q: Tensor, layer: int, context: PagedContext, index: int, scale: float, window: int | None
+    q: Tensor, layer: int, context: PagedContext, index: int, window: int | None, attend: _Attend
 ) -> Tensor:
     """[S * Q, Hq, D] of one group, padding included."""
     group = context.batch.groups[index]
@@ -81,14 +103,7 @@ def _attend_group(
     queries = queries.view(num_spans, width, *queries.shape[1:]).transpose(1, 2)
     keys = gather_pages(context.pool.keys(layer), group.pages)
     values = gather_pages(context.pool.values(layer), group.pages)
-    attended = F.scaled_dot_product_attention(
-        queries,
-        keys,
-        values,
-        attn_mask=context.mask(index, group, window),
-        scale=scale,
-        enable_gqa=queries.shape[1] != keys.shape[1],
-    )
+    attended = attend(queries, keys, values, context.mask(index, group, window))
     return attended.transpose(1, 2).flatten(0, 1)
 
 
@@ -215,16 +230,18 @@ def paged_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. query: [1, Hq, T, D]; key and value: [1, Hkv, T, D]."""
-    if softcap is not None or s_aux is not None:
-        # Said here, because where logits are small a comparison would not notice.
-        name = "soft-capped attention" if s_aux is None else "attention sinks"
-        raise NotImplementedError(f"{name} cannot be computed by this engine")
+    """transformers' attention interface. query: [1, Hq, T, D]; key and value: [1, Hkv, T, D].
+
+    Capped scores and sinks (`s_aux`) take the written-out attention, whatever the backend.
+    """
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     paged.pool.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    out = paged.backend(query[0].transpose(0, 1), layer, paged, scale, sliding_window)
-    return out[None], None
+    queries = query[0].transpose(0, 1)
+    if softcap is None and s_aux is None:
+        return paged.backend(queries, layer, paged, scale, sliding_window)[None], None
+    attend = partial(attend_explicitly, scale=scale, softcap=softcap, sinks=s_aux)
+    return _attend_groups(queries, layer, paged, sliding_window, attend)[None], None
 
 
 AttentionInterface.register(PAGED_ATTENTION, paged_attention)

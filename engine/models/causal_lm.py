@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from engine.models.attention import PAGED_ATTENTION, Backend, PagedContext
+from engine.models.checkpoint import UnsupportedModelError, read_config
+from engine.models.families import CANVAS_TYPE, FAMILIES, CheckpointKind, checkpoint_kind
 from engine.models.fused_layers import FusedLayer, can_fuse
 from engine.models.kv_pool import KvPool, KvShape
 from engine.models.packing import PackedBatch
+from engine.models.pretrained import pretrained
 
-
-class UnsupportedModelError(ValueError):
-    """A checkpoint that this engine cannot run truthfully; the message says why."""
+__all__ = ["CausalLM", "KvShape", "UnsupportedModelError", "load_causal_lm"]
 
 
 class CausalLM:
@@ -50,6 +49,15 @@ class CausalLM:
         return next(self.model.parameters()).dtype
 
     @property
+    def window(self) -> int | None:
+        """The sliding window of some of its layers, or of all."""
+        config: Any = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        types = getattr(config, "layer_types", None)
+        is_sliding = types is None or "sliding_attention" in types
+        window: int | None = getattr(config, "sliding_window", None)
+        return window if is_sliding else None
+
+    @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
@@ -67,11 +75,27 @@ class CausalLM:
         )
         return output.logits[0]  # type: ignore[no-any-return]
 
-    def eager_logits(self, token_ids: Tensor) -> Tensor:
-        """The model's own attention without pages or cache, for tests: [B, L] -> [B, L, V]"""
+    def eager_logits(
+        self, token_ids: Tensor, visible: Tensor | None = None, num_rows: int = 0
+    ) -> Tensor:
+        """The model's own attention without pages or cache, for tests: [B, L] -> [B, L, V]
+
+        `visible` [L, L] says which row sees which (True); without it the model's own mask holds.
+        With `num_rows` only the last ones get logits.
+        """
+        mask = None if visible is None else torch.zeros(visible.shape, dtype=self.dtype)
+        if mask is not None and visible is not None:
+            mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
+            mask = mask.to(self.device)[None, None]
         self.model.set_attn_implementation("eager")  # type: ignore[operator]
         try:
-            return self.model(input_ids=token_ids, use_cache=False).logits  # type: ignore[no-any-return]
+            out = self.model(
+                input_ids=token_ids,
+                attention_mask=mask,
+                use_cache=False,
+                logits_to_keep=num_rows,
+            )
+            return out.logits  # type: ignore[no-any-return]
         finally:
             self.model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
 
@@ -122,26 +146,12 @@ def load_causal_lm(
     path: Path, *, dtype: torch.dtype, device: torch.device, tap_layers: tuple[int, ...] = ()
 ) -> CausalLM:
     """Load a checkpoint folder; no code of the checkpoint's own is ever run."""
-    if not (path / "config.json").is_file():
-        raise UnsupportedModelError(f"{path} is no model folder: config.json is missing")
-    raw = json.loads((path / "config.json").read_text("utf-8"))
-    kind = raw.get("model_type", "unknown")
+    kind = read_config(path).get("model_type", "unknown")
+    found = checkpoint_kind(path)
+    if found is CheckpointKind.DRAFTER or kind in (*FAMILIES, CANVAS_TYPE):
+        raise UnsupportedModelError(f"{path} (model_type {kind}) holds no causal LM, but a {found}")
+    model = pretrained(path, f"{path} (model_type {kind})", dtype=dtype, device=device)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=PAGED_ATTENTION,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    # A KeyError: the model looks its attention up by name in a table of its own.
-    except (ValueError, OSError, KeyError) as error:
-        raise UnsupportedModelError(f"cannot load {path} (model_type {kind}): {error}") from error
-    model, report = loaded
-    if report["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = ", ".join(sorted(report["missing_keys"])[:5])
-        raise UnsupportedModelError(f"{path} (model_type {kind}) lacks weights: {missing}")
-    try:
-        return CausalLM(model.to(device).eval(), tap_layers=tap_layers)
+        return CausalLM(model, tap_layers=tap_layers)
     except AttributeError as error:  # no attention heads, no limit of positions, no plain layers
         raise UnsupportedModelError(f"model_type {kind} is not supported: {error}") from error

@@ -186,10 +186,6 @@ SIZES = {
 }
 
 
-def gemma2() -> transformers.PreTrainedModel:
-    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SIZES, head_dim=8))
-
-
 def alibi() -> transformers.PreTrainedModel:
     sizes = {name: SIZES[name] for name in SIZES if name != "num_key_value_heads"}
     return transformers.FalconForCausalLM(transformers.FalconConfig(**sizes, alibi=True))
@@ -210,7 +206,6 @@ def recurrent() -> transformers.PreTrainedModel:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (gemma2, "gemma2.*soft-capped"),
         (alibi, "model_type falcon"),
         (bloom, "bloom is not supported"),
         (recurrent, "mamba is not supported"),
