@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.build import EMBEDDED
+from engine.request import grammar_compiler
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import MAX_DEFINITION_LENGTH, Grammar, GrammarKind
 from engine.request.grammar_compiler import MAX_COMPILED, GrammarCompiler
@@ -249,7 +250,11 @@ BAD = [
     (GrammarKind.JSON, "false", "Unsatisfiable"),
     (GrammarKind.JSON, '{"not":{}}', 'keys: \\["not"\\]'),
     (GrammarKind.JSON, '{"$ref":"http://example.com/x"}', "Resource"),
-    (GrammarKind.JSON, '{"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/a"}}}', "no output"),
+    (
+        GrammarKind.JSON,
+        '{"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/a"}}}',
+        "nothing that matches",
+    ),
     (GrammarKind.JSON, '{"a":' * 5000 + "1" + "}" * 5000, "recursion"),
     (GrammarKind.JSON, '{"type":"string","pattern":"(?=a)"}', "look-around"),
     (GrammarKind.REGEX, "(", "unclosed group"),
@@ -273,10 +278,43 @@ def test_a_definition_that_cannot_be_used_is_refused_by_its_field(
     assert len(caught.value.message) < 400 and "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "definition", ['start: a a a a\na: a a | a "x" | "x"', "start: /(.{0,5000}){0,5000}/"]
+)
+def test_a_prefix_that_is_too_tangled_is_a_dead_end_with_a_draft_and_without(
+    tokenizer: Tokenizer, definition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_compiler, "MAX_READINGS_OF_GRAMMAR", 100)
+    compiler = GrammarCompiler(tokenizer)
+    tangled = Grammar(GrammarKind.GRAMMAR, definition)
+    (letter,) = spell(tokenizer, "x")
+    plain, drafted = compiler.matcher(tangled), compiler.matcher(tangled)
+    length = 0
+    while plain.masks()[0] and plain.accept(letter):
+        length += 1
+    assert 5 < length < 100, "the test proves nothing"
+    assert not plain.accept(letter)
+    draft = [letter] * (length + 5)
+    assert sum(map(bool, drafted.masks(draft))) >= length
+    assert len(drafted.legal_prefix(draft)) >= length
+    assert all(drafted.accept(letter) for _ in range(length)), "its output is not there yet"
+    assert drafted.masks() == plain.masks()
+    assert not drafted.accept(letter)
+
+
 def test_a_definition_of_any_size_is_not_even_tried() -> None:
     with pytest.raises(InvalidRequestError, match="characters") as caught:
         Grammar(GrammarKind.REGEX, "a" * (MAX_DEFINITION_LENGTH + 1), "guided_regex")
     assert caught.value.param == "guided_regex"
+
+
+def test_more_than_can_be_followed_is_refused_at_once(compiler: GrammarCompiler) -> None:
+    properties = {f"k{i}": {"type": "integer"} for i in range(600)}
+    schema = {"type": "object", "properties": properties}
+    with pytest.raises(InvalidRequestError, match="tangled"):
+        compiler.matcher(Grammar(GrammarKind.JSON, json.dumps(schema)))
+    schema["required"] = list(properties)
+    compiler.matcher(Grammar(GrammarKind.JSON, json.dumps(schema)))
 
 
 def tangled() -> str:

@@ -13,6 +13,7 @@ import pytest
 from engine.build import EngineConfig, build_engine
 from engine.decoding.logit_processors import needs_processing
 from engine.generation.autoregressive import Autoregressive
+from engine.request import grammar_compiler
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import Grammar, GrammarKind
 from engine.request.grammar_compiler import GrammarCompiler
@@ -53,6 +54,7 @@ REGEX = Grammar(GrammarKind.REGEX, PATTERN)
 CHOICES = ["hello world", "hello", "goodbye to all of you"]
 CHOICE = Grammar(GrammarKind.CHOICE, json.dumps(CHOICES))
 NESTED = Grammar(GrammarKind.GRAMMAR, 'start: "<" body ">"\nbody: /[ab]{8,12}/ | "<" body ">"\n')
+AMBIGUOUS = 'start: a a a a a a a a\na: a a | a "x" | "x" | ""\n'
 GRAMMARS = (JSON, REGEX, CHOICE, NESTED)
 
 
@@ -307,6 +309,23 @@ def test_a_dead_end_ends_its_sequence_and_nobody_elses(
     same([results[1]], [results[2]])
     assert results[1].finish_reason is FinishReason.LENGTH, "what was begun is not whole"
     assert re.fullmatch("<[ab]{3}", results[1].text)
+
+
+def test_a_grammar_that_becomes_too_tangled_ends_its_output_at_the_same_place(
+    models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every token there are more ways to read what was said, until llguidance gives up."""
+    monkeypatch.setattr(grammar_compiler, "MAX_READINGS_OF_GRAMMAR", 100)
+    grammar = Grammar(GrammarKind.GRAMMAR, AMBIGUOUS)
+    params = SamplingParams(grammar=grammar, max_tokens=200, ignore_eos=True)
+    one = Ask(tokens(5, 1), params)
+    alone = run_all(make_engine(models), [one])[0]
+    assert alone.finish_reason is not None
+    assert 5 < len(alone.token_ids) < 200, "the test proves nothing"
+    drafted = [replace(one, mode="deer", draft_length=length) for length in (2, 5)]
+    engine = make_engine(models)
+    same(run_all(engine, [*drafted, ASKS[1]])[:2], [alone, alone])
+    check_nothing_leaked(engine)
 
 
 def test_a_bad_grammar_is_refused_when_the_sequence_is_made(models: TinyModels) -> None:
