@@ -80,7 +80,7 @@ def _attend_groups(
     groups = context.batch.groups
     if len(groups) == 1 and groups[0].real is None:
         return _attend_group(q, layer, context, 0, window, attend)
-    out = torch.empty_like(q)
+    out = q.new_empty(*q.shape[:2], context.pool.values(layer).shape[-1])
     for index, group in enumerate(groups):
         attended = _attend_group(q, layer, context, index, window, attend)
         rows = group.rows.flatten()

@@ -33,6 +33,15 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
+GEMMA4: dict[str, Any] = {
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": WINDOW,
+    "layer_types": ALTERNATING,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 300,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {}),
@@ -62,6 +71,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
         "Gemma3ForCausalLM Gemma3TextConfig",
         {"head_dim": 16, "sliding_window": WINDOW, "layer_types": ALTERNATING},
+    ),
+    "gemma4": (  # wider heads, and fewer, in full layers; their values are their keys
+        "Gemma4ForCausalLM Gemma4TextConfig",
+        GEMMA4
+        | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 3,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 16,
+        },
+    ),
+    "gemma4_shared": (  # the last layers attend to keys and values of earlier ones
+        "Gemma4ForCausalLM Gemma4TextConfig",
+        GEMMA4
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": ALTERNATING + ALTERNATING[:2],
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+        },
+    ),
+    "deepseek_v3": (  # latent attention, whose keys are wider than its values
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 6,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+        },
     ),
     "gpt_oss": (
         "GptOss",
