@@ -4,7 +4,9 @@ from engine.build import build_engine
 from engine.request.sampling_params import SamplingParams
 
 engine = build_engine()
-batching = engine.batching  # a ContinuousBatchingEngine: RequestBatcher, PrefixCache, one step at a time
+batching = (
+    engine.batching
+)  # a ContinuousBatchingEngine: RequestBatcher, PrefixCache, one step at a time
 story = engine.tokenizer.encode("Once upon a time, there was a little dog named Max. " * 4)
 
 for number, mode in enumerate(("ar", "deer", "spec_diff", "semi_ar")):

@@ -11,5 +11,8 @@ options = GenerationOptions(suffixes=suffixes)
 params = SamplingParams(max_tokens=12, temperature=0.0)
 (done,) = engine.complete([before], params, mode="diffusion", options=options)
 first, second = done.summary.hole_lengths
-holes = engine.tokenizer.decode(done.token_ids[:first]), engine.tokenizer.decode(done.token_ids[-second:])
+holes = (
+    engine.tokenizer.decode(done.token_ids[:first]),
+    engine.tokenizer.decode(done.token_ids[-second:]),
+)
 print(f"{before}[{holes[0]}]{between}[{holes[1]}]{after}")

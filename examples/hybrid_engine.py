@@ -1,6 +1,12 @@
 """Every mode as a Python object: the same prompts, and what each of the engines counted."""
 
-from engine.hybrid_engine import APDDecoder, HybridConfig, HybridEngine, SemiAREngine, SpecDiffEngine
+from engine.hybrid_engine import (
+    APDDecoder,
+    HybridConfig,
+    HybridEngine,
+    SemiAREngine,
+    SpecDiffEngine,
+)
 from engine.request.sampling_params import SamplingParams
 
 prompts = ["Once upon a time, there was a little dog named Max.", "What is (3 + 4) * 2?"]
