@@ -26,6 +26,7 @@ from engine.generation.strategy import (
     StepTiming,
     StrategyContext,
 )
+from engine.request.options import Acceptance
 from engine.request.sequence import Sequence
 
 _PROBE_EVERY = 32
@@ -103,7 +104,7 @@ class Deer(GenerationStrategy):
         """The last token and what was drafted after it, for the verifier to judge."""
         rows = []
         for seq in sequences:
-            draft = predicted_draft(seq) or drafts.get(seq.sequence_id, [])
+            draft = seq.legal_prefix(predicted_draft(seq) or drafts.get(seq.sequence_id, ()))
             token_ids = [seq.token_ids[-1], *draft]
             start = seq.num_tokens - 1
             rows.append(Rows(seq, ModelRole.VERIFIER, token_ids, start, len(token_ids)))
@@ -146,7 +147,7 @@ class Deer(GenerationStrategy):
         """What is drafted for a sequence: the planned length, or more where it is cut later."""
         if self._cutter is None or not self._cutter.is_looking:
             return self._source.rows(sequence, length)
-        if sequence.options.draft_length is None:
+        if sequence.sequence_id not in self._whole:
             length = self._limit(sequence)
         return replace(self._source.rows(sequence, length), wants_logits=True)
 
@@ -168,7 +169,7 @@ class Deer(GenerationStrategy):
         self._whole = {
             seq.sequence_id
             for seq, candidate in zip(sequences, candidates, strict=True)
-            if candidate.fixed_length is not None
+            if candidate.fixed_length is not None or not _may_be_cut(seq)
         }
         lengths = plan_lengths(candidates, self._verify_cost, self._source.cost)
         if self._cutter is not None:
@@ -222,3 +223,8 @@ class Deer(GenerationStrategy):
         self.stats.num_draft_tokens += num_drafted
         self.stats.num_accepted_tokens += num_accepted
         sequence.record_draft(num_drafted, num_accepted)
+
+
+def _may_be_cut(sequence: Sequence) -> bool:
+    """By the rule of p / q a length that depends on the drawn tokens would show in the output."""
+    return sequence.options.acceptance is Acceptance.COUPLED

@@ -13,10 +13,12 @@ from engine.dfastllm_engine import DFastLLMEngine
 from engine.draft_planner import Candidate, CostCurve
 from engine.engine_config import EngineConfig
 from engine.entropy_controller import EntropyConfig
+from engine.generation import draft_cutter
 from engine.generation.deer import Deer
 from engine.generation.draft_cutter import DraftCutter
+from engine.generation.strategy import RowsOutput
 from engine.models.token_sampler import Pick, TokenSampler
-from engine.request.options import GenerationOptions
+from engine.request.options import Acceptance, GenerationOptions
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import (
     CPU,
@@ -38,6 +40,12 @@ STEEP = [(1, 4e-3), (128, 30e-3)]
 CHEAP = [(1, 1e-3), (16, 2e-3)]
 
 
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look seems to cost nothing, however busy the machine is: so none is left out."""
+    monkeypatch.setattr(draft_cutter, "_FRESH", 0.0)
+
+
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[DFastLLMEngine]:
     built = build_engine(EngineConfig(entropy=EntropyConfig(), self_test=False))
@@ -45,6 +53,7 @@ def shipped() -> Iterator[DFastLLMEngine]:
     check_nothing_leaked(built)
 
 
+@pytest.mark.usefixtures("looking")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_cut_drafts_change_no_token(
     shipped: DFastLLMEngine, temperature: float, monkeypatch: pytest.MonkeyPatch
@@ -54,6 +63,8 @@ def test_cut_drafts_change_no_token(
     monkeypatch.setattr(deer, "_verify_cost", CostCurve(STEEP))
     monkeypatch.setattr(deer._source, "cost", CostCurve(CHEAP))
     monkeypatch.setattr(deer, "observe", lambda timing: None)  # or the true costs would come back
+    assert deer._cutter is not None
+    monkeypatch.setattr(deer._cutter, "_look_s", 0.0)
     deer.reset_stats()
     asks = [ask(shipped, temperature, seed) for seed in range(6)]
     expected = run_all(shipped, asks)
@@ -143,3 +154,27 @@ def test_the_stats_of_a_strategy_that_does_not_cut_say_nothing_of_cuts(
     deer = batcher_of(make_engine(models)).strategies["deer"]
     assert isinstance(deer, Deer)
     assert not any(name.startswith("entropy") for name in deer.get_stats())
+
+
+@pytest.mark.usefixtures("looking")
+def test_by_the_rule_of_p_and_q_a_draft_is_verified_as_it_was_planned(models: TinyModels) -> None:
+    """Its length must not hang on the drawn tokens; a coupled one beside it is drafted longer."""
+    deer, engine = cutting_deer(models), make_engine(models)
+    sequences = [
+        engine.make_sequence(str(number), tokens(5, number), SamplingParams(max_tokens=50))
+        for number in range(2)
+    ]
+    sequences[0].options = replace(sequences[0].options, acceptance=Acceptance.REJECTION)
+    planned = None
+    for _ in range(3):
+        rows = deer.propose(sequences, ())
+        lengths = [row.num_logits for row in rows]
+        assert lengths[0] < lengths[1] == deer._source.max_length
+        planned = planned or lengths[0]
+        # Flat logits: nothing could be less certain.
+        drafted = [
+            RowsOutput(row, [7] * row.num_logits, torch.zeros(row.num_logits, 300)) for row in rows
+        ]
+        verified = deer.propose(sequences, drafted)
+        assert len(verified[0].token_ids) == 1 + lengths[0] == 1 + planned
+        assert len(verified[1].token_ids) < 1 + lengths[1]
