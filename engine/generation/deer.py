@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from engine.base import BaseStats
 from engine.decoding.verification import count_accepted_prefix
 from engine.draft_planner import AcceptanceModel, Candidate, CostCurve, plan_lengths
+from engine.generation.draft_cutter import DraftCutter
 from engine.generation.draft_source import DraftSource, draft_source
 from engine.generation.predicted_output import MAX_PREDICTED, predicted_draft
 from engine.generation.strategy import (
@@ -60,6 +61,10 @@ class Deer(GenerationStrategy):
         self._source = self.make_source(context)
         self._acceptance = AcceptanceModel(self._source.max_length)
         self._verify_cost = CostCurve(context.verify_costs)
+        self._cutter: DraftCutter | None = None
+        if context.entropy is not None:
+            self._cutter = DraftCutter(context.entropy, context.sampler, self._acceptance)
+        self._whole: set[str] = set()  # sequences whose draft of this step is not to be cut
         self._num_steps = 0
 
     @classmethod
@@ -80,8 +85,7 @@ class Deer(GenerationStrategy):
 
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         if drafted:
-            drafts = {o.rows.sequence.sequence_id: o.token_ids for o in drafted}
-            return self.verify(sequences, drafts)
+            return self.verify(sequences, self._drafts(sequences, drafted))
         return self.draft(sequences) or self.verify(sequences, {})
 
     def draft(self, sequences: Seq[Sequence]) -> list[Rows]:
@@ -92,7 +96,7 @@ class Deer(GenerationStrategy):
             if missing is not None:
                 rows.append(missing)
             elif length:
-                rows.append(self._source.rows(sequence, length))
+                rows.append(self._block(sequence, length))
         return rows
 
     def verify(self, sequences: Seq[Sequence], drafts: Mapping[str, list[int]]) -> list[Rows]:
@@ -106,7 +110,15 @@ class Deer(GenerationStrategy):
         return rows
 
     def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
-        return [self._accept(output) for output in outputs]
+        tokens = [self._accept(output) for output in outputs]
+        if self._cutter is not None:
+            self._cutter.learn(
+                [
+                    (output.rows.sequence.sequence_id, len(output.rows.token_ids) - 1, len(own) - 1)
+                    for output, own in zip(outputs, tokens, strict=True)
+                ]
+            )
+        return tokens
 
     def observe(self, timing: StepTiming) -> None:
         if timing.num_prefill_rows:
@@ -120,10 +132,31 @@ class Deer(GenerationStrategy):
         self._source.forget(sequence)
 
     def get_stats(self) -> dict[str, Any]:
-        return self.stats.to_dict()
+        own = self.stats.to_dict()
+        if self._cutter is None:
+            return own
+        return own | {f"entropy_{key}": n for key, n in self._cutter.stats.to_dict().items()}
 
     def reset_stats(self) -> None:
         self.stats.reset()
+        if self._cutter is not None:
+            self._cutter.stats.reset()
+
+    def _block(self, sequence: Sequence, length: int) -> Rows:
+        """What is drafted for a sequence: the planned length, or more where it is cut later."""
+        if self._cutter is None:
+            return self._source.rows(sequence, length)
+        if sequence.options.draft_length is None:
+            length = self._limit(sequence)
+        return replace(self._source.rows(sequence, length), wants_logits=True)
+
+    def _drafts(
+        self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]
+    ) -> Mapping[str, list[int]]:
+        if self._cutter is None:
+            return {output.rows.sequence.sequence_id: output.token_ids for output in drafted}
+        spent_s = self._source.cost(len(drafted))
+        return self._cutter.cut(sequences, drafted, self._whole, self._verify_cost, spent_s)
 
     def _plan(self, sequences: Seq[Sequence]) -> list[int]:
         """Tokens to draft for each; 0 also where the client has given a draft."""
@@ -132,6 +165,11 @@ class Deer(GenerationStrategy):
         candidates = [
             self._candidate(seq, is_probed=index in probed) for index, seq in enumerate(sequences)
         ]
+        self._whole = {
+            seq.sequence_id
+            for seq, candidate in zip(sequences, candidates, strict=True)
+            if candidate.fixed_length is not None
+        }
         lengths = plan_lengths(candidates, self._verify_cost, self._source.cost)
         return [
             length if candidate.needs_block else 0
@@ -139,7 +177,7 @@ class Deer(GenerationStrategy):
         ]
 
     def _candidate(self, seq: Sequence, *, is_probed: bool) -> Candidate:
-        limit = min(self._source.max_length, seq.num_remaining - 1)
+        limit = self._limit(seq)
         predicted = len(predicted_draft(seq))
         if predicted:
             return Candidate((), predicted, needs_block=False)
@@ -147,6 +185,9 @@ class Deer(GenerationStrategy):
         if seq.options.draft_length is not None:
             fixed = min(seq.options.draft_length, limit)
         return Candidate(self._acceptance.survivals(seq.sequence_id, limit), fixed)
+
+    def _limit(self, seq: Sequence) -> int:
+        return min(self._source.max_length, seq.num_remaining - 1)
 
     def _probed(self, num_sequences: int) -> range:
         """Which sequences get a full draft in this step whatever it costs; none in most steps."""
@@ -161,12 +202,18 @@ class Deer(GenerationStrategy):
         self._count(output.rows.sequence, len(draft), num_accepted)
         return output.token_ids[: num_accepted + 1]
 
+    def _cut_off(self, sequence: Sequence, num_verified: int) -> list[float]:
+        if self._cutter is None:
+            return []
+        return self._cutter.cut_off(sequence.sequence_id, num_verified)
+
     def _count(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         self.stats.num_verify_steps += 1
         if predicted_draft(sequence):
             self.stats.num_predicted_tokens += num_drafted
         elif num_drafted:
-            self._acceptance.update(sequence.sequence_id, num_drafted, num_accepted)
+            cut_off = self._cut_off(sequence, num_drafted)
+            self._acceptance.update(sequence.sequence_id, num_drafted, num_accepted, cut_off)
         else:
             self.stats.num_undrafted_steps += 1
             self._acceptance.rest(sequence.sequence_id)

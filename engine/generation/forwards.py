@@ -43,6 +43,8 @@ class Forwards:
         anchors = [r.token_ids[0] for r in blocks]
         bias = self._runner.next_token_bias
         tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
+        if any(rows.wants_logits for rows in blocks):
+            logits = self._sampler.chained_logits(logits, anchors, tokens, bias)
         return _outputs(blocks, logits, tokens)
 
     def denoise(self, all_rows: Seq[Rows]) -> list[RowsOutput]:

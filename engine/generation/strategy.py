@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from engine.entropy_controller import EntropyConfig
 from engine.models.diffusion_lm import DiffusionConfig
 from engine.models.token_sampler import TokenSampler
 from engine.request.options import NO_OPTIONS, GenerationOptions
@@ -60,6 +61,8 @@ class Rows:
     denoising_step: int = 0
     """Keys the noise of diffusion rows; 0 is the noise that verifier and drafter share."""
     num_tail: int = 0
+    wants_logits: bool = False
+    """Whether the output's logits must be those that a chained draft was drawn from."""
 
     @property
     def is_drafting(self) -> bool:
@@ -117,6 +120,8 @@ class StrategyContext:
     diffusion: DiffusionConfig | None = None
     denoise_costs: Seq[tuple[int, float]] = ()
     """Measured at start: (rows, seconds) of a forward of the diffusion model."""
+    entropy: EntropyConfig | None = None
+    """How drafts are cut by how certain they are; None: by acceptance so far alone."""
 
 
 class GenerationStrategy(ABC):

@@ -110,6 +110,33 @@ class TokenSampler:
         tokens = dict(zip(order, torch.cat(drawn).tolist(), strict=True))
         return [[tokens[row] for row in range(*span)] for span in pairwise(starts)]
 
+    def chained_logits(
+        self,
+        logits: Tensor,
+        anchors: Seq[int],
+        drawn: Seq[Seq[int]],
+        bias: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """What `sample_chained` drew `drawn` from, before noise and processing: [R, V]."""
+        before = [
+            i for anchor, own in zip(anchors, drawn, strict=True) for i in (anchor, *own)[:-1]
+        ]
+        return logits + bias(torch.tensor(before).to(self._device))
+
+    def leads(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
+        """By how much each row's drawn token is ahead of the next, noise included: [R].
+
+        In logits over the temperature, so that noise weighs the same at any; a greedy row's are
+        plain logits. A model whose logits differ by less draws the same token.
+        """
+        index, positions = self._rows(picks)
+        table = self._table(picks)
+        logits = self._process(logits, picks)
+        scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
+        first, second = scores.float().topk(2, dim=-1).values.unbind(-1)
+        scale = table.temperature.masked_fill(table.is_greedy, 1.0)[index]
+        return (first - second) / scale
+
     def logprobs(self, logits: Tensor, token_ids: Seq[int], num_top: int) -> list[TokenLogprobs]:
         """logits: [n, V] before any processing, one row for each of the n tokens."""
         chosen = torch.tensor(list(token_ids), dtype=torch.int64).to(self._device)
