@@ -104,6 +104,7 @@ class DFastLLMEngine:
         """
         mode = mode or self._default_mode
         self._check(prompt_token_ids, params, mode, options)
+        options = options.with_defaults(self._defaults)
         return Sequence(
             sequence_id,
             prompt_token_ids,
@@ -113,9 +114,10 @@ class DFastLLMEngine:
             mode=mode,
             prompt_index=prompt_index,
             choice=choice,
-            options=options.with_defaults(self._defaults),
+            options=options,
             cache_salt=cache_salt,
             replay=replay,
+            is_lossless=self._batching.batcher.strategies[mode].is_lossless_with(options),
         )
 
     def add(self, sequence: Sequence) -> None:

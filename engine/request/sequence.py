@@ -39,6 +39,7 @@ class Sequence:
         options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
         replay: Seq[int] = (),
+        is_lossless: bool = True,
     ) -> None:
         self.sequence_id = sequence_id
         self.params = params
@@ -47,6 +48,7 @@ class Sequence:
         self.choice = choice
         self.options = options
         self.cache_salt = cache_salt
+        self.is_lossless = is_lossless
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
         self.status = SequenceStatus.WAITING
@@ -208,4 +210,5 @@ class Sequence:
             num_cached_tokens=self.num_cached_tokens,
             num_draft_tokens=self.num_draft_tokens,
             acceptance_histogram=tuple(self.acceptance_histogram),
+            is_lossless=self.is_lossless,
         )
