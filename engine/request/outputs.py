@@ -36,6 +36,8 @@ class SequenceSummary:
     """Forwards of any model that had rows of this sequence (nfe); a batch shares them."""
     hole_lengths: tuple[int, ...] = ()
     """Of a text that was filled in: how many of the output tokens each hole has, in order."""
+    is_lossless: bool = True
+    """Whether mode and options promise the output (or its distribution) of the verifier alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,9 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_built_engine_answers_in_both_modes_alike(models: TinyModels) -> None:
+def test_a_built_engine_answers_in_all_its_modes_alike(models: TinyModels) -> None:
     engine = build_engine(config(models))
-    assert engine.modes == ("ar", "deer")
+    assert engine.modes == ("ar", "deer", "spec_diff")
     assert (engine.model_name, engine.max_model_len) == ("verifier", 256)
     params = SamplingParams(seed=1, max_tokens=6, ignore_eos=True)
     prompts = ["hello world", "a"]
@@ -70,6 +70,7 @@ def test_a_built_engine_answers_in_both_modes_alike(models: TinyModels) -> None:
     assert engine.generate(prompts, params, mode="deer") == engine.generate(prompts, params)
     assert engine.generate(prompts, params) == texts
     greedy = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    assert engine.generate(prompts, params, mode="spec_diff") == texts
     assert engine.generate(prompts, greedy, mode="ar") != texts, "settings of the call before"
 
 

@@ -60,8 +60,8 @@ def test_cut_drafts_change_no_token(
 ) -> None:
     deer = batcher_of(shipped).strategies["deer"]
     assert isinstance(deer, Deer)
-    monkeypatch.setattr(deer, "_verify_cost", CostCurve(STEEP))
-    monkeypatch.setattr(deer._source, "cost", CostCurve(CHEAP))
+    monkeypatch.setattr(deer.lengths, "verify_cost", CostCurve(STEEP))
+    monkeypatch.setattr(deer.source, "cost", CostCurve(CHEAP))
     monkeypatch.setattr(deer, "observe", lambda timing: None)  # or the true costs would come back
     assert deer._cutter is not None
     monkeypatch.setattr(deer._cutter, "_look_s", 0.0)
@@ -106,7 +106,7 @@ def test_drafts_are_looked_at_only_where_that_can_save_more_than_it_costs(
     models: TinyModels,
 ) -> None:
     context = strategy_context(models)
-    cutter = DraftCutter(EntropyConfig(), context.sampler, Deer(context)._acceptance)
+    cutter = DraftCutter(EntropyConfig(), context.sampler, Deer(context).lengths.acceptance)
     cutter._look_s = 1e-3
     wasteful, good = Candidate([0.1] * 4, None), Candidate([0.9] * 4, None)
 
@@ -169,7 +169,7 @@ def test_by_the_rule_of_p_and_q_a_draft_is_verified_as_it_was_planned(models: Ti
     for _ in range(3):
         rows = deer.propose(sequences, ())
         lengths = [row.num_logits for row in rows]
-        assert lengths[0] < lengths[1] == deer._source.max_length
+        assert lengths[0] < lengths[1] == deer.source.max_length
         planned = planned or lengths[0]
         # Flat logits: nothing could be less certain.
         drafted = [
