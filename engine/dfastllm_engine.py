@@ -11,6 +11,8 @@ from engine.continuous_batching import ContinuousBatchingEngine
 from engine.decoding.logit_processors import check_vocab
 from engine.models.model_runner import ModelRunner
 from engine.request.errors import InvalidRequestError
+from engine.request.grammar_compiler import GrammarCompiler
+from engine.request.grammar_matcher import GrammarMatcher
 from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput
 from engine.request.sampling_params import SamplingParams
@@ -62,6 +64,7 @@ class DFastLLMEngine:
         self._defaults = defaults
         self._batching = batching
         self._runner = runner
+        self._grammars = GrammarCompiler(tokenizer, runner.vocab_size)
 
     @property
     def batching(self) -> ContinuousBatchingEngine:
@@ -115,6 +118,7 @@ class DFastLLMEngine:
             choice=choice,
             options=options.with_defaults(self._defaults),
             cache_salt=cache_salt,
+            grammar=self._grammar_of(params),
             replay=replay,
         )
 
@@ -223,7 +227,16 @@ class DFastLLMEngine:
                     f"mode {mode!r} has no use for {name}; leave it out or choose another mode"
                 )
                 raise InvalidRequestError(message, name)
+        if params.grammar is not None and not strategy.keeps_grammars:
+            param = params.grammar.param
+            message = f"mode {mode!r} cannot keep to a grammar, so {param} needs another mode"
+            raise InvalidRequestError(message, param)
         strategy.check(len(prompt_token_ids), params, options)
+
+    def _grammar_of(self, params: SamplingParams) -> GrammarMatcher | None:
+        if params.grammar is None:
+            return None
+        return self._grammars.matcher(params.grammar, ignore_eos=params.ignore_eos)
 
     def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
         wanted = params.max_tokens

@@ -104,7 +104,7 @@ class Deer(GenerationStrategy):
         """The last token and what was drafted after it, for the verifier to judge."""
         rows = []
         for seq in sequences:
-            draft = predicted_draft(seq) or drafts.get(seq.sequence_id, [])
+            draft = seq.legal_prefix(predicted_draft(seq) or drafts.get(seq.sequence_id, ()))
             token_ids = [seq.token_ids[-1], *draft]
             start = seq.num_tokens - 1
             rows.append(Rows(seq, ModelRole.VERIFIER, token_ids, start, len(token_ids)))

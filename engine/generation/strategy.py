@@ -136,6 +136,9 @@ class GenerationStrategy(ABC):
     is_lossless: ClassVar[bool] = True
     """Whether the output is that of the verifier alone; said in every response where it is not."""
 
+    keeps_grammars: ClassVar[bool] = True
+    """Whether a grammar can be kept to: whether every token is drawn in verifier rows."""
+
     reads_with_verifier: ClassVar[bool] = True
     """Whether the scheduler reads prompts, in chunks, with the verifier before the first step."""
 

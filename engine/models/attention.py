@@ -47,7 +47,7 @@ class PagedContext:
             key_positions = torch.arange(num_slots, device=self.batch.device)
             seen = key_positions <= group.horizons[:, :, None]
             if window is not None:
-                seen &= key_positions > group.positions[:, :, None] - window
+                seen &= key_positions > group.origins[:, :, None] - window
             self.masks[key] = seen[:, None]
         return self.masks[key]
 
@@ -119,8 +119,11 @@ def varlen_backend(
 ) -> Tensor:
     """torch's own paged flash attention, in place in the pool; CUDA, bf16 or fp16.
 
-    Causal spans and blocks go in one call each. Unverified: no run on a GPU has exercised it yet.
+    Causal spans and blocks go in one call each; the kernel's window looks back from each row, which
+    is not what a block does, so that is left to SDPA. Unverified: no run on a GPU has exercised it.
     """
+    if window is not None and not all(span.is_causal for span in context.batch.spans):
+        return sdpa_backend(q, layer, context, scale, window)
     parts = _varlen_parts(context)
     if len(parts) == 1:
         return _varlen_call(q, layer, context, parts[0], scale, window)

@@ -111,12 +111,12 @@ class CausalLM:
         """Hidden states of the last forward after each tapped layer, side by side: [T, taps * H]"""
         return torch.cat([self._taps[layer][0] for layer in self._tap_layers], dim=-1)
 
-    def embed(self, token_ids: Tensor, scale: float | None = None) -> Tensor:
-        """[N] -> [N, H], as the model embeds them itself, or `scale` times the bare weights."""
-        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
-        if scale is None:
-            return embedding(token_ids)  # type: ignore[no-any-return]
-        return F.embedding(token_ids, embedding.weight) * scale
+    def embed(self, token_ids: Tensor, scale: float = 1.0) -> Tensor:
+        """The bare embeddings, [N] -> [N, H]: what a drafter shares, whatever the model does to
+        them itself (Gemma scales them, Muse normalises them).
+        """
+        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        return F.embedding(token_ids, weight) * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head alone, for a drafter that shares it: [N, H] -> [N, V]"""

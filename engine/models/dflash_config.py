@@ -47,7 +47,7 @@ class DFlashConfig:
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     causal: bool | None = None  # of all layers; None: of the sliding ones alone
-    input_embedding_scale: float | None = None  # of raw embeddings; None: as the verifier embeds
+    input_embedding_scale: float = 1.0  # of the verifier's bare embeddings
     output_multiplier: float = 1.0
     final_logit_softcapping: float | None = None
 
@@ -67,7 +67,7 @@ class DFlashConfig:
         is shared with the verifier is used as it is.
         """
         shared = (self.input_embedding_scale, self.output_multiplier, self.final_logit_softcapping)
-        return not self.sliding_layers and not self.causal and shared == (None, 1.0, None)
+        return not self.sliding_layers and not self.causal and shared == (1.0, 1.0, None)
 
     def window(self, layer: int) -> int | None:
         """A row of this layer sees what is less than so far away; None: everything."""
@@ -129,7 +129,7 @@ class DFlashConfig:
             sliding_window=raw["sliding_window"] if sliding else None,
             sliding_layers=sliding,
             causal=raw.get("is_causal") or (False if sliding and "is_causal" in raw else None),
-            input_embedding_scale=both.get("input_embedding_scale"),
+            input_embedding_scale=both.get("input_embedding_scale", 1.0),
             output_multiplier=both.get("output_multiplier", 1.0),
             final_logit_softcapping=both.get("final_logit_softcapping") or None,
         )
@@ -171,7 +171,7 @@ class DFlashConfig:
 
     def _output_json(self) -> dict[str, Any]:
         usual = {
-            "input_embedding_scale": None,
+            "input_embedding_scale": 1.0,
             "output_multiplier": 1.0,
             "final_logit_softcapping": None,
         }

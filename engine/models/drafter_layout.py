@@ -5,7 +5,7 @@ models/muse_glimmer_assistant), drafted with by `speculation_type="dflash"`: the
 context is called encoder, all of its config is on one level, and a sliding layer sees both ways and
 one row further: distance <= window (`sliding_window_bidirectional_overlay`), where z-lab's sees
 distance < window. Once its cache has dropped old rows, transformers itself sees one row less at the
-anchor; we follow its mask.
+anchor; we follow its mask. Both take the verifier's embeddings bare, without its norm.
 """
 
 from __future__ import annotations

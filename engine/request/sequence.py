@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from enum import Enum, auto
 
-from engine.request.options import NO_OPTIONS, GenerationOptions
+from engine.request.grammar_matcher import GrammarMatcher
+from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
 from engine.request.text_stream import StopMatcher, TextStream
@@ -38,6 +39,7 @@ class Sequence:
         choice: int = 0,
         options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
+        grammar: GrammarMatcher | None = None,
         replay: Seq[int] = (),
     ) -> None:
         self.sequence_id = sequence_id
@@ -47,6 +49,7 @@ class Sequence:
         self.choice = choice
         self.options = options
         self.cache_salt = cache_salt
+        self.grammar = grammar  # stands after the output tokens, whatever they came from
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
         self.status = SequenceStatus.WAITING
@@ -115,18 +118,35 @@ class Sequence:
     def commit(self, token_ids: Seq[int], logprobs: Seq[TokenLogprobs] = ()) -> int:
         """Make tokens output, in order, until one of them ends the sequence.
 
-        Returns how many were taken: those after an end of sequence, a stop or the limit are not.
+        Returns how many were taken: those after an end of sequence, a stop or the limit are not,
+        nor is one that the grammar refuses. A grammar that is complete ends the sequence, even
+        before `min_tokens` and where the end of sequence is ignored.
         """
         if token_ids and self.num_remaining <= 0 and not self.is_finished:
             self._finish(FinishReason.LENGTH)  # max_tokens 0: only the prompt was asked about
         for index, token_id in enumerate(token_ids):
             if self.is_finished:
                 return index
+            if self.grammar is not None and not self.grammar.accept(token_id):
+                # A dead end: nothing that this model can say goes on with what was begun.
+                is_whole = self.grammar.is_satisfied
+                self._finish(FinishReason.STOP if is_whole else FinishReason.LENGTH)
+                return index
             self.token_ids.append(token_id)
             if index < len(logprobs):
                 self._pending_logprobs.append(logprobs[index])
             self._check_end(token_id)
         return len(token_ids)
+
+    def legal_prefix(self, draft: Seq[int]) -> list[int]:
+        """The draft up to the first token that this sequence's grammar refuses.
+
+        Under the rejection rule all of it: where a draft ends must not hang on what was drawn, and
+        a token without probability is refused all the same.
+        """
+        if self.grammar is None or self.options.acceptance is Acceptance.REJECTION:
+            return list(draft)
+        return self.grammar.legal_prefix(draft)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -181,6 +201,8 @@ class Sequence:
         self._pending_text += text
         if stopped:
             self.finish_reason = FinishReason.STOP
+        elif self.grammar is not None and self.grammar.is_complete:
+            self._finish(FinishReason.STOP)
         elif self.num_remaining <= 0:
             self._finish(FinishReason.LENGTH)
 

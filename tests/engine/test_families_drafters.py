@@ -1,12 +1,8 @@
-"""DFlash drafters in every published layout: paged drafts against published equations.
-
-Config keys as in z-lab/dflash (tests/fixtures, dflash/model.py) and z-lab/Qwen3.6-27B-DFlash.
-"""
+"""DFlash drafters in every published layout: paged drafts against published equations."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,130 +10,39 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AutoModel, MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
+from transformers import (
+    AutoModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MuseGlimmerAssistantConfig,
+    MuseGlimmerAssistantModel,
+)
 from transformers.cache_utils import DFlashCache
 
 from engine.models.attention import sdpa_backend
-from engine.models.causal_lm import UnsupportedModelError
+from engine.models.causal_lm import CausalLM, UnsupportedModelError
 from engine.models.dflash import load_drafter
 from engine.models.fused_drafter import fuse_drafter
 from engine.models.loader import load_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
-from tests.engine.test_dflash import norm
 from tests.engine.test_families_loading import shard
+from tests.engine.tiny_drafters import (
+    BLOCK,
+    BOTH_WAYS,
+    LAYERS,
+    MASK,
+    PUBLISHED,
+    SIZES,
+    SLIDING,
+    WINDOW,
+    drafter_tensors,
+    published_hidden,
+)
 from tests.engine.tiny_families import rope
-from tests.engine.tiny_models import SHAPE, VOCAB_SIZE, tiny_qwen3
+from tests.engine.tiny_models import SHAPE, tiny_qwen3
 
 CPU = torch.device("cpu")
-MASK, BLOCK, WINDOW, LAYERS = VOCAB_SIZE - 1, 4, 7, 3
-SIZES: dict[str, Any] = {
-    "head_dim": 16,
-    "hidden_act": "silu",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "max_position_embeddings": 256,
-    "num_attention_heads": 4,
-    "num_hidden_layers": LAYERS,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-6,
-}
-PUBLISHED: dict[str, Any] = SIZES | {
-    "architectures": ["DFlashDraftModel"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "block_size": BLOCK,
-    "bos_token_id": 1,
-    "dflash_config": {"mask_token_id": MASK, "target_layer_ids": [0, 2]},
-    "dtype": "bfloat16",
-    "eos_token_id": 2,
-    "initializer_range": 0.02,
-    "max_window_layers": 5,
-    "model_type": "qwen3",
-    "num_target_layers": SHAPE["num_hidden_layers"],
-    "rope_scaling": None,
-    "rope_theta": 10000000,
-    "tie_word_embeddings": False,
-    "use_cache": True,
-    "vocab_size": VOCAB_SIZE,
-}
-SLIDING = {
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-    "sliding_window": WINDOW,
-    "use_sliding_window": True,
-}
-BOTH_WAYS = SLIDING | {"is_causal": False}
-
-
-def drafter_tensors(bias: bool = False) -> dict[str, Tensor]:
-    wanted: dict[str, tuple[int, ...]] = {"fc.weight": (64, 128), "hidden_norm.weight": (64,)}
-    wanted["norm.weight"] = (64,)
-    linears = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
-    for layer in range(LAYERS):
-        for name, shape in linears.items():
-            wanted[f"layers.{layer}.self_attn.{name}.weight"] = shape
-            if bias:
-                wanted[f"layers.{layer}.self_attn.{name}.bias"] = shape[:1]
-        for name in ("q_norm", "k_norm"):
-            wanted[f"layers.{layer}.self_attn.{name}.weight"] = (16,)
-        for name, shape in {"gate": (96, 64), "up": (96, 64), "down": (64, 96)}.items():
-            wanted[f"layers.{layer}.mlp.{name}_proj.weight"] = shape
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            wanted[f"layers.{layer}.{name}.weight"] = (64,)
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: float(len(shape) == 1 and "bias" not in name)
-        + 0.25 * torch.randn(shape, generator=generator)
-        for name, shape in wanted.items()
-    }
-
-
-def published_hidden(
-    w: dict[str, Tensor],
-    raw: dict[str, Any],
-    tapped: Tensor,
-    embeds: Tensor,
-    turn: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """What z-lab's model.py computes for one block after `tapped`, layer by layer."""
-    anchor, size = len(tapped), len(embeds)
-    context = norm(tapped @ w["fc.weight"].T, w["hidden_norm.weight"])
-    queries, keys = torch.arange(anchor, anchor + size)[:, None], torch.arange(anchor + size)
-    x = embeds
-    for layer in range(LAYERS):
-        own = {
-            k.removeprefix(f"layers.{layer}."): v for k, v in w.items() if f"layers.{layer}." in k
-        }
-
-        def project(rows: Tensor, name: str, own: dict[str, Tensor] = own) -> Tensor:
-            out = rows @ own[f"self_attn.{name}_proj.weight"].T
-            return out + own.get(f"self_attn.{name}_proj.bias", torch.zeros(()))
-
-        normed = norm(x, own["input_layernorm.weight"])
-        rows = torch.cat((context, normed))
-        q, k, v = (
-            project(part, name).view(len(part), -1, 16)
-            for part, name in ((normed, "q"), (rows, "k"), (rows, "v"))
-        )
-        k = turn(norm(k, own["self_attn.k_norm.weight"]))
-        q = norm(q, own["self_attn.q_norm.weight"])
-        q = turn(torch.cat((torch.zeros(anchor, *q.shape[1:]), q)))[anchor:]
-        slides = raw.get("layer_types", ["full_attention"] * LAYERS)[layer] == "sliding_attention"
-        causal = slides if raw.get("is_causal") is None else raw["is_causal"]
-        seen = torch.ones(size, anchor + size, dtype=torch.bool)
-        if slides:
-            seen &= (queries - keys).abs() < raw["sliding_window"]
-        if causal:
-            seen &= keys <= queries
-        mixed = F.scaled_dot_product_attention(
-            q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), seen, enable_gqa=True
-        )
-        x = x + project(mixed.transpose(0, 1).flatten(1), "o")
-        y = norm(x, own["post_attention_layernorm.weight"])
-        gate = F.silu(y @ own["mlp.gate_proj.weight"].T) * (y @ own["mlp.up_proj.weight"].T)
-        x = x + gate @ own["mlp.down_proj.weight"].T
-    return norm(x, w["norm.weight"])
 
 
 def save(folder: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
@@ -249,7 +154,6 @@ def test_what_a_drafter_does_with_shared_embedding_and_head_is_honoured(tmp_path
         "block_size": BLOCK,
         "output_multiplier": 0.25,
         "final_logit_softcapping": 2.0,
-        "input_embedding_scale": 1.0,
     }
     raw = {k: v for k, v in PUBLISHED.items() if k != "block_size"} | {"dflash_config": inner}
     shaped = runner_for(tmp_path, save(tmp_path / "shaped", raw, drafter_tensors()))
@@ -258,6 +162,17 @@ def test_what_a_drafter_does_with_shared_embedding_and_head_is_honoured(tmp_path
         runner.verify([Span(CONTEXTS[0], 0, [1, 2, 3, 4])], [])
         logits.append(runner.draft([Span([50, *[MASK] * 3], 11, [1, 2, 3, 4])], [3]))
     torch.testing.assert_close(logits[1], 2.0 * torch.tanh(0.25 * logits[0] / 2.0))
+
+
+@torch.inference_mode()
+def test_a_drafter_is_given_bare_embeddings_times_its_own_scale() -> None:
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(**SHAPE, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    verifier = CausalLM(Gemma3ForCausalLM(config))  # which scales by sqrt(64) = 8 for itself
+    ids = torch.tensor([3, 7])
+    bare = verifier.model.get_input_embeddings().weight[ids]
+    assert torch.equal(verifier.embed(ids), bare)
+    torch.testing.assert_close(verifier.embed(ids, 8.0), verifier.model.get_input_embeddings()(ids))
 
 
 def test_a_drafter_in_shards_loads_as_well(tmp_path: Path) -> None:
