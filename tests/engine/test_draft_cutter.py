@@ -81,6 +81,29 @@ def test_cut_drafts_change_no_token(
     assert deer.get_stats()["entropy_num_positions"] == 0
 
 
+@pytest.mark.usefixtures("looking")
+def test_drafts_are_judged_by_the_logits_that_they_were_drawn_from(
+    shipped: DFastLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped drafter adds to a mask's logits what the token before it says."""
+    seen: list[RowsOutput] = []
+    judge = DraftCutter._judge
+
+    def spy(cutter: DraftCutter, outputs: list[RowsOutput]) -> None:
+        seen.extend(outputs)
+        judge(cutter, outputs)
+
+    monkeypatch.setattr(DraftCutter, "_judge", spy)
+    deer = batcher_of(shipped).strategies["deer"]
+    assert isinstance(deer, Deer)
+    monkeypatch.setattr(deer, "_verify_cost", CostCurve(STEEP))
+    monkeypatch.setattr(deer._cutter, "_look_s", 0.0)
+    run_all(shipped, [replace(ask(shipped, 0.0, seed), mode="deer") for seed in range(3)])
+    assert sum(len(output.token_ids) for output in seen) > 20
+    for output in seen:
+        assert output.logits.argmax(-1).tolist() == output.token_ids
+
+
 def cutting_deer(models: TinyModels) -> Deer:
     context = replace(
         strategy_context(models), entropy=EntropyConfig(), verify_costs=STEEP, draft_costs=CHEAP
