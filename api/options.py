@@ -1,0 +1,83 @@
+"""Which way of generating a request asks for, and its knobs."""
+
+from __future__ import annotations
+
+import math
+
+from api.content import part_text
+from api.errors import InvalidRequestError
+from api.schemas import CompletionRequest, GenerationRequest, Prediction
+from api.validation import MAX_TOKEN_ID, check
+from worker.wire.messages import ModelInfo, Options
+
+INFILLING_MODE = "diffusion"
+MAX_HOLES = 64
+
+
+def mode_of(request: GenerationRequest, model: ModelInfo) -> str | None:
+    """Return the mode to run, None for the worker's default; raises InvalidRequestError.
+
+    A suffix can only be had of one mode, and so names it.
+    """
+    if request.mode is not None and request.mode not in model.modes:
+        offered = ", ".join(model.modes) or "none"
+        raise InvalidRequestError(
+            f"Model '{model.name}' has no mode '{request.mode[:40]}'; its modes: {offered}.",
+            param="mode",
+        )
+    if not _suffixes(request):
+        return request.mode
+    if request.mode not in (None, INFILLING_MODE):
+        raise InvalidRequestError(
+            f"'suffix' needs mode '{INFILLING_MODE}', not '{request.mode}'.", param="suffix"
+        )
+    if INFILLING_MODE not in model.modes:
+        raise InvalidRequestError(
+            f"'suffix' needs mode '{INFILLING_MODE}', which model '{model.name}' does not have.",
+            param="suffix",
+            code="unsupported_parameter",
+        )
+    return INFILLING_MODE
+
+
+def options_of(request: GenerationRequest) -> Options | None:
+    """Return the wire's form of the knobs, checked; None where none is given."""
+    check("denoising_steps", request.denoising_steps, 1, MAX_TOKEN_ID)
+    check("block_length", request.block_length, 1, MAX_TOKEN_ID)
+    check("confidence_threshold", request.confidence_threshold, 0.0, 1.0)
+    check("unmasking_factor", request.unmasking_factor, 0.0, math.inf, is_open=True)
+    check("skip_verify_confidence", request.skip_verify_confidence, 0.0, 1.0)
+    options = Options(
+        denoising_steps=request.denoising_steps,
+        block_length=request.block_length,
+        confidence_threshold=request.confidence_threshold,
+        unmasking_factor=request.unmasking_factor,
+        remasking=request.remasking,
+        canvas_cache=request.canvas_cache,
+        acceptance=request.acceptance,
+        skip_verify_confidence=request.skip_verify_confidence,
+        prediction=_predicted_text(request.prediction),
+        suffixes=_suffixes(request),
+    )
+    return None if options == Options() else options
+
+
+def _predicted_text(prediction: Prediction | None) -> str:
+    if prediction is None:
+        return ""
+    if isinstance(prediction.content, str):
+        return prediction.content
+    return "".join(
+        part_text(part, f"prediction.content[{index}]")
+        for index, part in enumerate(prediction.content)
+    )
+
+
+def _suffixes(request: GenerationRequest) -> list[str]:
+    """What follows each hole; an empty text or list asks for nothing."""
+    if not isinstance(request, CompletionRequest) or not request.suffix:
+        return []
+    suffixes = [request.suffix] if isinstance(request.suffix, str) else request.suffix
+    if len(suffixes) > MAX_HOLES:
+        raise InvalidRequestError(f"'suffix' takes at most {MAX_HOLES} texts.", param="suffix")
+    return suffixes
