@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.base import HasStats
@@ -107,6 +107,10 @@ class DFastLLMEngine:
         """
         mode = mode or self._default_mode
         self._check(prompt_token_ids, params, mode, options)
+        strategy = self._batching.batcher.strategies[mode]
+        limit = strategy.default_max_tokens(len(prompt_token_ids), options)
+        if params.max_tokens is None and limit is not None:
+            params = replace(params, max_tokens=limit)
         return Sequence(
             sequence_id,
             prompt_token_ids,
@@ -219,7 +223,9 @@ class DFastLLMEngine:
         if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
             raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "prompt")
         check_vocab(params, vocab_size)
-        self._check_length(len(prompt_token_ids), params)
+        if not all(0 <= i < vocab_size for suffix in options.suffixes for i in suffix):
+            raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "suffixes")
+        self._check_length(len(prompt_token_ids) + options.num_suffix_tokens, params)
         strategy = self._batching.batcher.strategies[mode]
         for name in options.given():
             if name not in strategy.honours:
@@ -238,15 +244,15 @@ class DFastLLMEngine:
             return None
         return self._grammars.matcher(params.grammar, ignore_eos=params.ignore_eos)
 
-    def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
+    def _check_length(self, num_given_tokens: int, params: SamplingParams) -> None:
         wanted = params.max_tokens
-        total = num_prompt_tokens + (1 if wanted is None else wanted)
+        total = num_given_tokens + (1 if wanted is None else wanted)
         if total <= self.max_model_len:
             return
         asked = "" if wanted is None else f" and asks for {wanted} more"
         raise InvalidRequestError(
             f"the context holds {self.max_model_len} tokens, "
-            f"but the request has {num_prompt_tokens}{asked}",
+            f"but the request has {num_given_tokens}{asked}",
             "messages" if wanted is None else "max_tokens",
             "context_length_exceeded",
         )

@@ -106,6 +106,7 @@ def _spans(rows: Rows) -> list[Span]:
 def _outputs(all_rows: Seq[Rows], logits: Tensor, tokens: Seq[list[int]]) -> list[RowsOutput]:
     outputs, start = [], 0
     for rows, token_ids in zip(all_rows, tokens, strict=True):
+        rows.sequence.num_forwards += 1
         own = logits[start : start + rows.num_logits]
         outputs.append(RowsOutput(rows, token_ids, own))
         start += rows.num_logits

@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.models.diffusion_lm import DiffusionConfig
 from engine.models.token_sampler import TokenSampler
 from engine.request.options import NO_OPTIONS, GenerationOptions
+from engine.request.outputs import Ending
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
@@ -154,6 +155,10 @@ class GenerationStrategy(ABC):
     ) -> None:
         """Raise `InvalidRequestError` for what this strategy cannot honour."""
 
+    def default_max_tokens(self, num_prompt_tokens: int, options: GenerationOptions) -> int | None:
+        """What a request without max_tokens gets; None: until the context is full."""
+        return None
+
     def max_rows(self, sequence: Sequence) -> int:
         """The most rows that this sequence may be given in its next step."""
         return 1
@@ -177,6 +182,10 @@ class GenerationStrategy(ABC):
 
         The j-th token must stem from the j-th row with logits. May update statistics.
         """
+
+    def ending(self, sequence: Sequence) -> Ending | None:
+        """Whether a sequence ends with what was just accepted, beside what its tokens say."""
+        return None
 
     def observe(self, timing: StepTiming) -> None:  # noqa: B027 an optional hook
         """Learn from what the step cost; called once a step in which this strategy took part."""

@@ -200,6 +200,7 @@ class TokenSampler:
                     sequence.output_token_ids,
                     pick.draft,
                     self._tokenizer.eos_token_ids | set(sequence.params.stop_token_ids),
+                    pick.first_position if pick.is_drafter else None,
                 )
             start += pick.count
         _apply_grammars(logits, picks)

@@ -7,7 +7,13 @@ from enum import Enum, auto
 
 from engine.request.grammar_matcher import GrammarMatcher
 from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions
-from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
+from engine.request.outputs import (
+    Ending,
+    FinishReason,
+    SequenceSummary,
+    StepOutput,
+    TokenLogprobs,
+)
 from engine.request.sampling_params import SamplingParams
 from engine.request.text_stream import StopMatcher, TextStream
 from engine.request.tokenizer import Tokenizer
@@ -60,6 +66,8 @@ class Sequence:
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
         self.num_draft_tokens = 0
+        self.num_forwards = 0  # of any model, that had rows of this sequence
+        self.hole_lengths: tuple[int, ...] = ()
         self.acceptance_histogram: list[int] = []
         self._prompt_logprobs: list[TokenLogprobs] = []
         # A replay has given them out before.
@@ -148,6 +156,19 @@ class Sequence:
             return list(draft)
         return self.grammar.legal_prefix(draft)
 
+    def end(self, ending: Ending) -> None:
+        """Take a strategy's word that nothing more will come; a token may have ended it before."""
+        self.hole_lengths = ending.hole_lengths
+        if not self.is_finished:
+            self._finish(ending.reason)
+
+    def is_end(self, token_id: int, num_output_tokens: int) -> bool:
+        """Whether a token ends the text when it is the last of so many output tokens."""
+        params = self.params
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+        may_stop = num_output_tokens > params.min_tokens
+        return may_stop and (is_eos or token_id in params.stop_token_ids)
+
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether rows of the prompt still have to give theirs."""
@@ -191,12 +212,10 @@ class Sequence:
         return output
 
     def _check_end(self, token_id: int) -> None:
-        params = self.params
-        may_stop = self.num_output_tokens > params.min_tokens
-        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
-        if may_stop and (is_eos or token_id in params.stop_token_ids):
+        if self.is_end(token_id, self.num_output_tokens):
             self._finish(FinishReason.STOP)
             return
+        may_stop = self.num_output_tokens > self.params.min_tokens
         text, stopped = self._stops.push(self._text.push(token_id), may_stop=may_stop)
         self._pending_text += text
         if stopped:
@@ -230,4 +249,10 @@ class Sequence:
             num_cached_tokens=self.num_cached_tokens,
             num_draft_tokens=self.num_draft_tokens,
             acceptance_histogram=tuple(self.acceptance_histogram),
+            num_forwards=self.num_forwards,
+            hole_lengths=self._hole_lengths(),
         )
+
+    def _hole_lengths(self) -> tuple[int, ...]:
+        is_one_hole = len(self.options.suffixes) == 1  # a stop string may have ended it
+        return (self.num_output_tokens,) if is_one_hole else self.hole_lengths
