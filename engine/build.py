@@ -187,6 +187,7 @@ def _strategy_context(
         sampler=sampler,
         diffusion=runner.diffusion.config if runner.diffusion else None,
         denoise_costs=denoise_costs(runner),
+        entropy=config.entropy,
     )
     runner.counts.reset()  # what was run to measure costs served nobody
     return context

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.entropy_controller import EntropyConfig
 from engine.models.diffusion_lm import is_diffusion_lm
 from engine.request.options import GenerationOptions
 
@@ -44,6 +45,8 @@ class EngineConfig:
     self_test: bool = True
     options: GenerationOptions = field(default_factory=GenerationOptions)
     """What a request that says nothing gets."""
+    entropy: EntropyConfig | None = None
+    """How drafts are cut by how certain they are; None: by acceptance so far alone."""
 
     def __post_init__(self) -> None:
         names = ("max_batch_size", "page_size", "max_draft_length", "max_model_len")

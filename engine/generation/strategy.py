@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from engine.entropy_controller import EntropyConfig
 from engine.models.diffusion_lm import DiffusionConfig
 from engine.models.token_sampler import TokenSampler
 from engine.request.options import NO_OPTIONS, GenerationOptions
@@ -61,6 +62,10 @@ class Rows:
     denoising_step: int = 0
     """Keys the noise of diffusion rows; 0 is the noise that verifier and drafter share."""
     num_tail: int = 0
+    wants_logits: bool = False
+    """Whether the output's logits must be those that a chained draft was drawn from."""
+    wants_logprobs: bool = False
+    """Whether the output must say what its tokens were drawn from."""
 
     @property
     def is_drafting(self) -> bool:
@@ -71,12 +76,14 @@ class Rows:
 class RowsOutput:
     """What came of `rows`: a token for each row with logits, drawn with the request's own noise.
 
-    token_ids: num_logits of them. logits: [num_logits, V], before any processing.
+    token_ids: num_logits of them. logits: [num_logits, V], before any processing. logprobs: log p~,
+    [num_logits, V], that the tokens were drawn from; only for rows that want it.
     """
 
     rows: Rows
     token_ids: list[int]
     logits: Tensor
+    logprobs: Tensor | None = None
 
 
 class Forward(NamedTuple):
@@ -118,6 +125,8 @@ class StrategyContext:
     diffusion: DiffusionConfig | None = None
     denoise_costs: Seq[tuple[int, float]] = ()
     """Measured at start: (rows, seconds) of a forward of the diffusion model."""
+    entropy: EntropyConfig | None = None
+    """How drafts are cut by how certain they are; None: by acceptance so far alone."""
 
 
 class GenerationStrategy(ABC):
@@ -144,6 +153,14 @@ class GenerationStrategy(ABC):
     @classmethod
     def can_run(cls, available: frozenset[ModelRole]) -> bool:
         return cls.needs <= available
+
+    def is_lossless_with(self, options: GenerationOptions) -> bool:
+        """Whether a sequence with these options (defaults filled in) is `is_lossless`."""
+        return self.is_lossless
+
+    def reads_prompt(self, sequence: Sequence) -> bool:
+        """`reads_with_verifier` of one sequence: it may hang on what the request has chosen."""
+        return self.reads_with_verifier
 
     @property
     def shares_pages(self) -> bool:

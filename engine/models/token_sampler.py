@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
 from engine.decoding.noise_cache import NoiseCache
+from engine.decoding.rejection import committed_tokens, verify_by_rejection
 from engine.decoding.sampler import (
     gather_logprobs,
     noise_rows,
@@ -83,10 +84,35 @@ class TokenSampler:
             start += pick.count
         return tokens
 
-    def distribution(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
-        """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass."""
+    def distribution(self, logits: Tensor, picks: Seq[Pick], bias: Tensor | None = None) -> Tensor:
+        """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass.
+
+        With the `bias` of each row, [R, V], what `sample_chained` draws from.
+        """
         index, _ = self._rows(picks)
-        return processed_logprobs(self._process(logits, picks), self._table(picks), index)
+        return processed_logprobs(self._process(logits, picks), self._table(picks), index, bias)
+
+    def verify_by_rejection(
+        self,
+        target_logprobs: Tensor,
+        draft_logprobs: Tensor,
+        drafts: Seq[Seq[int]],
+        picks: Seq[Pick],
+    ) -> list[list[int]]:
+        """What stands of each draft by the rule of p / q, and the token after it.
+
+        target_logprobs: [N + S, V], the verifier's `distribution` for the S picks; draft_logprobs:
+        [N, V], what the N draft tokens were drawn from.
+        """
+        token_ids = [token_id for draft in drafts for token_id in draft]
+        drafted = torch.tensor(token_ids, dtype=torch.int64).to(self._device)
+        lengths = [len(draft) for draft in drafts]
+        index = torch.arange(len(picks)).to(self._device)
+        positions = torch.tensor([pick.first_position for pick in picks]).to(self._device)
+        verdict = verify_by_rejection(
+            target_logprobs, draft_logprobs, drafted, lengths, self._table(picks), index, positions
+        )
+        return committed_tokens(drafted, lengths, verdict)
 
     def noise(self, picks: Seq[Pick], vocab_size: int) -> Tensor:
         """The Gumbel noise that `sample` adds to each row, [R, V], whatever the temperature."""
@@ -132,6 +158,33 @@ class TokenSampler:
         # Only now, once for all, the device is waited for (where no grammar had to be asked).
         tokens = dict(zip(order, torch.cat(drawn).tolist(), strict=True))
         return [[tokens[row] for row in range(*span)] for span in pairwise(starts)]
+
+    def chained_logits(
+        self,
+        logits: Tensor,
+        anchors: Seq[int],
+        drawn: Seq[Seq[int]],
+        bias: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """What `sample_chained` drew `drawn` from, before noise and processing: [R, V]."""
+        before = [
+            i for anchor, own in zip(anchors, drawn, strict=True) for i in (anchor, *own)[:-1]
+        ]
+        return logits + bias(torch.tensor(before).to(self._device))
+
+    def leads(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
+        """By how much each row's drawn token is ahead of the next, noise included: [R].
+
+        In logits over the temperature, so that noise weighs the same at any; a greedy row's are
+        plain logits. A model whose logits differ by less draws the same token.
+        """
+        index, positions = self._rows(picks)
+        table = self._table(picks)
+        logits = self._process(logits, picks)
+        scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
+        first, second = scores.float().topk(2, dim=-1).values.unbind(-1)
+        scale = table.temperature.masked_fill(table.is_greedy, 1.0)[index]
+        return (first - second) / scale
 
     def logprobs(self, logits: Tensor, token_ids: Seq[int], num_top: int) -> list[TokenLogprobs]:
         """logits: [n, V] before any processing, one row for each of the n tokens."""

@@ -32,6 +32,8 @@ class SequenceSummary:
     num_draft_tokens: int
     acceptance_histogram: tuple[int, ...]
     """`acceptance_histogram[j]`: verify steps that accepted exactly j draft tokens."""
+    is_lossless: bool = True
+    """Whether mode and options promise the output (or its distribution) of the verifier alone."""
     num_forwards: int = 0
     """Forwards of any model that had rows of this sequence (nfe); a batch shares them."""
     hole_lengths: tuple[int, ...] = ()

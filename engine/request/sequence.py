@@ -47,6 +47,7 @@ class Sequence:
         cache_salt: str = "",
         grammar: GrammarMatcher | None = None,
         replay: Seq[int] = (),
+        is_lossless: bool = True,
     ) -> None:
         self.sequence_id = sequence_id
         self.params = params
@@ -56,6 +57,7 @@ class Sequence:
         self.options = options
         self.cache_salt = cache_salt
         self.grammar = grammar  # stands after the output tokens, whatever they came from
+        self.is_lossless = is_lossless
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
         self.status = SequenceStatus.WAITING
@@ -251,6 +253,7 @@ class Sequence:
             acceptance_histogram=tuple(self.acceptance_histogram),
             num_forwards=self.num_forwards,
             hole_lengths=self._hole_lengths(),
+            is_lossless=self.is_lossless,
         )
 
     def _hole_lengths(self) -> tuple[int, ...]:
