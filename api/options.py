@@ -13,6 +13,10 @@ from worker.wire.messages import ModelInfo, Options
 INFILLING_MODE = "diffusion"
 MAX_HOLES = 64
 
+_COUNTS = ("denoising_steps", "block_length", "apd_lookahead", "apd_window", "apd_max_parallel")
+_SHARES = ("confidence_threshold", "skip_verify_confidence", "apd_mix_weight", "apd_threshold")
+_OTHERS = ("unmasking_factor", "remasking", "canvas_cache", "acceptance")
+
 
 def mode_of(request: GenerationRequest, model: ModelInfo) -> str | None:
     """Return the mode to run, None for the worker's default; raises InvalidRequestError.
@@ -42,20 +46,13 @@ def mode_of(request: GenerationRequest, model: ModelInfo) -> str | None:
 
 def options_of(request: GenerationRequest) -> Options | None:
     """Return the wire's form of the knobs, checked; None where none is given."""
-    check("denoising_steps", request.denoising_steps, 1, MAX_TOKEN_ID)
-    check("block_length", request.block_length, 1, MAX_TOKEN_ID)
-    check("confidence_threshold", request.confidence_threshold, 0.0, 1.0)
+    for name in _COUNTS:
+        check(name, getattr(request, name), 1, MAX_TOKEN_ID)
+    for name in _SHARES:
+        check(name, getattr(request, name), 0.0, 1.0)
     check("unmasking_factor", request.unmasking_factor, 0.0, math.inf, is_open=True)
-    check("skip_verify_confidence", request.skip_verify_confidence, 0.0, 1.0)
     options = Options(
-        denoising_steps=request.denoising_steps,
-        block_length=request.block_length,
-        confidence_threshold=request.confidence_threshold,
-        unmasking_factor=request.unmasking_factor,
-        remasking=request.remasking,
-        canvas_cache=request.canvas_cache,
-        acceptance=request.acceptance,
-        skip_verify_confidence=request.skip_verify_confidence,
+        **{name: getattr(request, name) for name in (*_COUNTS, *_SHARES, *_OTHERS)},
         prediction=_predicted_text(request.prediction),
         suffixes=_suffixes(request),
     )

@@ -115,6 +115,11 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     canvas_cache: CanvasCache | None = None
     acceptance: Acceptance | None = None
     skip_verify_confidence: float | None = None
+    apd_mix_weight: float | None = None
+    apd_lookahead: int | None = None
+    apd_window: int | None = None
+    apd_max_parallel: int | None = None
+    apd_threshold: float | None = None
     prediction: Prediction | None = None
 
     diffusing: Any = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.build import EngineConfig
+from engine.request.options import GenerationOptions
 from worker.settings import WorkerSettings
 
 
@@ -23,6 +24,12 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         kv_memory_bytes=None if settings.kv_cache_mb is None else settings.kv_cache_mb << 20,
         prefix_cache=settings.prefix_cache,
+        options=GenerationOptions(
+            draft_length=settings.hybrid_draft_size,
+            denoising_steps=settings.diffusion_steps,
+            block_length=settings.block_size,
+        ),
+        disabled_modes=frozenset() if settings.enable_apd else frozenset({"apd"}),
     )
     if not settings.hybrid_enabled:
         config = replace(config, default_mode="ar")
@@ -36,7 +43,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
 
 
 def _models(settings: WorkerSettings) -> tuple[str | None, str | None]:
-    """Return verifier and drafter; a model that stands alone is the verifier."""
+    """Return the verifier or what stands alone, and what drafts: the engine tells their kinds."""
     if settings.ar_verifier_model is None:
         return settings.model, None
     return settings.ar_verifier_model, settings.model

@@ -49,6 +49,10 @@ class Tokenizer:
             return token_ids
         return self._bos_prefix + token_ids
 
+    def encode_continuation(self, text: str, param: str) -> list[int]:
+        """The ids of a text that stands behind another; `param` is the field that it came from."""
+        return self._encode_text(text, param)
+
     def apply_chat_template(
         self, messages: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:
@@ -116,14 +120,14 @@ class Tokenizer:
         except KeyError:
             return piece.encode()
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, param: str = "prompt") -> list[int]:
         try:
             token_ids: list[int] = self._tokenizer.encode(
                 text, add_special_tokens=False, split_special_tokens=False, verbose=False
             )
         except (TypeError, UnicodeEncodeError) as error:
             message = "the text holds a half of a surrogate pair and so is not valid Unicode"
-            raise InvalidRequestError(message, param="prompt") from error
+            raise InvalidRequestError(message, param=param) from error
         return token_ids
 
     def _find_bos_prefix(self) -> list[int]:

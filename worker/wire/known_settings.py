@@ -59,7 +59,7 @@ _ALL = (
         "MODEL",
         (WORKER,),
         "embedded",
-        "folder of the diffusion model or drafter, or of a lone verifier",
+        "folder of the diffusion model or drafter, or of a model that stands alone",
     ),
     _setting("AR_VERIFIER_MODEL", (WORKER,), "embedded", "folder of the autoregressive verifier"),
     _setting("TOKENIZER", (WORKER,), "the verifier's", "folder of the tokenizer"),
@@ -71,14 +71,22 @@ _ALL = (
     _setting("DEVICE", (WORKER,), "auto", "auto, cpu, cuda or cuda:N"),
     _setting("CPU_THREADS", (WORKER,), "cores / workers", "threads that torch may use on a CPU"),
     _setting(
-        "HYBRID_ENABLED", (WORKER,), "true", "draft with the diffusion model; false: verifier alone"
+        "HYBRID_ENABLED",
+        (WORKER,),
+        "true",
+        "draft with the diffusion model; false: mode ar where none is named",
     ),
-    _setting("HYBRID_MODE", (WORKER,), "deer", "mode of requests that name none"),
+    _setting(
+        "HYBRID_MODE",
+        (WORKER,),
+        "deer, or what the models allow",
+        "mode of requests that name none: deer, spec_diff, semi_ar, diffusion, apd or ar",
+    ),
     _setting(
         "HYBRID_DRAFT_SIZE",
         (WORKER,),
         "auto",
-        "draft length; auto: the planner decides each step [not yet]",
+        "draft length of requests that name none; auto: the planner decides each step",
     ),
     _setting(
         "HYBRID_MAX_DRAFT", (WORKER,), "from the drafter", "longest draft the planner may choose"
@@ -109,11 +117,19 @@ _ALL = (
         "entropy below which drafts get long [not yet]",
     ),
     _setting(
-        "DIFFUSION_STEPS", (WORKER,), "from the strategy", "denoising steps a block [not yet]"
+        "DIFFUSION_STEPS",
+        (WORKER,),
+        "from the strategy",
+        "denoising_steps of requests that name none: forwards a block, canvas or draft takes",
     ),
-    _setting("BLOCK_SIZE", (WORKER,), "from the model", "tokens denoised together [not yet]"),
     _setting(
-        "ENABLE_APD", (WORKER,), "false", "offer the mode apd where its models are there [not yet]"
+        "BLOCK_SIZE",
+        (WORKER,),
+        "from the model",
+        "block_length of requests that name none: tokens denoised together",
+    ),
+    _setting(
+        "ENABLE_APD", (WORKER,), "true", "offer the lossy mode apd where its models are there"
     ),
     _setting(
         "APD_MAX_PARALLEL",

@@ -70,6 +70,11 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     canvas_cache: str | None = None
     acceptance: str | None = None  # "coupled" | "rejection"
     skip_verify_confidence: float | None = None
+    apd_mix_weight: float | None = None
+    apd_lookahead: int | None = None
+    apd_window: int | None = None
+    apd_max_parallel: int | None = None
+    apd_threshold: float | None = None
     prediction: str = ""  # the answer that the client expects
     suffixes: list[str] = field(default_factory=list)  # what follows each hole to be filled
 
