@@ -46,7 +46,7 @@ class Forwards:
         anchors = [r.token_ids[0] for r in blocks]
         bias = self._runner.next_token_bias
         tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
-        plain = logits.split([rows.num_logits for rows in blocks])
+        plain = torch.split(logits, [rows.num_logits for rows in blocks])
         if any(rows.wants_logits or rows.wants_logprobs for rows in blocks):
             logits = self._sampler.chained_logits(logits, anchors, tokens, bias)
         return self._with_logprobs(_outputs(blocks, logits, tokens), picks, plain)
@@ -83,7 +83,7 @@ class Forwards:
             unbiased = torch.cat([plain[i] for i in wanted])
             logits, bias = unbiased, logits - unbiased
         logprobs = self._sampler.distribution(logits, [picks[i] for i in wanted], bias)
-        parts = logprobs.split([outputs[i].rows.num_logits for i in wanted])
+        parts = torch.split(logprobs, [outputs[i].rows.num_logits for i in wanted])
         for i, part in zip(wanted, parts, strict=True):
             outputs[i] = replace(outputs[i], logprobs=part)
         return outputs

@@ -147,6 +147,9 @@ class GenerationStrategy(ABC):
     reads_with_verifier: ClassVar[bool] = True
     """Whether the scheduler reads prompts, in chunks, with the verifier before the first step."""
 
+    resumes_with_verifier: ClassVar[bool] = True
+    """Whether the verifier may draw the next token of an output that it had to read again."""
+
     def __init__(self, context: StrategyContext) -> None:
         self.context = context
 
