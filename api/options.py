@@ -12,6 +12,7 @@ from worker.wire.messages import ModelInfo, Options
 
 INFILLING_MODE = "diffusion"
 MAX_HOLES = 64
+MAX_PREDICTION_LENGTH = 131_072
 
 _COUNTS = ("denoising_steps", "block_length", "apd_lookahead", "apd_window", "apd_max_parallel")
 _SHARES = ("confidence_threshold", "skip_verify_confidence", "apd_mix_weight", "apd_threshold")
@@ -62,12 +63,17 @@ def options_of(request: GenerationRequest) -> Options | None:
 def _predicted_text(prediction: Prediction | None) -> str:
     if prediction is None:
         return ""
-    if isinstance(prediction.content, str):
-        return prediction.content
-    return "".join(
-        part_text(part, f"prediction.content[{index}]")
-        for index, part in enumerate(prediction.content)
-    )
+    text = prediction.content
+    if not isinstance(text, str):
+        text = "".join(
+            part_text(part, f"prediction.content[{index}]") for index, part in enumerate(text)
+        )
+    if len(text) > MAX_PREDICTION_LENGTH:
+        raise InvalidRequestError(
+            f"'prediction.content' takes at most {MAX_PREDICTION_LENGTH} characters.",
+            param="prediction.content",
+        )
+    return text
 
 
 def _suffixes(request: GenerationRequest) -> list[str]:

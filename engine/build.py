@@ -210,6 +210,7 @@ def _strategy_context(
         verify_costs=verify_costs(runner),
         draft_costs=draft_costs(runner),
         sampler=sampler,
+        defaults=config.options,
         diffusion=runner.diffusion.config if runner.diffusion else None,
         denoise_costs=denoise_costs(runner),
         entropy=config.entropy,

@@ -28,6 +28,8 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
             draft_length=settings.hybrid_draft_size,
             denoising_steps=settings.diffusion_steps,
             block_length=settings.block_size,
+            apd_max_parallel=settings.apd_max_parallel,
+            apd_threshold=settings.apd_threshold,
         ),
         disabled_modes=frozenset() if settings.enable_apd else frozenset({"apd"}),
     )

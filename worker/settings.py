@@ -23,8 +23,6 @@ NOT_IN_THIS_VERSION = (
     "adaptive_entropy",
     "entropy_high",
     "entropy_low",
-    "apd_max_parallel",
-    "apd_threshold",
 )
 
 

@@ -68,7 +68,8 @@ class Denoising(GenerationStrategy):
         self, num_prompt_tokens: int, params: SamplingParams, options: GenerationOptions
     ) -> None:
         for name in ("logprobs", "prompt_logprobs"):
-            if getattr(params, name) not in (None, False):
+            value = getattr(params, name)
+            if value is not None and value is not False:  # logprobs 0 are logprobs
                 message = f"{name}: a token that was revealed in any order has no log-probability"
                 raise InvalidRequestError(message, name)
         limit = params.max_tokens

@@ -60,6 +60,7 @@ REFUSED = [
     ({"prediction": {"type": "content"}}, "prediction.content"),
     ({"prediction": {"type": "image", "content": "x"}}, "prediction.type"),
     ({"prediction": {"type": "content", "content": 1}}, "prediction.content"),
+    ({"prediction": {"type": "content", "content": "x" * 131_073}}, "prediction.content"),
     (
         {"prediction": {"type": "content", "content": [{"type": "file", "file": {}}]}},
         "prediction.content[0].type",

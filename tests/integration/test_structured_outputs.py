@@ -24,12 +24,20 @@ from tests.api.scripted_worker import wait_until
 from tests.valkey import Valkey
 from worker.child_process import start_child
 
+START_LIMIT_S = 60.0  # a real worker imports torch and measures its models
 HELLO: Any = [{"role": "user", "content": "Answer in JSON: who are you?"}]
 
 
 class Answer(BaseModel):
     sure: bool
     count: int
+
+
+def _wait_until_ready(url: str) -> None:
+    def is_ready() -> bool:
+        return httpx.get(f"{url}/ready").status_code == 200
+
+    wait_until(is_ready, "the server is ready", START_LIMIT_S)
 
 
 @contextmanager
@@ -51,7 +59,7 @@ def test_a_client_gets_what_it_described(valkey: Valkey) -> None:
         _worker(valkey),
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client,
     ):
-        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200, "the server is ready")
+        _wait_until_ready(url)
         _ask_for_all_kinds(client)
         _ask_for_the_impossible(client)
 

@@ -135,10 +135,13 @@ _ALL = (
         "APD_MAX_PARALLEL",
         (WORKER,),
         "from the strategy",
-        "apd: most tokens accepted at once [not yet]",
+        "apd by confidence: most tokens that may stand at once",
     ),
     _setting(
-        "APD_THRESHOLD", (WORKER,), "from the strategy", "apd: acceptance threshold [not yet]"
+        "APD_THRESHOLD",
+        (WORKER,),
+        "from the strategy",
+        "apd by confidence: tokens stand while the model is this sure",
     ),
     _setting("LEASE", (WORKER,), "30", "seconds after which a silent worker's jobs go to another"),
     _setting("DRAIN_TIMEOUT", (WORKER,), "20", "seconds a stopping worker lets its jobs run on"),
