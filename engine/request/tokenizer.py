@@ -50,7 +50,15 @@ class Tokenizer:
         return self._bos_prefix + token_ids
 
     def encode_continuation(self, text: str, param: str) -> list[int]:
-        """The ids of a text that stands behind another; `param` is the field that it came from."""
+        """The ids of a text that stands behind another; `param` is the field that it came from.
+
+        Tokenizers of the kind that puts a space before every text are shown a line break first.
+        """
+        if not self._is_byte_level and text:
+            before = self._encode_text("\n")
+            both = self._encode_text("\n" + text, param)
+            if both[: len(before)] == before:
+                return both[len(before) :]
         return self._encode_text(text, param)
 
     def apply_chat_template(
