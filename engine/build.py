@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -228,7 +229,9 @@ def _fingerprint(config: EngineConfig) -> str:
                 digest.update(file.name.encode())
                 with file.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    digest.update(json.dumps([config.dtype, config.device]).encode())
+    options = replace(config.options, draft_length=None)  # which no token hangs on
+    chosen = [config.dtype, config.device, config.default_mode, repr(options)]
+    digest.update(json.dumps(chosen).encode())
     return digest.hexdigest()
 
 

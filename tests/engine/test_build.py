@@ -272,6 +272,9 @@ def fingerprint(models: TinyModels, **changes: object) -> str:
 def test_the_fingerprint_changes_with_whatever_changes_tokens(copied: TinyModels) -> None:
     first = fingerprint(copied)
     assert fingerprint(copied, max_batch_size=3) == first
+    assert fingerprint(copied, options=GenerationOptions(draft_length=2)) == first
+    assert fingerprint(copied, options=GenerationOptions(denoising_steps=2)) != first
+    assert fingerprint(copied, default_mode="ar") != first
     assert fingerprint(copied, dtype="bfloat16") != first
     file = copied.verifier_path / "model.safetensors"
     weights = load_file(file)
