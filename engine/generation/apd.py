@@ -186,21 +186,24 @@ class APD(GenerationStrategy):
         for output, draft, target in zip(outputs, drafts, drawn, strict=True):
             x = draft.token_ids
             count = max(1, count_accepted_prefix(x, target))
-            output.rows.sequence.record_draft(len(x), count)
+            output.rows.sequence.record_draft(len(x) - 1, count - 1)  # the first is not judged
             commits.append(x[:count])
         return commits
 
     def _accept_sure(self, output: RowsOutput) -> list[int]:
-        token_ids, options = output.token_ids, output.rows.sequence.options
+        sequence, token_ids = output.rows.sequence, output.token_ids
+        if sequence.num_remaining <= 0:
+            return sequence.token_ids[-1:]  # max_tokens 0: it is refused, and ends the sequence
         if not token_ids:
             return []  # only read
         drawn = torch.tensor(token_ids, device=output.logits.device)
         confidences = DiffusionSampler().confidence(output.logits, drawn).tolist()
-        threshold = self._threshold(output.rows.sequence)
-        count = count_confident(confidences, threshold.value, options.apd_max_parallel)
+        threshold = self._threshold(sequence)
+        limit = sequence.options.apd_max_parallel
+        count = count_confident(confidences, threshold.value, limit)
         quality = sum(confidences[:count]) / count
-        self._thresholds[output.rows.sequence.sequence_id] = threshold.update(min(quality, 1.0))
-        output.rows.sequence.record_draft(len(token_ids), count)
+        self._thresholds[sequence.sequence_id] = threshold.update(min(quality, 1.0))
+        sequence.record_draft(len(token_ids) - 1, count - 1)
         return token_ids[:count]
 
     def _threshold(self, sequence: Sequence) -> AdaptiveThreshold:

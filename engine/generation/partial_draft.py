@@ -49,7 +49,10 @@ class Denoised(NamedTuple):
 
 
 def reveal(rule: DiffusionSampler, denoised: Seq[Denoised]) -> None:
-    """Take what a step gave for the masks of these drafts; those that the rule chooses stay."""
+    """Take what a step gave for the masks of these drafts; those that the rule chooses stay.
+
+    The leftmost mask always becomes its token: where that is wrong, nothing after it matters.
+    """
     masks = [[i for i, m in enumerate(draft.is_masked) if m] for draft, _ in denoised]
     logits = torch.cat([one.output.logits[own] for one, own in zip(denoised, masks, strict=True)])
     drawn = [one.output.token_ids[i] for one, own in zip(denoised, masks, strict=True) for i in own]
@@ -63,5 +66,5 @@ def reveal(rule: DiffusionSampler, denoised: Seq[Denoised]) -> None:
             token_id, confidence, is_revealed = next(rows)
             draft.token_ids[position] = token_id
             draft.confidences[position] = confidence
-            draft.is_masked[position] = not is_revealed
+            draft.is_masked[position] = not (is_revealed or position == own[0])
         draft.masked_after.append(list(draft.is_masked))
