@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.build import EngineConfig
+from engine.entropy_controller import EntropyConfig
 from engine.request.options import GenerationOptions
-from worker.settings import WorkerSettings
+from worker.settings import SettingsError, WorkerSettings
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:
@@ -32,6 +33,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
             apd_threshold=settings.apd_threshold,
         ),
         disabled_modes=frozenset() if settings.enable_apd else frozenset({"apd"}),
+        entropy=_entropy(settings),
     )
     if not settings.hybrid_enabled:
         config = replace(config, default_mode="ar")
@@ -42,6 +44,16 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
     if settings.flash_attention is not None:
         config = replace(config, attention="varlen" if settings.flash_attention else "sdpa")
     return config
+
+
+def _entropy(settings: WorkerSettings) -> EntropyConfig | None:
+    if not settings.adaptive_entropy:
+        return None
+    given = {"low": settings.entropy_low, "high": settings.entropy_high}
+    try:
+        return EntropyConfig.from_dict({k: v for k, v in given.items() if v is not None})
+    except ValueError as error:
+        raise SettingsError(f"VDIFF_ENTROPY_LOW and VDIFF_ENTROPY_HIGH: {error}") from None
 
 
 def _models(settings: WorkerSettings) -> tuple[str | None, str | None]:

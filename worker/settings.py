@@ -20,9 +20,6 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 NOT_IN_THIS_VERSION = (
     "compile",
     "use_8bit",
-    "adaptive_entropy",
-    "entropy_high",
-    "entropy_low",
 )
 
 
@@ -111,6 +108,11 @@ def _checked(settings: WorkerSettings) -> WorkerSettings:
         raise SettingsError("VDIFF_REDIS_URL must begin with redis://, rediss:// or unix://")
     if settings.hybrid_mode == "apd" and not settings.enable_apd:
         raise SettingsError("VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false exclude each other")
+    for name in ("entropy_high", "entropy_low"):
+        if getattr(settings, name) is not None and not settings.adaptive_entropy:
+            raise SettingsError(
+                f"{PREFIX}{name.upper()}: means nothing without {PREFIX}ADAPTIVE_ENTROPY=true"
+            )
     _refuse_unfinished(settings)
     return settings
 

@@ -24,6 +24,7 @@ class Deer(DraftAndVerify):
         if context.entropy is not None:
             acceptance = self.lengths.acceptance
             self._cutter = DraftCutter(context.entropy, context.sampler, acceptance)
+            self.lengths.on_plan = self._cutter.decide
 
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         if not drafted:
@@ -33,7 +34,7 @@ class Deer(DraftAndVerify):
 
     def draft_rows(self, sequence: Sequence, length: int, revealed: Seq[int | None] = ()) -> Rows:
         """A block of the planned length, or a longer one where it is cut later."""
-        if self._cutter is None:
+        if self._cutter is None or not self._cutter.is_looking:
             return super().draft_rows(sequence, length, revealed)
         # What p / q judges must have a length that hangs on nothing drawn, so it is never cut.
         if sequence.options.draft_length is None and not self.judges_by_rejection(sequence):

@@ -67,11 +67,10 @@ class Denoising(GenerationStrategy):
     def check(
         self, num_prompt_tokens: int, params: SamplingParams, options: GenerationOptions
     ) -> None:
-        for name in ("logprobs", "prompt_logprobs"):
-            value = getattr(params, name)
-            if value is not None and value is not False:  # logprobs 0 are logprobs
-                message = f"{name}: a token that was revealed in any order has no log-probability"
-                raise InvalidRequestError(message, name)
+        if params.logprobs is not None or params.prompt_logprobs:
+            name = "prompt_logprobs" if params.logprobs is None else "logprobs"
+            message = f"{name}: tokens revealed in any order have no log-probability after a prefix"
+            raise InvalidRequestError(message, name)
         limit = params.max_tokens
         if limit is None:
             limit = self.default_max_tokens(num_prompt_tokens, options)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from engine.draft_planner import AcceptanceModel, Candidate, CostCurve, plan_lengths
+from engine.draft_planner import AcceptanceModel, Candidate, Cost, CostCurve, plan_lengths
 from engine.generation.draft_source import DraftSource
 from engine.generation.predicted_output import predicted_draft
 from engine.generation.strategy import StepTiming
@@ -24,6 +25,8 @@ class DraftLengths:
         self.verify_cost = CostCurve(verify_costs)
         self.fixed: set[str] = set()
         """Sequences whose length in this step is not the planner's choice."""
+        self.on_plan: Callable[[Seq[Candidate], Seq[int], Cost], None] | None = None
+        """Told what was planned for a step."""
         self._source = source
         self._num_steps = 0
 
@@ -40,6 +43,8 @@ class DraftLengths:
             if candidate.fixed_length is not None
         }
         lengths = plan_lengths(candidates, self.verify_cost, self._source.cost)
+        if self.on_plan is not None:
+            self.on_plan(candidates, lengths, self.verify_cost)
         return [
             length if candidate.needs_block else 0
             for length, candidate in zip(lengths, candidates, strict=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from engine.generation.strategy import Rows, RowsOutput
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
-from engine.models.token_sampler import Pick, TokenSampler
+from engine.models.pick import Pick
+from engine.models.token_sampler import TokenSampler
 
 
 class Forwards:

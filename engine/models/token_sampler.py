@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -22,29 +21,10 @@ from engine.decoding.sampler import (
     sample,
 )
 from engine.decoding.sampling_table import Entry, SamplingTable
-from engine.decoding.token_mask import apply_token_masks
-from engine.request.grammar_matcher import GrammarMatcher
-from engine.request.options import Acceptance
+from engine.models.grammar_rows import apply_grammars, draft_grammar, no_bias, within_grammars
+from engine.models.pick import Pick
 from engine.request.outputs import TokenLogprobs
-from engine.request.sequence import Sequence
 from engine.request.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """Consecutive logit rows of one sequence.
-
-    `first_position` is the output position that the first row draws for; `draft` holds the tokens
-    that rows 1, 2, ... take as given before their own. Rows of a drafter are drawn all at once,
-    each from the prefix that is there.
-    """
-
-    sequence: Sequence
-    first_position: int
-    count: int
-    draft: Seq[int] = ()
-    is_drafter: bool = False
-    denoising_step: int = 0
 
 
 class _KnownTable(NamedTuple):
@@ -78,9 +58,9 @@ class TokenSampler:
         """The tokens, those of drafts within a grammar drawn anew, one in the light of another."""
         start = 0
         for number, pick in enumerate(picks):
-            if _draft_grammar(pick) is not None:
+            if draft_grammar(pick) is not None:
                 own = logits[start : start + pick.count]
-                tokens[number] = self._chain(own, [pick], [0], _no_bias)[0]
+                tokens[number] = self._chain(own, [pick], [0], no_bias)[0]
             start += pick.count
         return tokens
 
@@ -149,11 +129,11 @@ class TokenSampler:
             rows = [starts[i] + number for i in alive]
             own = scores[torch.tensor(rows).to(self._device)]
             own = own + bias(previous)
-            previous = _within_grammars(own, own.argmax(-1), [picks[i] for i in alive])
+            previous = within_grammars(own, own.argmax(-1), [picks[i] for i in alive])
             order += rows
             drawn.append(previous)
         for pick in picks:
-            if (grammar := _draft_grammar(pick)) is not None:
+            if (grammar := draft_grammar(pick)) is not None:
                 grammar.rewind()
         # Only now, once for all, the device is waited for (where no grammar had to be asked).
         tokens = dict(zip(order, torch.cat(drawn).tolist(), strict=True))
@@ -256,61 +236,8 @@ class TokenSampler:
                     pick.first_position if pick.is_drafter else None,
                 )
             start += pick.count
-        _apply_grammars(logits, picks)
+        apply_grammars(logits, picks)
         return logits
-
-
-def _no_bias(token_ids: Tensor) -> Tensor:
-    return torch.zeros((len(token_ids), 1), device=token_ids.device)
-
-
-def _apply_grammars(logits: Tensor, picks: Seq[Pick]) -> None:
-    """Refuse what the grammars refuse, along each pick's draft as far as it is legal."""
-    rows: list[int] = []
-    masks: list[bytes] = []
-    start = 0
-    for pick in picks:
-        grammar = pick.sequence.grammar
-        if grammar is not None and pick.count > 0 and not pick.is_drafter:
-            first = start + pick.count - 1 - len(pick.draft)
-            for row, mask in enumerate(grammar.masks(pick.draft), first):
-                if mask:
-                    rows.append(row)
-                    masks.append(mask)
-        start += pick.count
-    apply_token_masks(logits, rows, masks)
-
-
-def _draft_grammar(pick: Pick) -> GrammarMatcher | None:
-    """The grammar that a draft is to keep to; its tokens must be the next of the output.
-
-    Under the rejection rule none: p / q asks for the probability that a token was drawn with, and
-    for a draft that ends at a place of its own.
-    """
-    sequence = pick.sequence
-    if sequence.grammar is None or not pick.is_drafter:
-        return None
-    is_next = pick.first_position == sequence.num_output_tokens and pick.denoising_step == 0
-    is_coupled = sequence.options.acceptance is Acceptance.COUPLED
-    return sequence.grammar if is_next and is_coupled else None
-
-
-def _within_grammars(scores: Tensor, tokens: Tensor, picks: Seq[Pick]) -> Tensor:
-    """Draw drafted tokens anew where a grammar refuses them, and advance it by what stands.
-
-    scores: [N, V], of which `tokens` [N] are the maxima, a row a pick.
-    """
-    grammars = [_draft_grammar(pick) for pick in picks]
-    if not any(grammars):
-        return tokens
-    for row, (token_id, grammar) in enumerate(zip(tokens.tolist(), grammars, strict=True)):
-        if grammar is None or grammar.is_complete or grammar.try_advance(token_id):
-            continue
-        if mask := grammar.mask():
-            apply_token_masks(scores, [row], [mask])
-            tokens[row] = scores[row].argmax()
-            grammar.try_advance(int(tokens[row]))
-    return tokens
 
 
 def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:

@@ -152,16 +152,6 @@ class Sequence:
             self._check_end(token_id)
         return len(token_ids)
 
-    def legal_prefix(self, draft: Seq[int]) -> list[int]:
-        """The draft up to the first token that this sequence's grammar refuses.
-
-        Under the rejection rule all of it: where a draft ends must not hang on what was drawn, and
-        a token without probability is refused all the same.
-        """
-        if self.grammar is None or self.options.acceptance is Acceptance.REJECTION:
-            return list(draft)
-        return self.grammar.legal_prefix(draft)
-
     def end(self, ending: Ending) -> None:
         """Take a strategy's word that nothing more will come; a token may have ended it before."""
         self.hole_lengths = ending.hole_lengths
@@ -174,6 +164,16 @@ class Sequence:
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         may_stop = num_output_tokens > params.min_tokens
         return may_stop and (is_eos or token_id in params.stop_token_ids)
+
+    def legal_prefix(self, draft: Seq[int]) -> list[int]:
+        """The draft up to the first token that this sequence's grammar refuses.
+
+        Under the rejection rule all of it: where a draft ends must not hang on what was drawn, and
+        a token without probability is refused all the same.
+        """
+        if self.grammar is None or self.options.acceptance is Acceptance.REJECTION:
+            return list(draft)
+        return self.grammar.legal_prefix(draft)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

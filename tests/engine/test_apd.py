@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -124,6 +124,7 @@ def test_the_threshold_rises_after_bad_steps_and_falls_after_good_ones() -> None
     assert threshold.update(0.9).value == 0.8
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(st.floats(0.0, 1.0), max_size=200))
 def test_the_threshold_never_leaves_its_bounds_nor_jumps(qualities: list[float]) -> None:
     threshold = AdaptiveThreshold(0.5, low=0.4, high=0.7, rate=0.3)

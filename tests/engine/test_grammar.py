@@ -6,14 +6,12 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from engine.build import EMBEDDED
-from engine.request.errors import InvalidRequestError
-from engine.request.grammar import MAX_DEFINITION_LENGTH, Grammar, GrammarKind
-from engine.request.grammar_compiler import MAX_COMPILED, GrammarCompiler
+from engine.request.grammar import Grammar, GrammarKind
+from engine.request.grammar_compiler import GrammarCompiler
 from engine.request.grammar_matcher import GrammarMatcher
 from engine.request.tokenizer import Tokenizer
 from tests.engine.tiny_tokenizers import make_byte_level, make_metaspace
@@ -240,70 +238,3 @@ def test_ids_without_a_token_are_refused_and_do_no_harm(tokenizer: Tokenizer) ->
     anything = compiler.matcher(Grammar(GrammarKind.REGEX, r"(?s:.*)"))
     assert max(allowed(anything.masks([beyond])[0])) < tokenizer.vocab_size
     assert all(map(matcher.accept, spell(tokenizer, "ab"))), "and it still knows its way"
-
-
-BAD = [
-    (GrammarKind.JSON, "{", "Expecting"),
-    (GrammarKind.JSON, '{"type":"shoe"}', "Invalid type: shoe"),
-    (GrammarKind.JSON, "5", "object or boolean"),
-    (GrammarKind.JSON, "false", "Unsatisfiable"),
-    (GrammarKind.JSON, '{"not":{}}', 'keys: \\["not"\\]'),
-    (GrammarKind.JSON, '{"$ref":"http://example.com/x"}', "Resource"),
-    (GrammarKind.JSON, '{"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/a"}}}', "no output"),
-    (GrammarKind.JSON, '{"a":' * 5000 + "1" + "}" * 5000, "recursion"),
-    (GrammarKind.JSON, '{"type":"string","pattern":"(?=a)"}', "look-around"),
-    (GrammarKind.REGEX, "(", "unclosed group"),
-    (GrammarKind.REGEX, r"(a)\1", "backreferences"),
-    (GrammarKind.REGEX, "(?=a)", "look-ahead"),
-    (GrammarKind.CHOICE, "5", "list of strings"),
-    (GrammarKind.CHOICE, "[]", "list of strings"),
-    (GrammarKind.CHOICE, '["a", ""]', "not empty"),
-    (GrammarKind.GRAMMAR, "start: foo", 'unknown name: "foo"'),
-    (GrammarKind.GRAMMAR, "root ::= (", "GBNF"),
-]
-
-
-@pytest.mark.parametrize(("kind", "definition", "words"), BAD)
-def test_a_definition_that_cannot_be_used_is_refused_by_its_field(
-    compiler: GrammarCompiler, kind: GrammarKind, definition: str, words: str
-) -> None:
-    with pytest.raises(InvalidRequestError, match=words) as caught:
-        compiler.matcher(Grammar(kind, definition, "the_field"))
-    assert caught.value.param == "the_field"
-    assert len(caught.value.message) < 400 and "\n" not in caught.value.message
-
-
-def test_a_definition_of_any_size_is_not_even_tried() -> None:
-    with pytest.raises(InvalidRequestError, match="characters") as caught:
-        Grammar(GrammarKind.REGEX, "a" * (MAX_DEFINITION_LENGTH + 1), "guided_regex")
-    assert caught.value.param == "guided_regex"
-
-
-def tangled() -> str:
-    """A small schema whose combinations are far too many."""
-    parts = [
-        {"anyOf": [{"type": "object", "properties": {f"k{i}{j}": {}}} for i in range(4)]}
-        for j in range(8)
-    ]
-    return json.dumps({"allOf": parts})
-
-
-def test_a_tangled_definition_is_given_up(compiler: GrammarCompiler) -> None:
-    with pytest.raises(InvalidRequestError):
-        compiler.matcher(Grammar(GrammarKind.JSON, tangled(), "response_format"))
-
-
-def test_a_compiled_grammar_is_kept_and_each_sequence_has_its_own_place_in_it(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    compiler = GrammarCompiler(tokenizer)
-    first = compiler.matcher(REGEX)
-    assert first.accept(spell(tokenizer, "a")[0])
-    second = compiler.matcher(Grammar(REGEX.kind, REGEX.definition, "elsewhere"))
-    assert second.masks() != first.masks()
-    assert len(compiler._compiled) == 1
-    for number in range(MAX_COMPILED):
-        compiler.matcher(Grammar(GrammarKind.REGEX, f"a{number}"))
-        compiler.matcher(REGEX)
-    assert len(compiler._compiled) == MAX_COMPILED
-    assert REGEX in compiler._compiled, "what is asked for often stays"
