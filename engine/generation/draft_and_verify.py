@@ -164,7 +164,8 @@ class DraftAndVerify(GenerationStrategy):
     def _count(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         acceptance = self.lengths.acceptance
         self.stats.num_verify_steps += 1
-        if predicted_draft(sequence):
+        is_predicted = bool(predicted_draft(sequence))
+        if is_predicted:
             self.stats.num_predicted_tokens += num_drafted
         elif num_drafted:
             cut_off = self.cut_off(sequence, num_drafted)
@@ -174,4 +175,4 @@ class DraftAndVerify(GenerationStrategy):
             acceptance.rest(sequence.sequence_id)
         self.stats.num_draft_tokens += num_drafted
         self.stats.num_accepted_tokens += num_accepted
-        sequence.record_draft(num_drafted, num_accepted)
+        sequence.record_draft(num_drafted, num_accepted, is_predicted=is_predicted)
