@@ -1,4 +1,4 @@
-"""diffusion: one canvas in any order, equal to plain loops, and texts that are filled in."""
+"""diffusion: one canvas in any order, equal to plain loops, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.generation import diffusion_reader, forwards
 from engine.generation.forwards import denoise_pick
 from engine.generation.strategy import Rows
 from engine.models.diffusion_lm import ContextKind
-from engine.models.token_sampler import Pick
+from engine.models.pick import Pick
 from engine.request.errors import InvalidRequestError
 from engine.request.options import GenerationOptions, Remasking
 from engine.request.outputs import FinishReason, SequenceSummary
@@ -30,6 +30,7 @@ from tests.engine.engines import (
 from tests.engine.tiny_diffusion import (
     KINDS,
     MASK,
+    THRESHOLD,
     by_reference,
     load_shipped,
     plain_denoise,
@@ -37,10 +38,8 @@ from tests.engine.tiny_diffusion import (
 )
 
 START = "Once upon a time there was a little"
-TABLE = "| name | age |\n| --- | --- |\n| Ann", "\n| Bob | 12 |\n"
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)
 SAMPLED = replace(GREEDY, temperature=1.0, seed=5)
-THRESHOLD = 0.25  # which random weights reach now and then
 ANY_ORDER = GenerationOptions(confidence_threshold=THRESHOLD)
 
 
@@ -84,75 +83,6 @@ def test_the_shipped_model_writes_what_its_reference_writes(shipped: TinyModels)
     expected = by_reference(shipped, denoise.canvas, prompt, 16, 0.9)
     assert result.token_ids == expected.token_ids
     assert summary_of(result).num_forwards == expected.num_forwards
-
-
-def test_the_shipped_model_fills_in_what_its_reference_fills_in(shipped: TinyModels) -> None:
-    prompt, suffix = (shipped.tokenizer.encode(text) for text in TABLE)
-    options = GenerationOptions(suffixes=(tuple(suffix),))
-    ask = Ask(prompt, replace(GREEDY, max_tokens=6), "diffusion", options=options)
-    (result,) = run_all(make_engine(shipped, max_model_len=128), [ask])
-    expected = by_reference(shipped, denoise.infill, prompt, 6, suffix, 0.9)
-    assert result.token_ids == expected.token_ids
-    summary = summary_of(result)
-    assert summary.num_forwards == expected.num_forwards
-    assert summary.hole_lengths == (6,)
-    bare = run_all(
-        make_engine(shipped, max_model_len=128), [replace(ask, options=GenerationOptions())]
-    )
-    assert result.token_ids != bare[0].token_ids, "the suffix must matter"
-
-
-def test_several_holes_are_filled_as_a_plain_loop_fills_them(kind: TinyModels) -> None:
-    """Three holes share ten tokens; the suffixes, one of them empty, stay what they are."""
-    suffixes = ((5, 6, 7), (), (9,))
-    for ask in asks_of(replace(GREEDY, max_tokens=10), suffixes=suffixes):
-        (result,) = run_all(make_engine(kind), [ask])
-        text = [*ask.prompt, *[MASK] * 4, 5, 6, 7, *[MASK] * 6, 9]
-        num_forwards = plain_denoise(kind, text, len(ask.prompt), len(text), THRESHOLD)
-        filled = text[len(ask.prompt) :]
-        assert result.token_ids == filled[:4] + filled[7:13]
-        summary = summary_of(result)
-        assert summary.hole_lengths == (4, 3, 3)
-        assert summary.num_forwards == num_forwards
-
-
-def test_an_end_of_text_ends_its_hole_alone(kind: TinyModels) -> None:
-    """And is not part of what the hole holds; the rest of the hole counts as said."""
-    options = replace(ANY_ORDER, suffixes=((5, 6, 7), (8,)))
-    ask = Ask(tokens(9, 1), replace(GREEDY, max_tokens=12), "diffusion", options=options)
-    (whole,) = run_all(make_engine(kind), [ask])
-    first, second = whole.token_ids[:6], whole.token_ids[6:]
-    end = next(token for token in first if token not in second)
-    params = replace(ask.params, stop_token_ids=(end,))
-    result, _ = stepwise(kind, replace(ask, params=params))
-    lengths = summary_of(result).hole_lengths
-    assert lengths[0] == first.index(end)
-    assert lengths[0] + lengths[1] == len(result.token_ids)
-    assert result.token_ids[: lengths[0]] == first[: lengths[0]]
-    assert result.finish_reason is FinishReason.LENGTH  # the second hole was full
-
-
-def test_a_text_whose_holes_all_ended_by_themselves_has_stopped(kind: TinyModels) -> None:
-    params = replace(GREEDY, max_tokens=12, stop_token_ids=(33,), logit_bias={33: 100.0})
-    for suffixes in (((5,),), ((5,), ())):
-        options = GenerationOptions(suffixes=suffixes, remasking=Remasking.RANDOM)
-        engine = make_engine(kind)
-        (result,) = run_all(engine, [Ask([1, 2], params, "diffusion", options=options)])
-        assert result.token_ids == []
-        assert result.finish_reason is FinishReason.STOP
-        assert summary_of(result).hole_lengths == (0,) * len(suffixes)
-        assert summary_of(result).num_forwards < 12, "nothing is to be said after the end"
-        check_nothing_leaked(engine)
-
-
-def test_a_stop_string_ends_a_single_hole(kind: TinyModels) -> None:
-    """And its length is that of the output."""
-    options = replace(ANY_ORDER, suffixes=((5, 6),))
-    letter = kind.tokenizer.encode("x")[0]
-    params = replace(GREEDY, stop=("x",), logit_bias={letter: 100.0}, min_tokens=3)
-    (result,) = run_all(make_engine(kind), [Ask([1, 2], params, "diffusion", options=options)])
-    assert result.finish_reason is FinishReason.STOP
-    assert summary_of(result).hole_lengths == (len(result.token_ids),)
 
 
 def test_a_stream_grows_without_a_gap_and_before_the_canvas_is_whole(kind: TinyModels) -> None:

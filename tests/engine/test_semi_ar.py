@@ -1,4 +1,4 @@
-"""semi_ar: the tokens of plain loops without a cache, whatever the pages, batches and restarts."""
+"""semi_ar: the tokens of plain loops without a cache, alone and beside others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from engine.dfastllm_engine import DFastLLMEngine
-from engine.generation import diffusion_reader
 from engine.models.diffusion_lm import ContextKind
 from engine.request.errors import InvalidRequestError
 from engine.request.options import CanvasCache, GenerationOptions, Remasking
@@ -20,18 +19,22 @@ from tests.engine.engines import (
     Result,
     TinyModels,
     add,
-    batcher_of,
     check_nothing_leaked,
     make_engine,
     run_all,
     tokens,
 )
 from tests.engine.tiny_diffusion import (
+    GREEDY,
     KINDS,
+    SAMPLED,
+    THRESHOLD,
     by_reference,
     load_shipped,
+    num_forwards,
     plain_logits,
     plain_semi_ar,
+    semi_ar_asks,
     tiny_diffusion,
 )
 
@@ -39,9 +42,6 @@ PROMPTS = (
     "I would like to book a table for two people at an Italian place in San Jose.",
     "Once upon a time there was a little",
 )
-GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
-SAMPLED = replace(GREEDY, temperature=1.0, seed=11)
-THRESHOLD = 0.25  # which random weights reach now and then
 EXACT = GenerationOptions(canvas_cache=CanvasCache.NONE)
 
 
@@ -58,29 +58,6 @@ def kind(request: pytest.FixtureRequest, models: TinyModels) -> TinyModels:
 @pytest.fixture
 def llada(models: TinyModels) -> TinyModels:
     return tiny_diffusion(models, KINDS["llada"])
-
-
-def asks_of(kind: TinyModels, params: SamplingParams = SAMPLED, **options: object) -> list[Ask]:
-    """Prompts of several lengths, for blocks that the model can have."""
-    assert kind.diffusion is not None
-    knobs = {} if kind.diffusion.config.block_length else {"block_length": 6}
-    chosen = GenerationOptions(**{**knobs, "confidence_threshold": THRESHOLD, **options})  # type: ignore[arg-type]
-    return [
-        Ask(tokens(count, count), params, "semi_ar", options=chosen, choice=count)
-        for count in (3, 8, 21)
-    ]
-
-
-def num_forwards(result: Result) -> int:
-    assert result.summary is not None
-    return result.summary.num_forwards
-
-
-def check_no_state_left(engine: DFastLLMEngine) -> None:
-    check_nothing_leaked(engine)
-    strategy = batcher_of(engine).strategies["semi_ar"]
-    kept = (strategy._blocks, strategy._reader._progress, strategy._canvas_reader._kept)  # type: ignore[attr-defined]
-    assert not any(kept)
 
 
 @pytest.mark.parametrize("block_length", [8, 32])
@@ -105,7 +82,7 @@ def test_without_a_cache_every_kind_of_model_writes_what_a_plain_loop_writes(
     assert kind.diffusion is not None
     is_cacheable = kind.diffusion.config.context is ContextKind.BIDIRECTIONAL
     exact = {"canvas_cache": CanvasCache.NONE} if is_cacheable else {}
-    asks = asks_of(kind, replace(GREEDY, max_tokens=15), **exact)
+    asks = semi_ar_asks(kind, replace(GREEDY, max_tokens=15), **exact)
     results = run_all(make_engine(kind), asks)
     total = 0
     for ask, result in zip(asks, results, strict=True):
@@ -124,8 +101,8 @@ def test_a_cache_costs_nothing_where_keys_and_values_depend_on_their_own_token_a
 ) -> None:
     one_layer = tiny_diffusion(models, KINDS[name], num_layers=1)
     engines = [make_engine(one_layer) for _ in range(2)]
-    exact = run_all(engines[0], asks_of(one_layer, canvas_cache=CanvasCache.NONE))
-    cached = run_all(engines[1], asks_of(one_layer, canvas_cache=cache))
+    exact = run_all(engines[0], semi_ar_asks(one_layer, canvas_cache=CanvasCache.NONE))
+    cached = run_all(engines[1], semi_ar_asks(one_layer, canvas_cache=cache))
     assert [r.token_ids for r in cached] == [r.token_ids for r in exact]
     rows = [engine.metrics()["num_denoise_rows"] for engine in engines]
     assert rows[1] < 0.8 * rows[0]
@@ -166,7 +143,7 @@ def test_sampled_tokens_are_a_function_of_prompt_and_seed(
 ) -> None:
     """Alone, beside others and after others: and all rules differ from plain left to right."""
     ours = tiny_diffusion(models, KINDS["ours"])
-    asks = asks_of(ours, **options)
+    asks = semi_ar_asks(ours, **options)
     together = run_all(make_engine(ours), asks)
     alone = [run_all(make_engine(ours, page_size=8), [ask])[0] for ask in reversed(asks)]
     assert [r.token_ids for r in together] == [r.token_ids for r in reversed(alone)]
@@ -176,82 +153,13 @@ def test_sampled_tokens_are_a_function_of_prompt_and_seed(
 
 
 def test_steps_and_factor_say_how_many_forwards_a_block_takes(llada: TinyModels) -> None:
-    asks = asks_of(llada, confidence_threshold=None, denoising_steps=3)
+    asks = semi_ar_asks(llada, confidence_threshold=None, denoising_steps=3)
     for result in run_all(make_engine(llada), asks):
         assert num_forwards(result) == 3 * 4
 
 
-def test_a_long_prompt_is_read_in_pieces_that_change_nothing(
-    kind: TinyModels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asks = [replace(ask, prompt=tokens(40, 5)) for ask in asks_of(kind)]
-    at_once = run_all(make_engine(kind), asks)
-    monkeypatch.setattr(diffusion_reader, "MAX_READ_ROWS", 16)
-    in_pieces = run_all(make_engine(kind), asks)
-    assert [r.token_ids for r in in_pieces] == [r.token_ids for r in at_once]
-    assert kind.diffusion is not None
-    more = num_forwards(in_pieces[0]) - num_forwards(at_once[0])
-    assert more == (0 if kind.diffusion.config.context is ContextKind.BIDIRECTIONAL else 2)
-
-
-def test_too_few_pages_cost_forwards_and_no_token(kind: TinyModels) -> None:
-    """A block half revealed goes on where it was, over a context that is read again."""
-    asks = [replace(ask, prompt=tokens(12, ask.choice)) for ask in asks_of(kind)]
-    expected = run_all(make_engine(kind), asks)
-    engine = make_engine(kind, num_pages=17, max_model_len=64)
-    assert [r.token_ids for r in run_all(engine, asks)] == [r.token_ids for r in expected]
-    assert kind.diffusion is not None
-    is_growing = kind.diffusion.config.context is not ContextKind.BIDIRECTIONAL
-    assert (engine.metrics()["num_preemptions"] > 0) == is_growing  # else it has its pages at once
-    check_no_state_left(engine)
-
-
-def test_a_block_is_pre_empted_half_revealed(kind: TinyModels) -> None:
-    """Every pre-emption by hand, in each step once: the hardest that can happen."""
-    (ask,) = asks_of(kind)[1:2]
-    (expected,) = run_all(make_engine(kind), [ask])
-    engine = make_engine(kind)
-    add(engine, "0", ask)
-    results: dict[str, Result] = {}
-    for turn in range(1000):
-        if not engine.has_work:
-            break
-        for output in engine.step():
-            results.setdefault(output.sequence_id, Result()).take(output)
-        batcher = batcher_of(engine)
-        if turn % 2 and batcher.running:  # every other: a canvas needs a step to be read again
-            (sequence,) = batcher.running
-            batcher._release_pages(sequence)
-            sequence.num_preemptions += 1
-    assert results["0"].token_ids == expected.token_ids
-
-
-def test_an_abort_in_the_middle_of_a_block_leaves_nothing_behind(kind: TinyModels) -> None:
-    engine = make_engine(kind)
-    for number, ask in enumerate(asks_of(kind)):
-        add(engine, str(number), ask)
-    for _ in range(3):
-        engine.step()
-    for number in range(3):
-        engine.abort(str(number))
-    check_no_state_left(engine)
-
-
-@pytest.mark.parametrize("num_given", [6, 9])
-def test_a_rerun_goes_on_after_what_was_given_out(kind: TinyModels, num_given: int) -> None:
-    """At the end of a block, and within one: that block is then written again, as it was."""
-    asks = asks_of(kind)
-    expected = run_all(make_engine(kind), asks)
-    again = [
-        replace(ask, replay=result.token_ids[:num_given])
-        for ask, result in zip(asks, expected, strict=True)
-    ]
-    results = run_all(make_engine(kind), again)
-    assert [r.token_ids for r in results] == [r.token_ids[num_given:] for r in expected]
-
-
 def test_an_end_of_text_inside_a_block_ends_the_sequence(llada: TinyModels) -> None:
-    (ask,) = asks_of(llada)[:1]
+    (ask,) = semi_ar_asks(llada)[:1]
     (whole,) = run_all(make_engine(llada), [ask])
     end = whole.token_ids[8]
     params = replace(SAMPLED, stop_token_ids=(end,))
@@ -269,7 +177,7 @@ def test_a_block_is_given_up_behind_an_end_of_text(llada: TinyModels) -> None:
 
 
 def test_min_tokens_bans_the_end_where_it_would_come_too_early(llada: TinyModels) -> None:
-    (ask,) = asks_of(llada)[:1]
+    (ask,) = semi_ar_asks(llada)[:1]
     bias = {7: 100.0}
     params = replace(SAMPLED, stop_token_ids=(7,), logit_bias=bias, min_tokens=9)
     (result,) = run_all(make_engine(llada), [replace(ask, params=params)])
@@ -278,7 +186,7 @@ def test_min_tokens_bans_the_end_where_it_would_come_too_early(llada: TinyModels
 
 def test_a_stream_grows_by_whole_blocks(llada: TinyModels) -> None:
     engine = make_engine(llada)
-    add(engine, "0", asks_of(llada, replace(SAMPLED, max_tokens=15))[0])
+    add(engine, "0", semi_ar_asks(llada, replace(SAMPLED, max_tokens=15))[0])
     sizes = [len(output.token_ids) for output in _steps(engine)]
     assert sizes == [6, 6, 3]
 

@@ -15,8 +15,10 @@ from engine.models.attention import PAGED_ATTENTION
 from engine.models.causal_lm import CausalLM
 from engine.models.diffusion_lm import ContextKind, DiffusionConfig, DiffusionLM
 from engine.models.loader import load_models
+from engine.request.options import GenerationOptions
+from engine.request.sampling_params import SamplingParams
 from engine.request.tokenizer import Tokenizer
-from tests.engine.engines import CPU, TinyModels
+from tests.engine.engines import CPU, Ask, Result, TinyModels, tokens
 from tests.engine.tiny_models import VOCAB_SIZE, tiny_qwen3
 
 MASK = VOCAB_SIZE - 1
@@ -28,6 +30,11 @@ KINDS = {
     "ours": DiffusionConfig(MASK, logit_shift=True, context=ContextKind.CAUSAL),
 }
 T = TypeVar("T")
+
+GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+SAMPLED = replace(GREEDY, temperature=1.0, seed=11)
+THRESHOLD = 0.25
+"""A confidence that random weights reach now and then."""
 
 
 def tiny_diffusion(
@@ -109,3 +116,21 @@ def plain_semi_ar(
         for start in range(first, len(text), block_length)
     )
     return text[len(prompt) :], num_forwards
+
+
+def semi_ar_asks(
+    kind: TinyModels, params: SamplingParams = SAMPLED, **options: object
+) -> list[Ask]:
+    """Prompts of several lengths, for blocks that the model can have."""
+    assert kind.diffusion is not None
+    knobs = {} if kind.diffusion.config.block_length else {"block_length": 6}
+    chosen = GenerationOptions(**{**knobs, "confidence_threshold": THRESHOLD, **options})  # type: ignore[arg-type]
+    return [
+        Ask(tokens(count, count), params, "semi_ar", options=chosen, choice=count)
+        for count in (3, 8, 21)
+    ]
+
+
+def num_forwards(result: Result) -> int:
+    assert result.summary is not None
+    return result.summary.num_forwards
