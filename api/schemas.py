@@ -20,6 +20,36 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     continuous_usage_stats: Any = None
 
 
+class JsonSchemaFormat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A schema is always kept to, `strict` or not; its name and description are for the client."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | bool
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's way to say what the output must look like."""
+
+    type: str
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's way to say it: one of the first five."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: Any = None
+    disable_additional_properties: Any = None
+    whitespace_pattern: Any = None
+    structural_tag: Any = None
+
+
 class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both endpoints share; the ranges are checked in `api.validation`."""
 
@@ -51,13 +81,21 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     priority: Priority | None = None
     return_token_ids: bool | None = None
 
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
     denoising_steps: Any = None
     block_length: Any = None
     confidence_threshold: Any = None
     acceptance: Any = None
     diffusing: Any = None
     store: Any = None
-    response_format: Any = None
+    guided_decoding_backend: Any = None
+    guided_whitespace_pattern: Any = None
     prompt_logprobs: Any = None
 
 

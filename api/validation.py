@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 
 from api.errors import InvalidRequestError
+from api.grammar import grammar_of
 from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from worker.wire.messages import Sampling
 
@@ -38,6 +39,7 @@ def sampling_of(
         logit_bias=_logit_bias(request),
         logprobs=logprobs,
         ignore_eos=request.ignore_eos or False,
+        grammar=grammar_of(request),
     )
 
 

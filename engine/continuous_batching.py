@@ -111,6 +111,8 @@ class RequestBatcher:
             if self._is_prefilling(sequence):
                 self.stats.num_prompt_tokens += num_new
             taken = sequence.commit(commit.token_ids, commit.logprobs)
+            if commit.ending is not None:
+                sequence.end(commit.ending)
             self.stats.num_output_tokens += taken
             sequence.num_computed = min(commit.num_computed, sequence.num_tokens)
             self._file_full_pages(sequence)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.build import EngineConfig
-from worker.settings import WorkerSettings
+from engine.entropy_controller import EntropyConfig
+from worker.settings import SettingsError, WorkerSettings
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:
@@ -23,6 +24,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         kv_memory_bytes=None if settings.kv_cache_mb is None else settings.kv_cache_mb << 20,
         prefix_cache=settings.prefix_cache,
+        entropy=_entropy(settings),
     )
     if not settings.hybrid_enabled:
         config = replace(config, default_mode="ar")
@@ -33,6 +35,16 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
     if settings.flash_attention is not None:
         config = replace(config, attention="varlen" if settings.flash_attention else "sdpa")
     return config
+
+
+def _entropy(settings: WorkerSettings) -> EntropyConfig | None:
+    if not settings.adaptive_entropy:
+        return None
+    given = {"low": settings.entropy_low, "high": settings.entropy_high}
+    try:
+        return EntropyConfig.from_dict({k: v for k, v in given.items() if v is not None})
+    except ValueError as error:
+        raise SettingsError(f"VDIFF_ENTROPY_LOW and VDIFF_ENTROPY_HIGH: {error}") from None
 
 
 def _models(settings: WorkerSettings) -> tuple[str | None, str | None]:

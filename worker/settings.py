@@ -21,9 +21,6 @@ NOT_IN_THIS_VERSION = (
     "hybrid_draft_size",
     "compile",
     "use_8bit",
-    "adaptive_entropy",
-    "entropy_high",
-    "entropy_low",
     "diffusion_steps",
     "block_size",
     "enable_apd",
@@ -115,6 +112,11 @@ def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
 def _checked(settings: WorkerSettings) -> WorkerSettings:
     if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingsError("VDIFF_REDIS_URL must begin with redis://, rediss:// or unix://")
+    for name in ("entropy_high", "entropy_low"):
+        if getattr(settings, name) is not None and not settings.adaptive_entropy:
+            raise SettingsError(
+                f"{PREFIX}{name.upper()}: means nothing without {PREFIX}ADAPTIVE_ENTROPY=true"
+            )
     _refuse_unfinished(settings)
     return settings
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from engine.request.errors import InvalidRequestError
+from engine.request.grammar import Grammar, GrammarKind
 from engine.request.options import GenerationOptions
 from engine.request.outputs import SequenceSummary, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
@@ -47,6 +48,7 @@ def sampling_params(job: GenerateJob) -> SamplingParams:
     values = msgspec.structs.asdict(job.sampling)
     values["stop"] = tuple(job.sampling.stop)
     values["stop_token_ids"] = tuple(job.sampling.stop_token_ids)
+    values["grammar"] = _grammar(job)
     return SamplingParams(**values, prompt_logprobs=_wants_prompt_logprobs(job))
 
 
@@ -108,6 +110,16 @@ def logged_choices(deltas: Iterable[Delta]) -> dict[int, LoggedChoice]:
         logged.token_ids.extend(delta.token_ids)
         logged.is_finished = logged.is_finished or delta.finish_reason is not None
     return choices
+
+
+def _grammar(job: GenerateJob) -> Grammar | None:
+    given = job.sampling.grammar
+    if given is None:
+        return None
+    if given.kind not in set(GrammarKind):
+        message = f"this worker knows no grammar of kind {given.kind!r}"
+        raise InvalidRequestError(message, given.param)
+    return Grammar(GrammarKind(given.kind), given.definition, given.param)
 
 
 def _prompt(prompt: str | list[int], echo: bool, tokenizer: TokenizerPort) -> Prompt:

@@ -6,7 +6,7 @@ integers are equal bit for bit on every device; only the two logarithms are the 
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ MAX_CHOICE = 1 << 16  # choice and denoising step share one 32-bit word
 LOW_32 = 0xFFFFFFFF
 
 
+@unique
 class NoiseStream(IntEnum):
     """What is drawn at one position independently of each other: values of `steps`.
 

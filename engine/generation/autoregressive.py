@@ -26,7 +26,7 @@ class Autoregressive(GenerationStrategy):
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         rows = []
         for seq in sequences:
-            token_ids = [seq.token_ids[-1], *predicted_draft(seq)]
+            token_ids = [seq.token_ids[-1], *seq.legal_prefix(predicted_draft(seq))]
             start = seq.num_tokens - 1
             rows.append(Rows(seq, ModelRole.VERIFIER, token_ids, start, len(token_ids)))
         return rows

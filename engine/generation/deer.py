@@ -31,12 +31,19 @@ class Deer(DraftAndVerify):
         self.judge.note(drafted)
         return self.verify(sequences, self._drafts(sequences, drafted))
 
+    def plan(self, sequences: Seq[Sequence]) -> list[int]:
+        lengths = super().plan(sequences)
+        if self._cutter is not None:
+            own = self.lengths
+            self._cutter.decide(own.candidates, own.planned, own.verify_cost)
+        return lengths
+
     def draft_rows(self, sequence: Sequence, length: int, revealed: Seq[int | None] = ()) -> Rows:
         """A block of the planned length, or a longer one where it is cut later."""
-        if self._cutter is None:
+        if self._cutter is None or not self._cutter.is_looking:
             return super().draft_rows(sequence, length, revealed)
         # What p / q judges must have a length that hangs on nothing drawn, so it is never cut.
-        if sequence.options.draft_length is None and not self.judges_by_rejection(sequence):
+        if not (sequence.sequence_id in self.lengths.fixed or self.judges_by_rejection(sequence)):
             length = self.lengths.limit(sequence)
         return replace(super().draft_rows(sequence, length, revealed), wants_logits=True)
 

@@ -92,11 +92,15 @@ class DraftAndVerify(GenerationStrategy):
         longest = self.source.max_length
         return 1 + (max(longest, MAX_PREDICTED) if sequence.options.prediction else longest)
 
+    def plan(self, sequences: Seq[Sequence]) -> list[int]:
+        """How many tokens to draft for each."""
+        return self.lengths.plan(sequences)
+
     def draft(self, sequences: Seq[Sequence]) -> list[Rows]:
         """Blocks for those sequences for which a draft is worth its cost."""
         self.judge.forget_drafts()
         rows = []
-        for sequence, length in zip(sequences, self.lengths.plan(sequences), strict=True):
+        for sequence, length in zip(sequences, self.plan(sequences), strict=True):
             missing = self.source.reading_rows(sequence)
             if missing is not None:
                 rows.append(missing)
@@ -116,7 +120,7 @@ class DraftAndVerify(GenerationStrategy):
         """The last token and what was drafted after it, for the verifier to judge."""
         rows = []
         for seq in sequences:
-            draft = predicted_draft(seq) or drafts.get(seq.sequence_id, [])
+            draft = seq.legal_prefix(predicted_draft(seq) or drafts.get(seq.sequence_id, ()))
             token_ids = [seq.token_ids[-1], *draft]
             rows.append(
                 Rows(

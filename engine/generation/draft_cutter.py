@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container
 from collections.abc import Sequence as Seq
 from itertools import accumulate
@@ -25,6 +26,10 @@ from engine.generation.strategy import ModelRole, RowsOutput
 from engine.models.token_sampler import TokenSampler
 from engine.request.sequence import Sequence
 
+_LOOK_EVERY = 16
+"""Rounds of drafts, one of which is looked at whatever it costs."""
+_FRESH = 0.1  # weight of the newest time
+
 
 class _Judged(NamedTuple):
     """What is known of one draft until it has been verified."""
@@ -34,7 +39,11 @@ class _Judged(NamedTuple):
 
 
 class DraftCutter:
-    """Asks the controller about each draft of a round, and tells it what became of them."""
+    """Asks the controller about each draft of a round, and tells it what became of them.
+
+    Looking costs time, too. Where rows of the verifier are so cheap that no cut could save as much,
+    it looks only now and then, so that the fit and the time that a look takes stay known.
+    """
 
     def __init__(
         self, config: EntropyConfig, sampler: TokenSampler, acceptance: AcceptanceModel
@@ -43,10 +52,26 @@ class DraftCutter:
         self._sampler = sampler
         self._acceptance = acceptance
         self._judged: dict[str, _Judged] = {}
+        self._look_s = 0.0
+        self._num_rounds = 0
+        self.is_looking = False
+        """Whether the drafts of this round will be judged; then they may be longer than planned."""
 
     @property
     def stats(self) -> EntropyStats:
         return self._controller.stats
+
+    def decide(self, candidates: Seq[Candidate], lengths: Seq[int], verify_cost: Cost) -> None:
+        """Whether to look at the drafts that were just planned.
+
+        Rows that will be refused are what there is to save; the logits betray about half of them.
+        """
+        self._num_rounds += 1
+        planned = list(zip(candidates, lengths, strict=True))
+        num_rows = len(candidates) + sum(lengths)
+        num_wasted = sum(length - sum(c.survivals[:length]) for c, length in planned)
+        saved_s = verify_cost(num_rows) - verify_cost(num_rows - num_wasted / 2)
+        self.is_looking = saved_s > self._look_s or self._num_rounds % _LOOK_EVERY == 0
 
     def cut(
         self,
@@ -61,6 +86,10 @@ class DraftCutter:
         `sequences` are all that share the verifier's forward, `spent_s` is what the drafts cost.
         """
         drafts = {o.rows.sequence.sequence_id: o.token_ids for o in drafted if o.token_ids}
+        self._judged.clear()
+        if not drafts or not self.is_looking:
+            return drafts
+        started = time.perf_counter()
         self._judge([output for output in drafted if output.token_ids])
         candidates = [self._candidate(seq, drafts, whole) for seq in sequences]
         lengths = plan_lengths(candidates, lambda rows: verify_cost(rows) + spent_s, _nothing)
@@ -69,6 +98,7 @@ class DraftCutter:
             if draft is not None:
                 self.stats.num_cut_tokens += len(draft) - length
                 drafts[seq.sequence_id] = draft[:length]
+        self._look_s += (time.perf_counter() - started - self._look_s) * _FRESH
         return drafts
 
     def cut_off(self, sequence_id: str, num_verified: int) -> list[float]:
@@ -87,9 +117,6 @@ class DraftCutter:
 
     def _judge(self, outputs: Seq[RowsOutput]) -> None:
         """One look at the logits of all drafts of the round."""
-        self._judged.clear()
-        if not outputs:
-            return
         logits = torch.cat([output.logits for output in outputs])
         picks = [
             draft_pick(o.rows) if o.rows.model is ModelRole.DRAFTER else denoise_pick(o.rows)

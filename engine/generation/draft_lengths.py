@@ -24,6 +24,10 @@ class DraftLengths:
         self.verify_cost = CostCurve(verify_costs)
         self.fixed: set[str] = set()
         """Sequences whose length in this step is not the planner's choice."""
+        self.candidates: list[Candidate] = []
+        """What the newest lengths were planned for."""
+        self.planned: list[int] = []
+        """The newest lengths, those of given drafts included."""
         self._source = source
         self._num_steps = 0
 
@@ -31,18 +35,18 @@ class DraftLengths:
         """Tokens to draft for each; 0 also where the client has given a draft."""
         self._num_steps += 1
         probed = self._probed(len(sequences))
-        candidates = [
+        self.candidates = [
             self._candidate(seq, is_probed=index in probed) for index, seq in enumerate(sequences)
         ]
         self.fixed = {
             seq.sequence_id
-            for seq, candidate in zip(sequences, candidates, strict=True)
+            for seq, candidate in zip(sequences, self.candidates, strict=True)
             if candidate.fixed_length is not None
         }
-        lengths = plan_lengths(candidates, self.verify_cost, self._source.cost)
+        self.planned = plan_lengths(self.candidates, self.verify_cost, self._source.cost)
         return [
             length if candidate.needs_block else 0
-            for length, candidate in zip(lengths, candidates, strict=True)
+            for length, candidate in zip(self.planned, self.candidates, strict=True)
         ]
 
     def limit(self, sequence: Sequence) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 from engine.generation.strategy import Rows, RowsOutput
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
-from engine.models.token_sampler import Pick, TokenSampler
+from engine.models.pick import Pick
+from engine.models.token_sampler import TokenSampler
 
 
 class Forwards:
@@ -132,6 +133,7 @@ def _spans(rows: Rows) -> list[Span]:
 def _outputs(all_rows: Seq[Rows], logits: Tensor, tokens: Seq[list[int]]) -> list[RowsOutput]:
     outputs, start = [], 0
     for rows, token_ids in zip(all_rows, tokens, strict=True):
+        rows.sequence.num_forwards += 1
         own = logits[start : start + rows.num_logits]
         outputs.append(RowsOutput(rows, token_ids, own))
         start += rows.num_logits

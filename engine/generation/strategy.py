@@ -21,6 +21,7 @@ from engine.entropy_controller import EntropyConfig
 from engine.models.diffusion_lm import DiffusionConfig
 from engine.models.token_sampler import TokenSampler
 from engine.request.options import NO_OPTIONS, GenerationOptions
+from engine.request.outputs import Ending
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
@@ -140,6 +141,9 @@ class GenerationStrategy(ABC):
     is_lossless: ClassVar[bool] = True
     """Whether the output is that of the verifier alone; said in every response where it is not."""
 
+    keeps_grammars: ClassVar[bool] = True
+    """Whether a grammar can be kept to: whether every token is drawn in verifier rows."""
+
     reads_with_verifier: ClassVar[bool] = True
     """Whether the scheduler reads prompts, in chunks, with the verifier before the first step."""
 
@@ -171,6 +175,10 @@ class GenerationStrategy(ABC):
     ) -> None:
         """Raise `InvalidRequestError` for what this strategy cannot honour."""
 
+    def default_max_tokens(self, num_prompt_tokens: int, options: GenerationOptions) -> int | None:
+        """What a request without max_tokens gets; None: until the context is full."""
+        return None
+
     def max_rows(self, sequence: Sequence) -> int:
         """The most rows that this sequence may be given in its next step."""
         return 1
@@ -194,6 +202,10 @@ class GenerationStrategy(ABC):
 
         The j-th token must stem from the j-th row with logits. May update statistics.
         """
+
+    def ending(self, sequence: Sequence) -> Ending | None:
+        """Whether a sequence ends with what was just accepted, beside what its tokens say."""
+        return None
 
     def observe(self, timing: StepTiming) -> None:  # noqa: B027 an optional hook
         """Learn from what the step cost; called once a step in which this strategy took part."""

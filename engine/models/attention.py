@@ -47,7 +47,7 @@ class PagedContext:
             key_positions = torch.arange(num_slots, device=self.batch.device)
             seen = key_positions <= group.horizons[:, :, None]
             if window is not None:
-                seen &= key_positions > group.positions[:, :, None] - window
+                seen &= key_positions > group.origins[:, :, None] - window
             self.masks[key] = seen[:, None]
         return self.masks[key]
 
@@ -80,7 +80,7 @@ def _attend_groups(
     groups = context.batch.groups
     if len(groups) == 1 and groups[0].real is None:
         return _attend_group(q, layer, context, 0, window, attend)
-    out = torch.empty_like(q)
+    out = q.new_empty(*q.shape[:2], context.pool.values(layer).shape[-1])
     for index, group in enumerate(groups):
         attended = _attend_group(q, layer, context, index, window, attend)
         rows = group.rows.flatten()
@@ -119,8 +119,11 @@ def varlen_backend(
 ) -> Tensor:
     """torch's own paged flash attention, in place in the pool; CUDA, bf16 or fp16.
 
-    Causal spans and blocks go in one call each. Unverified: no run on a GPU has exercised it yet.
+    Causal spans and blocks go in one call each; the kernel's window looks back from each row, which
+    is not what a block does, so that is left to SDPA. Unverified: no run on a GPU has exercised it.
     """
+    if window is not None and not all(span.is_causal for span in context.batch.spans):
+        return sdpa_backend(q, layer, context, scale, window)
     parts = _varlen_parts(context)
     if len(parts) == 1:
         return _varlen_call(q, layer, context, parts[0], scale, window)

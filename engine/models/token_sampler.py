@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -22,26 +21,10 @@ from engine.decoding.sampler import (
     sample,
 )
 from engine.decoding.sampling_table import Entry, SamplingTable
+from engine.models.grammar_rows import apply_grammars, draft_grammar, no_bias, within_grammars
+from engine.models.pick import Pick
 from engine.request.outputs import TokenLogprobs
-from engine.request.sequence import Sequence
 from engine.request.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """Consecutive logit rows of one sequence.
-
-    `first_position` is the output position that the first row draws for; `draft` holds the tokens
-    that rows 1, 2, ... take as given before their own. Rows of a drafter are drawn all at once,
-    each from the prefix that is there.
-    """
-
-    sequence: Sequence
-    first_position: int
-    count: int
-    draft: Seq[int] = ()
-    is_drafter: bool = False
-    denoising_step: int = 0
 
 
 class _KnownTable(NamedTuple):
@@ -67,7 +50,19 @@ class TokenSampler:
         index, positions = self._rows(picks)
         steps = self._steps(picks)
         drawn = sample(logits, self._table(picks), index, positions, self._noise_cache, steps)
-        return _split(drawn, picks)
+        return self._follow_grammars(logits, picks, _split(drawn, picks))
+
+    def _follow_grammars(
+        self, logits: Tensor, picks: Seq[Pick], tokens: list[list[int]]
+    ) -> list[list[int]]:
+        """The tokens, those of drafts within a grammar drawn anew, one in the light of another."""
+        start = 0
+        for number, pick in enumerate(picks):
+            if draft_grammar(pick) is not None:
+                own = logits[start : start + pick.count]
+                tokens[number] = self._chain(own, [pick], [0], no_bias)[0]
+            start += pick.count
+        return tokens
 
     def distribution(self, logits: Tensor, picks: Seq[Pick], bias: Tensor | None = None) -> Tensor:
         """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass.
@@ -113,7 +108,11 @@ class TokenSampler:
         `bias` maps the tokens before, [N], to what they add to the logits of the next, [N, V];
         `anchors` are the tokens before each pick's first.
         """
-        logits = self._process(logits, picks)
+        return self._chain(self._process(logits, picks), picks, anchors, bias)
+
+    def _chain(
+        self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
+    ) -> list[list[int]]:
         index, positions = self._rows(picks)
         table = self._table(picks)
         scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
@@ -129,10 +128,14 @@ class TokenSampler:
                 previous = previous[torch.tensor(kept).to(self._device)]
             rows = [starts[i] + number for i in alive]
             own = scores[torch.tensor(rows).to(self._device)]
-            previous = (own + bias(previous)).argmax(-1)
+            own = own + bias(previous)
+            previous = within_grammars(own, own.argmax(-1), [picks[i] for i in alive])
             order += rows
             drawn.append(previous)
-        # Only now, once for all, the device is waited for.
+        for pick in picks:
+            if (grammar := draft_grammar(pick)) is not None:
+                grammar.rewind()
+        # Only now, once for all, the device is waited for (where no grammar had to be asked).
         tokens = dict(zip(order, torch.cat(drawn).tolist(), strict=True))
         return [[tokens[row] for row in range(*span)] for span in pairwise(starts)]
 
@@ -230,8 +233,10 @@ class TokenSampler:
                     sequence.output_token_ids,
                     pick.draft,
                     self._tokenizer.eos_token_ids | set(sequence.params.stop_token_ids),
+                    pick.first_position if pick.is_drafter else None,
                 )
             start += pick.count
+        apply_grammars(logits, picks)
         return logits
 
 
@@ -247,7 +252,10 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
 def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
     sequence = pick.sequence
-    return pick.count > 0 and needs_processing(sequence.params, sequence.num_output_tokens)
+    has_grammar = sequence.grammar is not None
+    return pick.count > 0 and (
+        has_grammar or needs_processing(sequence.params, sequence.num_output_tokens)
+    )
 
 
 _MAX_TABLES = 64

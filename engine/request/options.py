@@ -24,6 +24,14 @@ class Remasking(StrEnum):
     RANDOM = "random"
 
 
+class CanvasCache(StrEnum):
+    """What a bidirectional model does not compute again in the forwards of one block."""
+
+    DUAL = "dual"  # everything but the block itself
+    PREFIX = "prefix"  # what stands before the block
+    NONE = "none"  # nothing: exact, and each forward reads the whole canvas
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """Knobs of the ways of generating; None leaves a choice to the strategy.
@@ -40,6 +48,7 @@ class GenerationOptions:
         None  # Fast-dLLM's other rule: reveal n while (n + 1)(1 - c) < f
     )
     remasking: Remasking = Remasking.LOW_CONFIDENCE
+    canvas_cache: CanvasCache | None = None  # None: dual
     acceptance: Acceptance = Acceptance.COUPLED
     skip_verify_confidence: float | None = None  # lossy: drafts this sure are not verified
     apd_mix_weight: float | None = None  # R: 1 keeps all that the diffusion model drew, 0 asks p
@@ -64,6 +73,10 @@ class GenerationOptions:
         if self.unmasking_factor is not None and not self.unmasking_factor > 0.0:
             message = f"unmasking_factor must be above 0, got {self.unmasking_factor}"
             raise InvalidRequestError(message, "unmasking_factor")
+
+    @property
+    def num_suffix_tokens(self) -> int:
+        return sum(map(len, self.suffixes))
 
     def given(self) -> list[str]:
         """Names of the fields that say something."""

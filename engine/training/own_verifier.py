@@ -55,8 +55,10 @@ def load_own_verifier(path: str, device: torch.device) -> OwnVerifier:
 
 def _use_own_attention(model: Any) -> None:
     """Away from paged attention, which training has no pages for."""
+    caps = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     try:
-        model.set_attn_implementation("sdpa")
+        # transformers' sdpa leaves a soft cap out, and says nothing.
+        model.set_attn_implementation("eager" if caps else "sdpa")
     except ValueError:  # not every model has it
         model.set_attn_implementation("eager")
 

@@ -35,7 +35,6 @@ CHAT_CASES = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": 1}, "logprobs"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"prediction": {"type": "content"}}, "prediction"),
     ({"audio": {}, "modalities": ["audio"]}, "modalities"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -62,7 +62,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 def test_a_built_engine_answers_in_both_modes_alike(models: TinyModels) -> None:
     engine = build_engine(config(models))
-    assert engine.modes == ("ar", "deer")
+    assert engine.modes == ("ar", "deer", "spec_diff")
     assert (engine.model_name, engine.max_model_len) == ("verifier", 256)
     params = SamplingParams(seed=1, max_tokens=6, ignore_eos=True)
     prompts = ["hello world", "a"]

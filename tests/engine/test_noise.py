@@ -181,6 +181,15 @@ def test_uniforms_are_uniform_and_never_at_the_ends() -> None:
     assert ((counts - 1000) ** 2 / 1000).sum() < 60.4  # chi-square, 19 degrees, one in 300,000
 
 
+def test_the_extreme_integers_give_uniforms_inside_the_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = torch.tensor([[0], [LOW_32]])
+    monkeypatch.setattr(noise_module, "philox", lambda counter, key: [words])
+    low, high = uniforms_of(NoiseStream.ACCEPT, 2).tolist()
+    assert 0.0 < low < 2.0**-32 < high < 1.0
+
+
 def test_the_first_lane_of_the_noise_is_made_of_the_same_number() -> None:
     zeros = torch.zeros(50, dtype=torch.int64)
     noise = gumbel(torch.arange(50), zeros, zeros, zeros + 3, 4, zeros + 9)[:, 0]
@@ -189,7 +198,6 @@ def test_the_first_lane_of_the_noise_is_made_of_the_same_number() -> None:
 
 
 def test_what_is_drawn_at_a_position_is_drawn_independently() -> None:
-    assert len({*NoiseStream}) == len(NoiseStream)
     # Apart from the token's own they lie where no canvas counts its denoising steps.
     assert all(stream == 0 or MAX_CHOICE - 16 < stream < MAX_CHOICE for stream in NoiseStream)
     drawn = torch.stack([uniforms_of(stream, 20_000) for stream in NoiseStream])

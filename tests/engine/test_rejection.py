@@ -178,6 +178,21 @@ def test_a_batch_without_any_draft_draws_the_next_tokens() -> None:
     assert commits[1] == [int(target[1].argmax())]
 
 
+def test_the_token_after_a_draft_is_drawn_with_the_noise_of_its_own_position() -> None:
+    """A bonus is what the same row would have given at that position without a draft."""
+    table, index = table_of([1.0] * 50), torch.arange(50)
+    logprobs = processed_logprobs(rows(50, 3), table, index)
+    first = index * 3
+    draft = sample(logprobs, table, index, first)
+    bonus = processed_logprobs(rows(50, 4), table, index)
+    target = torch.stack([logprobs, bonus], 1).flatten(0, 1)
+    drafted = verify_by_rejection(target, logprobs, draft, [1] * 50, table, index, first)
+    nothing = logprobs[:0], draft[:0]
+    plain = verify_by_rejection(bonus, *nothing, [0] * 50, table, index, first + 1)
+    assert drafted.num_accepted.tolist() == [1] * 50
+    assert torch.equal(drafted.next_token_ids, plain.next_token_ids)
+
+
 def test_a_filter_of_the_verifier_holds_for_residual_and_bonus() -> None:
     table = table_of([1.0] * 300, top_k=2)
     index, zero = torch.arange(300), torch.zeros(300, dtype=torch.int64)

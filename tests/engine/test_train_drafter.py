@@ -21,6 +21,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -55,9 +57,9 @@ def llama() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SMALL))
 
 
-def gemma2(attention_cap: float | None = None) -> PreTrainedModel:
-    """Scaled embeddings, windows of 16 tokens in every other layer, a soft cap that is felt."""
-    own = {"attn_logit_softcapping": attention_cap, "final_logit_softcapping": 5.0}
+def gemma2() -> PreTrainedModel:
+    """Scaled embeddings, windows of 16 tokens in every other layer, soft caps that are felt."""
+    own = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}
     own |= {"sliding_window": 16, "query_pre_attn_scalar": 16, "head_dim": 16}
     return Gemma2ForCausalLM(Gemma2Config(**{**SMALL, "initializer_range": 0.2}, **own))
 
@@ -192,10 +194,11 @@ def test_a_verifier_with_unknown_logits_is_refused() -> None:
 def test_what_the_server_cannot_run_is_refused_before_any_training(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verifier = save(tmp_path / "capped", lambda: gemma2(attention_cap=50.0))
+    sizes = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}
+    verifier = save(tmp_path / "recurrent", lambda: MambaForCausalLM(MambaConfig(**sizes)))
     with pytest.raises(SystemExit):
         train_drafter.main(arguments(verifier, data, tmp_path / "out"))
-    assert "--verifier: gemma2 does not run on paged attention" in capsys.readouterr().err
+    assert "--verifier: model_type mamba is not supported" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 
 from engine.build import EngineConfig, build_engine, resolve
 from engine.decoding.noise import gumbel
+from engine.decoding.token_mask import apply_token_masks
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.models.attention import sdpa_backend, varlen_backend
 from engine.models.loader import load_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
+from engine.request.grammar import Grammar, GrammarKind
 from engine.request.sampling_params import SamplingParams
 
 pytestmark = [
@@ -59,3 +62,23 @@ def test_the_varlen_kernel_agrees_with_sdpa_in_bf16() -> None:
 
     expected, seen = logits(sdpa_backend), logits(varlen_backend)
     assert (expected - seen).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_mask_refuses_on_the_device_what_it_refuses_on_the_cpu() -> None:
+    logits = torch.randn(4, 1000)
+    on_gpu = logits.cuda()
+    rows, masks = [3, 0], [bytes(range(124)), bytes(reversed(range(124)))]
+    apply_token_masks(logits, rows, masks)
+    apply_token_masks(on_gpu, rows, masks)
+    assert torch.equal(on_gpu.cpu(), logits)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_is_kept_to_and_changes_no_identity(
+    engine_in_fp32: DFastLLMEngine, temperature: float
+) -> None:
+    grammar = Grammar(GrammarKind.REGEX, r"[A-Z][a-z ]{20,60}\.")
+    params = SamplingParams(max_tokens=60, temperature=temperature, seed=11, grammar=grammar)
+    expected = engine_in_fp32.generate(PROMPTS, params, mode="ar")
+    assert engine_in_fp32.generate(PROMPTS, params, mode="deer") == expected
+    assert all(re.fullmatch(grammar.definition, text) for text in expected)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from engine.request.errors import InvalidRequestError
+from engine.request.grammar import Grammar, GrammarKind
 from engine.request.outputs import SequenceSummary
 from tests.fakes import FakeEngine, FakeSequence
 from tests.worker_bench import QUEUE, make_job, texts_of
 from worker.job_store import Claim
 from worker.running_job import RunningJob
 from worker.translate import draft_stats, sampling_params
+from worker.wire import messages
 from worker.wire.messages import Delta, DraftStats, GenerateJob, Prompts, Usage
 
 
@@ -49,6 +51,21 @@ def test_every_sampling_field_reaches_the_engine() -> None:
     params = sampling_params(make_job("job", **values))
     got = {name: getattr(params, name) for name in values}
     assert got == values | {"stop": ("x",), "stop_token_ids": (4,)}
+
+
+def test_a_grammar_reaches_the_engine_with_the_name_of_its_field() -> None:
+    given = messages.Grammar("regex", "a+", "guided_regex")
+    grammar = sampling_params(make_job("job", grammar=given)).grammar
+    assert grammar == Grammar(GrammarKind.REGEX, "a+")
+    assert grammar.param == "guided_regex"
+    assert sampling_params(make_job("job")).grammar is None
+
+
+def test_a_grammar_of_a_later_kind_is_refused() -> None:
+    later = messages.Grammar("tags", "x", "structured_outputs.tags")
+    with pytest.raises(InvalidRequestError, match="'tags'") as caught:
+        sampling_params(make_job("job", grammar=later))
+    assert caught.value.param == "structured_outputs.tags"
 
 
 def test_prompt_logprobs_are_wanted_where_echo_and_logprobs_are() -> None:

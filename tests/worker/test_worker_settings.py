@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from engine.entropy_controller import EntropyConfig
+from worker.engine_config import engine_config
 from worker.settings import SettingsError, WorkerSettings, changed_settings, read_settings
 from worker.wire.known_settings import KNOWN, WORKER, settings_of
 
@@ -49,6 +51,17 @@ def test_an_unknown_name_is_refused_with_a_guess_at_what_was_meant() -> None:
         SettingsError, match=r"VDIFF_MAX_BATCHSIZE.*did you mean VDIFF_MAX_BATCH_SIZE"
     ):
         read_settings({"VDIFF_MAX_BATCHSIZE": "3"})
+
+
+def test_entropy_thresholds_reach_the_engine_and_mean_nothing_without_the_switch() -> None:
+    assert engine_config(WorkerSettings()).entropy is None
+    environ = {"VDIFF_ADAPTIVE_ENTROPY": "true", "VDIFF_ENTROPY_HIGH": "3.5"}
+    assert engine_config(read_settings(environ)).entropy == EntropyConfig(high=3.5)
+    with pytest.raises(SettingsError, match="VDIFF_ENTROPY_HIGH: means nothing without"):
+        read_settings({"VDIFF_ENTROPY_HIGH": "3.5"})
+    environ["VDIFF_ENTROPY_LOW"] = "4"
+    with pytest.raises(SettingsError, match=r"VDIFF_ENTROPY_LOW.*got 3\.5"):
+        engine_config(read_settings(environ))
 
 
 def test_what_this_version_does_not_have_is_refused_and_not_ignored() -> None:

@@ -94,19 +94,19 @@ _ALL = (
     _setting("KV_CACHE_MB", (WORKER,), "auto", "memory for the KV cache, in MiB"),
     _setting("PREFIX_CACHE", (WORKER,), "true", "share the KV of equal prompt beginnings"),
     _setting(
-        "ADAPTIVE_ENTROPY", (WORKER,), "false", "adapt drafting to entropy and load [not yet]"
+        "ADAPTIVE_ENTROPY", (WORKER,), "false", "cut drafts where their own logits are uncertain"
     ),
     _setting(
         "ENTROPY_HIGH",
         (WORKER,),
-        "from the controller",
-        "entropy above which drafts get short [not yet]",
+        "2.5",
+        "nats from which a draft token counts as uncertain, until that is learnt",
     ),
     _setting(
         "ENTROPY_LOW",
         (WORKER,),
-        "from the controller",
-        "entropy below which drafts get long [not yet]",
+        "0.5",
+        "nats up to which a draft token counts as certain, until that is learnt",
     ),
     _setting(
         "DIFFUSION_STEPS", (WORKER,), "from the strategy", "denoising steps a block [not yet]"

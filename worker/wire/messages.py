@@ -30,6 +30,14 @@ class Chat(Struct, frozen=True, tag="chat", omit_defaults=True):
     messages: list[ChatMessage]
 
 
+class Grammar(Struct, frozen=True, omit_defaults=True):
+    """What the whole output must match; `param` names the request's field that it came from."""
+
+    kind: str  # "json" | "regex" | "choice" | "grammar"
+    definition: str  # a JSON schema, a regular expression, a JSON list of strings, a grammar
+    param: str = "grammar"
+
+
 class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to generate. The seed is always set: the API draws one where the client gave none."""
 
@@ -48,6 +56,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logit_bias: dict[int, float] = field(default_factory=dict)
     logprobs: int | None = None  # how many alternatives a token; None: no logprobs at all
     ignore_eos: bool = False
+    grammar: Grammar | None = None
 
 
 class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
