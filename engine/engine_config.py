@@ -32,11 +32,11 @@ class EngineConfig:
     model_name: str | None = None  # None: the folder's name
     device: str = "auto"
     dtype: str = "auto"
-    attention: str = "auto"
+    attention: str = "auto"  # or flash, flash3, varlen, flash2, sdpa
     max_model_len: int | None = None  # None: what the model was trained for
     max_batch_size: int = 16
     max_step_tokens: int | None = None
-    page_size: int = 16
+    page_size: int | None = None  # None: what suits the attention, 16 where all do
     kv_memory_bytes: int | None = None
     default_mode: str | None = None  # None: deer where something drafts, else what there is
     max_draft_length: int = 15
