@@ -19,6 +19,7 @@ from engine.generation.step_runner import StepRunner
 from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyContext
 from engine.models.attention_choice import AttentionChoice, AttentionNeed, choose_attention
 from engine.models.causal_lm import UnsupportedModelError
+from engine.models.compiled import check_compiler
 from engine.models.forward_costs import denoise_costs, draft_costs, verify_costs
 from engine.models.fused_drafter import fuse_drafter
 from engine.models.kv_pool import bytes_per_token
@@ -26,6 +27,7 @@ from engine.models.loader import Models, check_models, load_models
 from engine.models.model_runner import ModelRunner
 from engine.models.self_test import check_against_eager
 from engine.models.token_sampler import TokenSampler
+from engine.models.warm_up import compile_forwards, quantize
 from engine.request.tokenizer import Tokenizer
 
 __all__ = [
@@ -48,6 +50,8 @@ class ModeNotOfferedError(UnsupportedModelError):
 def build_engine(config: EngineConfig | None = None) -> DFastLLMEngine:
     """Load the models, test them, measure what their forwards cost, and join the parts."""
     config = resolve(config or EngineConfig())
+    if config.compile:
+        check_compiler(torch.device(config.device))
     dtype = DTYPES[config.dtype]
     assert dtype is not None
     models = load_models(
@@ -107,15 +111,16 @@ def _attention(config: EngineConfig, models: Models) -> AttentionChoice:
         config.page_size,
     )
     choice = choose_attention(need, config.attention)
-    for name, reason in choice.refused.items():
-        logger.info("attention: not %s, it %s", name, reason)
+    if choice.refused:
+        reasons = "; ".join(f"not {name}, it {why}" for name, why in choice.refused.items())
+        logger.info("attention %s: %s", choice.name, reasons)
     return choice
 
 
 def _model_runner(
     config: EngineConfig, models: Models, num_pages: int, attention: AttentionChoice
 ) -> ModelRunner:
-    """The models with their pages: tested, and on a CPU fused."""
+    """The models with their pages: tested, on a CPU fused, and then as the config wants them."""
     runner = ModelRunner(
         models.verifier,
         models.drafter,
@@ -131,6 +136,10 @@ def _model_runner(
     if models.drafter is not None and on_cpu:
         fuse_drafter(models.drafter)
     _log_choices(models, attention, num_pages)
+    if config.use_8bit:
+        quantize(runner, models)
+    if config.compile:
+        compile_forwards(runner, config.max_batch_size)
     return runner
 
 
@@ -218,7 +227,9 @@ def _fingerprint(config: EngineConfig) -> str:
                 digest.update(file.name.encode())
                 with file.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    digest.update(json.dumps([config.dtype, config.device]).encode())
+    digest.update(
+        json.dumps([config.dtype, config.device, config.use_8bit, config.compile]).encode()
+    )
     return digest.hexdigest()
 
 

@@ -42,6 +42,8 @@ class EngineConfig:
     max_draft_length: int = 15
     prefix_cache: bool = True
     self_test: bool = True
+    compile: bool = False  # through torch.compile, once at the start
+    use_8bit: bool = False  # weights in int8, activations too while they are multiplied
     options: GenerationOptions = field(default_factory=GenerationOptions)
     """What a request that says nothing gets."""
 

@@ -19,8 +19,6 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 # Names that stay, for ways of generating that this version does not have yet.
 NOT_IN_THIS_VERSION = (
     "hybrid_draft_size",
-    "compile",
-    "use_8bit",
     "adaptive_entropy",
     "entropy_high",
     "entropy_low",

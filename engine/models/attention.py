@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from engine.models.compiled import OpaqueContext
 from engine.models.explicit_attention import attend_explicitly
 from engine.models.kv_pool import KvPool
 from engine.models.packing import PackedBatch, SpanGroup
@@ -50,6 +51,27 @@ class PagedContext:
                 seen &= key_positions > group.positions[:, :, None] - window
             self.masks[key] = seen[:, None]
         return self.masks[key]
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Keep the rows' keys and values [T, Hkv, D] and attend: q [T, Hq, D] -> [T, Hq, D]
+
+        Capped scores and sinks take the written-out attention, whatever the backend.
+        """
+        self.pool.write(layer, self.batch.slots, k, v)
+        if softcap is None and sinks is None:
+            return self.backend(q, layer, self, scale, window)
+        explicit = partial(attend_explicitly, scale=scale, softcap=softcap, sinks=sinks)
+        return _attend_groups(q, layer, self, window, explicit)
 
     @cached_property
     def _parts(self) -> dict[bool, list[VarlenPart]]:
@@ -131,25 +153,18 @@ def paged_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    paged: PagedContext,
+    paged: PagedContext | OpaqueContext,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. query: [1, Hq, T, D]; key and value: [1, Hkv, T, D].
-
-    Capped scores and sinks (`s_aux`) take the written-out attention, whatever the backend.
-    """
+    """transformers' attention interface. query: [1, Hq, T, D]; key and value: [1, Hkv, T, D]."""
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    paged.pool.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    queries = query[0].transpose(0, 1)
-    if softcap is None and s_aux is None:
-        return paged.backend(queries, layer, paged, scale, sliding_window)[None], None
-    attend = partial(attend_explicitly, scale=scale, softcap=softcap, sinks=s_aux)
-    return _attend_groups(queries, layer, paged, sliding_window, attend)[None], None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return paged.attend(q, k, v, layer, scale, sliding_window, softcap, s_aux)[None], None
 
 
 AttentionInterface.register(PAGED_ATTENTION, paged_attention)

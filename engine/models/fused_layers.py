@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.models.attention import PagedContext
+from engine.models.compiled import OpaqueContext
 from engine.models.int8 import Int8Matrix, add_linear, linear
 
 _KNOWN_LAYERS = frozenset(
@@ -75,7 +76,7 @@ class FusedLayer(nn.Module):
         hidden_states: Tensor,
         *,
         position_embeddings: tuple[Tensor, Tensor],
-        paged: PagedContext,
+        paged: PagedContext | OpaqueContext,
         **_: Any,
     ) -> Tensor:
         """hidden_states: [1, T, H]; cos and sin: [1, T, D] -> [1, T, H]"""
@@ -88,8 +89,8 @@ class FusedLayer(nn.Module):
             rotated = F.rms_norm(rotated, (self.head_dim,), None, self.eps) * self.head_norm
         rotated = rotate(rotated, *position_embeddings)
         queries, keys = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
-        paged.pool.write(self.layer_idx, paged.batch.slots, keys, heads[:, num_rotated:])
-        attended = paged.backend(queries, self.layer_idx, paged, self.scale, self.window)
+        values = heads[:, num_rotated:]
+        attended = paged.attend(queries, keys, values, self.layer_idx, self.scale, self.window)
         x = add_linear(x, attended.flatten(1), self.out)
         gate_up = linear(self._norm(x, self.post_norm), self.gate_up)
         gate, up = gate_up.chunk(2, dim=-1)

@@ -1,7 +1,8 @@
 """Weights in 8 bits: int8 matrices with a scale a row, and activations with a scale a token.
 
-A product is int8 times int8 into int32, so it is exact, and a token's scale is a function of its own
-row alone: what a row gives does not depend on the rows beside it, and drafting changes no token.
+A product is int8 times int8 into int32, so it is exact, and a token's scale is a function of its
+own row alone: what a row gives does not depend on the rows beside it, and drafting changes nothing.
+A scale for the whole batch would break that, and so would outliers chosen by it, as in LLM.int8().
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _LEFT_AS_THEY_ARE = ("gate", "router", "shared_expert_gate")  # of experts: a fl
 
 
 class Int8Matrix(nn.Module):
-    """A weight [out, in] as int8 values [out, in] and scales [out]: LLM.int8 without outliers.
+    """A weight [out, in] as int8 values [out, in] and scales [out], the largest of each row.
 
-    Symmetric, absolute maximum a row ("vector-wise", arXiv 2208.07339, section 2.1).
+    Vector-wise quantisation of LLM.int8() (arXiv 2208.07339, section 3.1), without its outliers.
     """
 
     values: Tensor
@@ -72,10 +73,11 @@ def linear(x: Tensor, weight: Tensor | Int8Matrix, bias: Tensor | None = None) -
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor | Int8Matrix) -> Tensor:
-    """residual [T, out] + x [T, in] times a weight [out, in], in one operator where there is one."""
+    """residual [T, out] + x [T, in] times a weight [out, in], in one operator if there is one."""
     if isinstance(weight, Tensor):
         return torch.addmm(residual, x, weight.t())
-    return residual + weight(x)
+    out: Tensor = weight(x)
+    return residual + out
 
 
 def quantize_weights(model: nn.Module) -> int:
@@ -116,4 +118,5 @@ def _int8_product(rows: Tensor, weight: Tensor) -> Tensor:
     num_rows = rows.shape[0]
     if rows.is_cuda and num_rows < _MIN_CUDA_ROWS:
         rows = F.pad(rows, (0, 0, 0, _MIN_CUDA_ROWS - num_rows))
-    return torch._int_mm(rows, weight.t())[:num_rows]
+    product: Tensor = torch._int_mm(rows, weight.t())
+    return product[:num_rows]
