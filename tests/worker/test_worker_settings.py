@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from worker.engine_config import engine_config
 from worker.settings import SettingsError, WorkerSettings, changed_settings, read_settings
 from worker.wire.known_settings import KNOWN, WORKER, settings_of
 
@@ -52,9 +53,27 @@ def test_an_unknown_name_is_refused_with_a_guess_at_what_was_meant() -> None:
 
 
 def test_what_this_version_does_not_have_is_refused_and_not_ignored() -> None:
-    with pytest.raises(SettingsError, match=r"VDIFF_COMPILE: this version has no such thing"):
-        read_settings({"VDIFF_COMPILE": "true"})
-    assert read_settings({"VDIFF_COMPILE": "false"}) == WorkerSettings()
+    with pytest.raises(SettingsError, match=r"VDIFF_ENABLE_APD: this version has no such"):
+        read_settings({"VDIFF_ENABLE_APD": "true"})
+    assert read_settings({"VDIFF_ENABLE_APD": "false"}) == WorkerSettings()
+
+
+@pytest.mark.parametrize(
+    ("given", "attention"), [("auto", "auto"), ("true", "flash"), ("false", "sdpa")]
+)
+def test_flash_attention_is_demanded_or_refused_or_left_to_the_engine(
+    given: str, attention: str
+) -> None:
+    config = engine_config(read_settings({"VDIFF_FLASH_ATTENTION": given}))
+    assert config.attention == attention
+
+
+def test_compilation_and_8_bits_reach_the_engine_and_are_off_by_default() -> None:
+    names = {"VDIFF_COMPILE": "true", "VDIFF_USE_8BIT": "true"}
+    config = engine_config(read_settings(names))
+    assert (config.compile, config.use_8bit) == (True, True)
+    plain = engine_config(read_settings({}))
+    assert (plain.compile, plain.use_8bit) == (False, False)
 
 
 def test_a_wrong_address_is_refused_without_showing_its_password() -> None:
