@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 
 from api.errors import InvalidRequestError
+from api.grammar import grammar_of
 from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from worker.wire.messages import Sampling
 
@@ -38,6 +40,7 @@ def sampling_of(
         logit_bias=_logit_bias(request),
         logprobs=logprobs,
         ignore_eos=request.ignore_eos or False,
+        grammar=grammar_of(request),
     )
 
 
@@ -104,8 +107,9 @@ def check(
     is_inside = (low < value if is_open else low <= value) and value <= high
     if not is_inside:
         left = f"above {low:g}" if is_open else f"at least {low}"
+        right = "" if high == math.inf else f" and at most {high}"
         raise InvalidRequestError(
-            f"'{param}' must be {left} and at most {high}, not {_brief(value)}.", param=param
+            f"'{param}' must be {left}{right}, not {_brief(value)}.", param=param
         )
 
 

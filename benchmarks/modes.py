@@ -68,24 +68,19 @@ class ModesBench:
         num_tokens = tokens_of_round(self._options, number)
         waiting = deque(self._sequences(asked, num_tokens, mode, temperature))
         self._engine.reset_stats()
-        run = _drive(self._engine, waiting, at_once)
+        run = drive(self._engine, waiting, at_once)
         same = self._compare(run, mode, (temperature, at_once, number))
         return {**_figures(run, self._engine.metrics()), "same": same}
 
     def _sequences(
         self, asked: list[Prompt], num_tokens: int, mode: str, temperature: float
     ) -> Iterator[Sequence]:
-        tokenizer = self._engine.tokenizer
         for index, prompt in enumerate(asked):
-            if prompt.messages:
-                token_ids = tokenizer.apply_chat_template(list(prompt.messages))
-            else:
-                token_ids = tokenizer.encode(prompt.text)
+            token_ids = encoded(self._engine, prompt, num_tokens)
             params = SamplingParams(
                 seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
             )
-            limit = self._engine.max_model_len - num_tokens
-            yield self._engine.make_sequence(str(index), token_ids[-limit:], params, mode=mode)
+            yield self._engine.make_sequence(str(index), token_ids, params, mode=mode)
 
     def _compare(self, run: Run, mode: str, key: tuple[float, int, int]) -> float:
         """The share of sequences that have, token for token, what ar gave in this round."""
@@ -135,7 +130,17 @@ _NOTES = (
 )
 
 
-def _drive(engine: DFastLLMEngine, waiting: deque[Sequence], at_once: int) -> Run:
+def encoded(engine: DFastLLMEngine, prompt: Prompt, num_tokens: int) -> list[int]:
+    """The prompt's tokens, the last of them where there is no room for all and `num_tokens`."""
+    if prompt.messages:
+        token_ids = engine.tokenizer.apply_chat_template(list(prompt.messages))
+    else:
+        token_ids = engine.tokenizer.encode(prompt.text)
+    return token_ids[-(engine.max_model_len - num_tokens) :]
+
+
+def drive(engine: DFastLLMEngine, waiting: deque[Sequence], at_once: int) -> Run:
+    """Run to the end, `at_once` sequences at a time."""
     result = Run()
     num_running = 0
     started, cpu_started = time.perf_counter(), time.process_time()

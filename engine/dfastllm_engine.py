@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.base import HasStats
@@ -11,6 +11,8 @@ from engine.continuous_batching import ContinuousBatchingEngine
 from engine.decoding.logit_processors import check_vocab
 from engine.models.model_runner import ModelRunner
 from engine.request.errors import InvalidRequestError
+from engine.request.grammar_compiler import GrammarCompiler
+from engine.request.grammar_matcher import GrammarMatcher
 from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput
 from engine.request.sampling_params import SamplingParams
@@ -62,6 +64,7 @@ class DFastLLMEngine:
         self._defaults = defaults
         self._batching = batching
         self._runner = runner
+        self._grammars = GrammarCompiler(tokenizer, runner.vocab_size)
 
     @property
     def batching(self) -> ContinuousBatchingEngine:
@@ -104,6 +107,11 @@ class DFastLLMEngine:
         """
         mode = mode or self._default_mode
         self._check(prompt_token_ids, params, mode, options)
+        strategy = self._batching.batcher.strategies[mode]
+        limit = strategy.default_max_tokens(len(prompt_token_ids), options)
+        if params.max_tokens is None and limit is not None:
+            params = replace(params, max_tokens=limit)
+        options = options.with_defaults(self._defaults)
         return Sequence(
             sequence_id,
             prompt_token_ids,
@@ -113,9 +121,11 @@ class DFastLLMEngine:
             mode=mode,
             prompt_index=prompt_index,
             choice=choice,
-            options=options.with_defaults(self._defaults),
+            options=options,
             cache_salt=cache_salt,
+            grammar=self._grammar_of(params),
             replay=replay,
+            is_lossless=strategy.is_lossless_with(options),
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -215,7 +225,9 @@ class DFastLLMEngine:
         if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
             raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "prompt")
         check_vocab(params, vocab_size)
-        self._check_length(len(prompt_token_ids), params)
+        if not all(0 <= i < vocab_size for suffix in options.suffixes for i in suffix):
+            raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "suffixes")
+        self._check_length(len(prompt_token_ids) + options.num_suffix_tokens, params)
         strategy = self._batching.batcher.strategies[mode]
         for name in options.given():
             if name not in strategy.honours:
@@ -223,17 +235,26 @@ class DFastLLMEngine:
                     f"mode {mode!r} has no use for {name}; leave it out or choose another mode"
                 )
                 raise InvalidRequestError(message, name)
+        if params.grammar is not None and not strategy.keeps_grammars:
+            param = params.grammar.param
+            message = f"mode {mode!r} cannot keep to a grammar, so {param} needs another mode"
+            raise InvalidRequestError(message, param)
         strategy.check(len(prompt_token_ids), params, options)
 
-    def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
+    def _grammar_of(self, params: SamplingParams) -> GrammarMatcher | None:
+        if params.grammar is None:
+            return None
+        return self._grammars.matcher(params.grammar, ignore_eos=params.ignore_eos)
+
+    def _check_length(self, num_given_tokens: int, params: SamplingParams) -> None:
         wanted = params.max_tokens
-        total = num_prompt_tokens + (1 if wanted is None else wanted)
+        total = num_given_tokens + (1 if wanted is None else wanted)
         if total <= self.max_model_len:
             return
         asked = "" if wanted is None else f" and asks for {wanted} more"
         raise InvalidRequestError(
             f"the context holds {self.max_model_len} tokens, "
-            f"but the request has {num_prompt_tokens}{asked}",
+            f"but the request has {num_given_tokens}{asked}",
             "messages" if wanted is None else "max_tokens",
             "context_length_exceeded",
         )

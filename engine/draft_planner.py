@@ -9,6 +9,7 @@ Under the shared-noise rule no choice made here can change any output.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import accumulate
 from operator import mul
@@ -19,6 +20,10 @@ _GLOBAL_RATE = 0.02
 _OUTLIER = 4.0
 _LUCK_PRIOR = 4.0  # tokens' worth of belief that a sequence is like the others
 _LUCK_REST = 0.8
+
+
+Cost = Callable[[float], float]
+"""Seconds of a forward by its size."""
 
 
 class CostCurve:
@@ -81,23 +86,36 @@ class AcceptanceModel:
     def conditional(self, position: int) -> float:
         return self._accepted[position] / self._tried[position]
 
-    def survivals(self, sequence_id: str, length: int) -> list[float]:
-        """a[0], ..., a[length - 1] of one sequence: falling, each in [0, 1)."""
+    def chances(self, sequence_id: str, length: int) -> list[float]:
+        """`conditional` of each position, by the luck of one sequence; each in [0, 1)."""
         accepted, expected = self._luck.get(sequence_id, (0.0, 0.0))
         factor = (accepted + _LUCK_PRIOR) / (expected + _LUCK_PRIOR)
-        chances = (min(self.conditional(j) * factor, 0.98) for j in range(length))
-        return list(accumulate(chances, mul))
+        return [min(self.conditional(j) * factor, 0.98) for j in range(length)]
 
-    def update(self, sequence_id: str, num_drafted: int, num_accepted: int) -> None:
-        """Learn from one verify step."""
-        num_tried = min(num_accepted + 1, num_drafted)
-        expected = sum(self.conditional(j) for j in range(num_tried))
-        for j in range(num_tried):
-            self._tried[j] = self._tried[j] * self._fade + 1.0
-            self._accepted[j] = self._accepted[j] * self._fade + (j < num_accepted)
+    def survivals(self, sequence_id: str, length: int) -> list[float]:
+        """a[0], ..., a[length - 1] of one sequence: falling, each in [0, 1)."""
+        return list(accumulate(self.chances(sequence_id, length), mul))
+
+    def update(
+        self, sequence_id: str, num_drafted: int, num_accepted: int, cut_off: Seq[float] = ()
+    ) -> None:
+        """Learn from one verify step.
+
+        `cut_off` are the chances of the tokens that were drafted after these but not verified.
+        They count as far as they would have been tried: a draft is cut where it looks bad, and
+        without them the deep positions would be judged by the good drafts alone.
+        """
+        fates = [1.0] * num_accepted + [0.0] * (num_drafted - num_accepted)
+        tried, accepted, expected = 1.0, 0.0, 0.0
+        for j, chance in enumerate((*fates, *cut_off)):
+            expected += tried * self.conditional(j)
+            self._tried[j] = self._tried[j] * self._fade**tried + tried
+            self._accepted[j] = self._accepted[j] * self._fade**tried + tried * chance
+            tried *= chance
+            accepted += tried
         old_accepted, old_expected = self._luck.get(sequence_id, (0.0, 0.0))
         self._luck[sequence_id] = (
-            old_accepted * 0.9 + num_accepted,
+            old_accepted * 0.9 + accepted,
             old_expected * 0.9 + expected,
         )
 
@@ -119,9 +137,7 @@ class Candidate(NamedTuple):
     needs_block: bool = True  # False: the draft is there already, and costs no forward
 
 
-def plan_lengths(
-    candidates: Seq[Candidate], verify_cost: CostCurve, draft_cost: CostCurve
-) -> list[int]:
+def plan_lengths(candidates: Seq[Candidate], verify_cost: Cost, draft_cost: Cost) -> list[int]:
     """Draft lengths that maximise expected committed tokens a second over the whole batch.
 
     Positions are taken in falling order of survival, which for each sequence is its own order, and
@@ -157,5 +173,5 @@ def plan_lengths(
     return lengths
 
 
-def _draft(cost: CostCurve, num_blocks: int) -> float:
+def _draft(cost: Cost, num_blocks: int) -> float:
     return cost(num_blocks) if num_blocks else 0.0

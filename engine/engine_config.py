@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.entropy_controller import EntropyConfig
 from engine.models.diffusion_lm import is_diffusion_lm
 from engine.request.options import GenerationOptions
 
@@ -39,6 +40,7 @@ class EngineConfig:
     page_size: int | None = None  # None: what suits the attention, 16 where all do
     kv_memory_bytes: int | None = None
     default_mode: str | None = None  # None: deer where something drafts, else what there is
+    disabled_modes: frozenset[str] = frozenset()  # not offered, whatever the models allow
     max_draft_length: int = 15
     prefix_cache: bool = True
     self_test: bool = True
@@ -46,6 +48,8 @@ class EngineConfig:
     use_8bit: bool = False  # weights in int8, activations too while they are multiplied
     options: GenerationOptions = field(default_factory=GenerationOptions)
     """What a request that says nothing gets."""
+    entropy: EntropyConfig | None = None
+    """How drafts are cut by how certain they are; None: by acceptance so far alone."""
 
     def __post_init__(self) -> None:
         names = ("max_batch_size", "page_size", "max_draft_length", "max_model_len")

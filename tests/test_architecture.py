@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BLOCKED = ("torch", "transformers", "engine", "rq", "numpy")
+BLOCKED = ("torch", "transformers", "engine", "rq", "numpy", "llguidance")
 PROGRAM = """
 import sys
 for name in {blocked}:

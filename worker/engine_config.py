@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.build import EngineConfig
-from worker.settings import WorkerSettings
+from engine.entropy_controller import EntropyConfig
+from engine.request.options import GenerationOptions
+from worker.settings import SettingsError, WorkerSettings
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:
@@ -25,6 +27,15 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         prefix_cache=settings.prefix_cache,
         compile=settings.compile,
         use_8bit=settings.use_8bit,
+        options=GenerationOptions(
+            draft_length=settings.hybrid_draft_size,
+            denoising_steps=settings.diffusion_steps,
+            block_length=settings.block_size,
+            apd_max_parallel=settings.apd_max_parallel,
+            apd_threshold=settings.apd_threshold,
+        ),
+        disabled_modes=frozenset() if settings.enable_apd else frozenset({"apd"}),
+        entropy=_entropy(settings),
     )
     if not settings.hybrid_enabled:
         config = replace(config, default_mode="ar")
@@ -37,8 +48,18 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
     return config
 
 
+def _entropy(settings: WorkerSettings) -> EntropyConfig | None:
+    if not settings.adaptive_entropy:
+        return None
+    given = {"low": settings.entropy_low, "high": settings.entropy_high}
+    try:
+        return EntropyConfig.from_dict({k: v for k, v in given.items() if v is not None})
+    except ValueError as error:
+        raise SettingsError(f"VDIFF_ENTROPY_LOW and VDIFF_ENTROPY_HIGH: {error}") from None
+
+
 def _models(settings: WorkerSettings) -> tuple[str | None, str | None]:
-    """Return verifier and drafter; a model that stands alone is the verifier."""
+    """Return the verifier or what stands alone, and what drafts: the engine tells their kinds."""
     if settings.ar_verifier_model is None:
         return settings.model, None
     return settings.ar_verifier_model, settings.model

@@ -16,20 +16,6 @@ Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
-# Names that stay, for ways of generating that this version does not have yet.
-NOT_IN_THIS_VERSION = (
-    "hybrid_draft_size",
-    "adaptive_entropy",
-    "entropy_high",
-    "entropy_low",
-    "diffusion_steps",
-    "block_size",
-    "enable_apd",
-    "apd_max_parallel",
-    "apd_threshold",
-)
-
-
 class SettingsError(ValueError):
     """A setting that cannot be meant; the message names it."""
 
@@ -64,7 +50,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     entropy_low: Annotated[float, Meta(ge=0)] | None = None
     diffusion_steps: Positive | None = None
     block_size: Positive | None = None
-    enable_apd: bool = False
+    enable_apd: bool = True
     apd_max_parallel: Positive | None = None
     apd_threshold: Share | None = None
     result_ttl: Positive = 3600
@@ -113,16 +99,11 @@ def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
 def _checked(settings: WorkerSettings) -> WorkerSettings:
     if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingsError("VDIFF_REDIS_URL must begin with redis://, rediss:// or unix://")
-    _refuse_unfinished(settings)
-    return settings
-
-
-def _refuse_unfinished(settings: WorkerSettings) -> None:
-    for name in NOT_IN_THIS_VERSION:
-        if getattr(settings, name) != getattr(_DEFAULTS, name):
+    if settings.hybrid_mode == "apd" and not settings.enable_apd:
+        raise SettingsError("VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false exclude each other")
+    for name in ("entropy_high", "entropy_low"):
+        if getattr(settings, name) is not None and not settings.adaptive_entropy:
             raise SettingsError(
-                f"{PREFIX}{name.upper()}: this version has no such thing yet; leave it unset"
+                f"{PREFIX}{name.upper()}: means nothing without {PREFIX}ADAPTIVE_ENTROPY=true"
             )
-
-
-_DEFAULTS = WorkerSettings()
+    return settings

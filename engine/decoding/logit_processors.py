@@ -36,11 +36,13 @@ def apply_processors(
     output_token_ids: TokenIds,
     draft_token_ids: TokenIds,
     forbidden_until_min_tokens: Iterable[int] = (),
+    first_position: int | None = None,
 ) -> Tensor:
     """Change logits [k + 1, V] of one sequence in place, and return them.
 
     Penalties come first, so that the bias that follows is exactly what the request says. A
-    drafter that has fewer rows than draft tokens + 1 passes the rows it has.
+    drafter that has fewer rows than draft tokens + 1 passes the rows it has. `first_position` is
+    the output position of the first row, where that is not just after the output: in a canvas.
     """
     draft = _as_ids(draft_token_ids, logits.device)[: len(logits) - 1]
     if params.has_penalties:
@@ -53,7 +55,8 @@ def apply_processors(
         ids = _as_ids(list(params.logit_bias), logits.device)
         bias = torch.tensor(list(params.logit_bias.values()), device=logits.device)
         logits[:, ids] += bias.to(logits.dtype)
-    num_short = params.min_tokens - len(output_token_ids)
+    first = len(output_token_ids) if first_position is None else first_position
+    num_short = params.min_tokens - first
     if num_short > 0:
         ids = _as_ids(list(forbidden_until_min_tokens), logits.device)
         logits[:num_short, ids] = -torch.inf

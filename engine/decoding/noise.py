@@ -6,6 +6,8 @@ integers are equal bit for bit on every device; only the two logarithms are the 
 
 from __future__ import annotations
 
+from enum import IntEnum, unique
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,21 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 NUM_ROUNDS = 10
 MAX_CHOICE = 1 << 16  # choice and denoising step share one 32-bit word
 LOW_32 = 0xFFFFFFFF
+
+
+@unique
+class NoiseStream(IntEnum):
+    """What is drawn at one position independently of each other: values of `steps`.
+
+    A canvas counts its denoising steps up from 0 and never comes near the last of them.
+    """
+
+    TOKEN = 0  # of drafter and verifier alike: what the coupled rule shares
+    REMASKING = MAX_CHOICE - 3
+    RESIDUAL = MAX_CHOICE - 2  # the token after a draft under the rule of p/q
+    ACCEPT = MAX_CHOICE - 1
+
+
 # A CPU is fastest while the six work buffers stay in its cache; a GPU wants everything at once.
 CPU_COUNTERS_AT_ONCE = 1 << 15
 
@@ -51,6 +68,19 @@ def gumbel(
             noise[rows, :, lane].copy_(word)
         _gumbel_from_integers_(noise[rows])
     return noise.flatten(1)[:, :vocab_size]
+
+
+def uniform(
+    seeds: Tensor, prompt_indices: Tensor, choices: Tensor, positions: Tensor, steps: Tensor
+) -> Tensor:
+    """One number in (0, 1) a row, [R] int64 each -> [R] float32: the first lane of the row's noise.
+
+    Dense near 0, where an acceptance test with a small probability is decided, and never 1.
+    """
+    streams = choices + steps * MAX_CHOICE
+    counter = _counter(1, positions, prompt_indices, streams)
+    word = philox(counter, seeds[:, None])[0].squeeze(1)
+    return word.float().add_(0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
 
 
 def philox(counter: Words, key: Tensor) -> Words:

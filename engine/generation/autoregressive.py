@@ -26,7 +26,7 @@ class Autoregressive(GenerationStrategy):
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         rows = []
         for seq in sequences:
-            token_ids = [seq.token_ids[-1], *predicted_draft(seq)]
+            token_ids = [seq.token_ids[-1], *seq.legal_prefix(predicted_draft(seq))]
             start = seq.num_tokens - 1
             rows.append(Rows(seq, ModelRole.VERIFIER, token_ids, start, len(token_ids)))
         return rows
@@ -39,5 +39,5 @@ class Autoregressive(GenerationStrategy):
         if not draft:
             return output.token_ids
         num_accepted = count_accepted_prefix(draft, output.token_ids)
-        output.rows.sequence.record_draft(len(draft), num_accepted)
+        output.rows.sequence.record_draft(len(draft), num_accepted, is_predicted=True)
         return output.token_ids[: num_accepted + 1]

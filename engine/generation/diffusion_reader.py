@@ -25,9 +25,10 @@ class Block:
     """Tokens and masks after the known tokens, and how to ask for them."""
 
     token_ids: Seq[int]
-    num_logits: int  # of the last tokens
+    num_logits: int  # of the last tokens, but for the tail
     denoising_step: int = 0
     is_final: bool = False
+    num_tail: int = 0
 
 
 class DiffusionReader:
@@ -57,9 +58,10 @@ class DiffusionReader:
             case ContextKind.BIDIRECTIONAL:
                 return 0
 
-    def is_behind(self, sequence: Sequence) -> bool:
-        """Whether there is more to read than one forward should."""
-        return self._num_unread(sequence, sequence.num_tokens) > MAX_READ_ROWS
+    def is_behind(self, sequence: Sequence, num_known: int | None = None) -> bool:
+        """Whether there is more to read than one forward should, before all or `num_known`."""
+        num_known = sequence.num_tokens if num_known is None else num_known
+        return self._num_unread(sequence, num_known) > MAX_READ_ROWS
 
     def reading_rows(self, sequence: Sequence, *, is_final: bool) -> Rows:
         """The next piece of a long context; asks for no logits."""
@@ -78,7 +80,7 @@ class DiffusionReader:
         start, readable = self.num_read(sequence), self.num_readable(len(known))
         end = len(known) + len(block.token_ids)
         pieces = list(self._context_pieces(start, readable))
-        if self.config.logit_shift and start == readable == len(known):
+        if self.config.logit_shift and 0 < start == readable == len(known):
             start -= 1  # the row before the block predicts its first token: it is read once more
             pieces = [Piece(1, readable)]
         pieces.append(Piece(end - readable, end))
@@ -93,6 +95,7 @@ class DiffusionReader:
             pieces,
             block.is_final,
             block.denoising_step,
+            block.num_tail,
         )
 
     def forget(self, sequence: Sequence) -> None:

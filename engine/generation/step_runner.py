@@ -18,7 +18,7 @@ from engine.generation.strategy import (
 )
 from engine.models.model_runner import ModelRunner
 from engine.models.token_sampler import TokenSampler
-from engine.request.outputs import TokenLogprobs
+from engine.request.outputs import Ending, TokenLogprobs
 from engine.request.sequence import Sequence
 
 
@@ -39,6 +39,7 @@ class Commit:
     token_ids: list[int]
     logprobs: list[TokenLogprobs]
     num_computed: int
+    ending: Ending | None = None
 
 
 class StepRunner:
@@ -55,7 +56,7 @@ class StepRunner:
         self._strategies = strategies
 
     def run(self, schedule: Schedule) -> list[Commit]:
-        """Advance every scheduled sequence; changes none of them (`Sequence.commit` does)."""
+        """Advance every scheduled sequence; counts their forwards, and commits nothing to them."""
         if not schedule.decoding and not schedule.prefills:
             return []  # no model can run zero rows
         rounds = DraftRounds(self._forwards, self._strategies, schedule.decoding)
@@ -70,7 +71,10 @@ class StepRunner:
             strategy = self._strategies[name]
             strategy.observe(timing)
             tokens = strategy.accept(outputs)
-            commits += [self._commit(*pair) for pair in zip(outputs, tokens, strict=True)]
+            commits += [
+                self._commit(output, own, strategy.ending(output.rows.sequence))
+                for output, own in zip(outputs, tokens, strict=True)
+            ]
         prefilled = verified[len(rounds.verifier_rows) :]
         return commits + [self._prefill_commit(output) for output in prefilled]
 
@@ -84,7 +88,7 @@ class StepRunner:
         seconds = time.perf_counter() - started
         return outputs, Forward(sum(len(rows.token_ids) for rows in decode_rows), seconds)
 
-    def _commit(self, output: RowsOutput, token_ids: list[int]) -> Commit:
+    def _commit(self, output: RowsOutput, token_ids: list[int], ending: Ending | None) -> Commit:
         sequence = output.rows.sequence
         num_top = sequence.params.logprobs
         logprobs: list[TokenLogprobs] = []
@@ -95,7 +99,7 @@ class StepRunner:
         if output.rows.model is ModelRole.VERIFIER:
             # The newest committed token has no KV yet; a rejected one's is overwritten.
             num_computed = sequence.num_tokens - 1 + len(token_ids)
-        return Commit(sequence, token_ids, logprobs, num_computed)
+        return Commit(sequence, token_ids, logprobs, num_computed, ending)
 
     def _prefill_commit(self, output: RowsOutput) -> Commit:
         rows, sequence = output.rows, output.rows.sequence
@@ -104,6 +108,8 @@ class StepRunner:
             self._keep_prompt_logprobs(output)
         if end < sequence.num_tokens:
             return Commit(sequence, [], [], end)
+        if sequence.num_output_tokens and not self._resumes_with_verifier(sequence):
+            return Commit(sequence, [], [], end - 1)  # the last token is read in the next step
         token_ids = output.token_ids[-1:]
         logprobs: list[TokenLogprobs] = []
         if sequence.params.logprobs is not None:
@@ -111,6 +117,9 @@ class StepRunner:
                 output.logits[-1:], token_ids, sequence.params.logprobs
             )
         return Commit(sequence, token_ids, logprobs, end)
+
+    def _resumes_with_verifier(self, sequence: Sequence) -> bool:
+        return self._strategies[sequence.mode].resumes_with_verifier
 
     def _keep_prompt_logprobs(self, output: RowsOutput) -> None:
         rows, sequence = output.rows, output.rows.sequence

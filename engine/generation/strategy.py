@@ -17,9 +17,11 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from engine.entropy_controller import EntropyConfig
 from engine.models.diffusion_lm import DiffusionConfig
 from engine.models.token_sampler import TokenSampler
 from engine.request.options import NO_OPTIONS, GenerationOptions
+from engine.request.outputs import Ending
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
@@ -60,6 +62,10 @@ class Rows:
     denoising_step: int = 0
     """Keys the noise of diffusion rows; 0 is the noise that verifier and drafter share."""
     num_tail: int = 0
+    wants_logits: bool = False
+    """Whether the output's logits must be those that a chained draft was drawn from."""
+    wants_logprobs: bool = False
+    """Whether the output must say what its tokens were drawn from."""
 
     @property
     def is_drafting(self) -> bool:
@@ -70,12 +76,14 @@ class Rows:
 class RowsOutput:
     """What came of `rows`: a token for each row with logits, drawn with the request's own noise.
 
-    token_ids: num_logits of them. logits: [num_logits, V], before any processing.
+    token_ids: num_logits of them. logits: [num_logits, V], before any processing. logprobs: log p~,
+    [num_logits, V], that the tokens were drawn from; only for rows that want it.
     """
 
     rows: Rows
     token_ids: list[int]
     logits: Tensor
+    logprobs: Tensor | None = None
 
 
 class Forward(NamedTuple):
@@ -117,6 +125,8 @@ class StrategyContext:
     diffusion: DiffusionConfig | None = None
     denoise_costs: Seq[tuple[int, float]] = ()
     """Measured at start: (rows, seconds) of a forward of the diffusion model."""
+    entropy: EntropyConfig | None = None
+    """How drafts are cut by how certain they are; None: by acceptance so far alone."""
 
 
 class GenerationStrategy(ABC):
@@ -131,8 +141,14 @@ class GenerationStrategy(ABC):
     is_lossless: ClassVar[bool] = True
     """Whether the output is that of the verifier alone; said in every response where it is not."""
 
+    keeps_grammars: ClassVar[bool] = True
+    """Whether a grammar can be kept to: whether every token is drawn in verifier rows."""
+
     reads_with_verifier: ClassVar[bool] = True
     """Whether the scheduler reads prompts, in chunks, with the verifier before the first step."""
+
+    resumes_with_verifier: ClassVar[bool] = True
+    """Whether the verifier may draw the next token of an output that it had to read again."""
 
     def __init__(self, context: StrategyContext) -> None:
         self.context = context
@@ -140,6 +156,14 @@ class GenerationStrategy(ABC):
     @classmethod
     def can_run(cls, available: frozenset[ModelRole]) -> bool:
         return cls.needs <= available
+
+    def is_lossless_with(self, options: GenerationOptions) -> bool:
+        """Whether a sequence with these options (defaults filled in) is `is_lossless`."""
+        return self.is_lossless
+
+    def reads_prompt(self, sequence: Sequence) -> bool:
+        """`reads_with_verifier` of one sequence: it may hang on what the request has chosen."""
+        return self.reads_with_verifier
 
     @property
     def shares_pages(self) -> bool:
@@ -150,6 +174,10 @@ class GenerationStrategy(ABC):
         self, num_prompt_tokens: int, params: SamplingParams, options: GenerationOptions
     ) -> None:
         """Raise `InvalidRequestError` for what this strategy cannot honour."""
+
+    def default_max_tokens(self, num_prompt_tokens: int, options: GenerationOptions) -> int | None:
+        """What a request without max_tokens gets; None: until the context is full."""
+        return None
 
     def max_rows(self, sequence: Sequence) -> int:
         """The most rows that this sequence may be given in its next step."""
@@ -174,6 +202,10 @@ class GenerationStrategy(ABC):
 
         The j-th token must stem from the j-th row with logits. May update statistics.
         """
+
+    def ending(self, sequence: Sequence) -> Ending | None:
+        """Whether a sequence ends with what was just accepted, beside what its tokens say."""
+        return None
 
     def observe(self, timing: StepTiming) -> None:  # noqa: B027 an optional hook
         """Learn from what the step cost; called once a step in which this strategy took part."""

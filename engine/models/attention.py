@@ -48,7 +48,7 @@ class PagedContext:
             key_positions = torch.arange(num_slots, device=self.batch.device)
             seen = key_positions <= group.horizons[:, :, None]
             if window is not None:
-                seen &= key_positions > group.positions[:, :, None] - window
+                seen &= key_positions > group.origins[:, :, None] - window
             self.masks[key] = seen[:, None]
         return self.masks[key]
 
@@ -74,14 +74,9 @@ class PagedContext:
         return _attend_groups(q, layer, self, window, explicit)
 
     @cached_property
-    def _parts(self) -> dict[bool, list[VarlenPart]]:
-        return {}
-
-    def varlen_parts(self, *, has_window: bool) -> list[VarlenPart]:
+    def varlen_parts(self) -> list[VarlenPart]:
         """What a flash kernel is told; made once a forward, as masks are."""
-        if has_window not in self._parts:
-            self._parts[has_window] = varlen_parts(self.batch, has_window=has_window)
-        return self._parts[has_window]
+        return varlen_parts(self.batch)
 
 
 def sdpa_backend(
@@ -112,7 +107,7 @@ def _attend_groups(
     groups = context.batch.groups
     if len(groups) == 1 and groups[0].real is None:
         return _attend_group(q, layer, context, 0, window, attend)
-    out = torch.empty_like(q)
+    out = q.new_empty(*q.shape[:2], context.pool.values(layer).shape[-1])
     for index, group in enumerate(groups):
         attended = _attend_group(q, layer, context, index, window, attend)
         rows = group.rows.flatten()

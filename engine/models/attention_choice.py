@@ -11,7 +11,7 @@ import torch
 from engine.models.attention import Backend, PagedContext, sdpa_backend
 from engine.models.checkpoint import UnsupportedModelError
 from engine.models.flash_kernels import FLASH_KINDS, FlashBackend, FlashKind, unmet_demand
-from engine.models.kv_pool import KvPool, KvShape
+from engine.models.kv_pool import KvPool, KvShape, LayerShape
 from engine.models.packing import Span, pack
 
 DEFAULT_PAGE_SIZE = 16
@@ -90,15 +90,14 @@ def failed_trial(kind: FlashKind, need: AttentionNeed, page_size: int) -> str | 
     Kernels differ by GPU and version in the page sizes they take, and no table of ours could keep
     up with that. So each is asked, before a request is.
     """
-    for shape in {(s.num_kv_heads, s.head_dim): s for s in need.shapes}.values():
-        context = PagedContext(
-            pack(_trial_spans(page_size), page_size, need.device),
-            _random_pool(shape, page_size, need),
-            sdpa_backend,
-        )
-        heads = (len(context.batch.token_ids), 2 * shape.num_kv_heads, shape.head_dim)
-        q = torch.randn(heads, device=need.device, dtype=need.dtype)
-        for window in (None, page_size // 2 + 1):
+    spans = _trial_spans(page_size)
+    causal = [span for span in spans if span.is_causal]
+    for layer in {layer for shape in need.shapes for layer in shape.layers}:
+        pool = _random_pool(layer, page_size, need)
+        for window, chosen in ((None, spans), (page_size // 2 + 1, causal)):
+            context = PagedContext(pack(chosen, page_size, need.device), pool, sdpa_backend)
+            heads = (len(context.batch.token_ids), 2 * layer.num_kv_heads, layer.key_dim)
+            q = torch.randn(heads, device=need.device, dtype=need.dtype)
             expected = sdpa_backend(q, 0, context, 0.125, window)
             try:
                 seen = FlashBackend(kind.kernel)(q, 0, context, 0.125, window)
@@ -128,8 +127,9 @@ def _spans(page_size: int, random: Random) -> Iterator[Span]:
         yield Span([0] * count, start, pages[2 * index : 2 * index + 2], visible_end)
 
 
-def _random_pool(shape: KvShape, page_size: int, need: AttentionNeed) -> KvPool:
-    pool = KvPool(1, 9, page_size, shape.num_kv_heads, shape.head_dim, need.dtype, need.device)
+def _random_pool(layer: LayerShape, page_size: int, need: AttentionNeed) -> KvPool:
+    shape = KvShape(1, layer.num_kv_heads, layer.key_dim)
+    pool = KvPool(shape, 9, page_size, need.dtype, need.device)
     pool.keys(0).normal_()
     pool.values(0).normal_()
     return pool

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine.models.attention import PAGED_ATTENTION, Backend, PagedContext
 from engine.models.checkpoint import UnsupportedModelError, read_config
@@ -22,7 +23,7 @@ from engine.models.compiled import (
 )
 from engine.models.families import CANVAS_TYPE, FAMILIES, CheckpointKind, checkpoint_kind
 from engine.models.fused_layers import FusedLayer, can_fuse
-from engine.models.kv_pool import KvPool, KvShape
+from engine.models.kv_pool import KvPool, KvShape, LayerShape
 from engine.models.packing import PackedBatch, pack
 from engine.models.pretrained import pretrained
 
@@ -36,16 +37,11 @@ class CausalLM:
         self.model = model
         config: Any = model.config
         text_config = config.get_text_config()
-        heads = text_config.num_attention_heads
         self.model_type: str = config.model_type
         self.vocab_size: int = text_config.vocab_size
         self.hidden_size: int = text_config.hidden_size
         self.max_positions: int = text_config.max_position_embeddings
-        self.kv_shape = KvShape(
-            num_layers=text_config.num_hidden_layers,
-            num_kv_heads=getattr(text_config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text_config, "head_dim", None) or self.hidden_size // heads,
-        )
+        self.kv_shape = kv_shape(text_config)
         self._taps: dict[int, Tensor] = {}
         self._tap_layers = tap_layers
         self._compiled: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
@@ -170,9 +166,12 @@ class CausalLM:
         """Hidden states of the last forward after each tapped layer, side by side: [T, taps * H]"""
         return torch.cat([self._taps[layer][0] for layer in self._tap_layers], dim=-1)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """[N] -> [N, H]"""
-        return self.model.get_input_embeddings()(token_ids)  # type: ignore[operator, no-any-return]
+    def embed(self, token_ids: Tensor, scale: float = 1.0) -> Tensor:
+        """The bare embeddings, [N] -> [N, H]: what a drafter shares, whatever the model does to
+        them itself (Gemma scales them, Muse normalises them).
+        """
+        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        return F.embedding(token_ids, weight) * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head alone, for a drafter that shares it: [N, H] -> [N, V]"""
@@ -195,6 +194,25 @@ class CausalLM:
             self._taps[index] = output if isinstance(output, Tensor) else output[0]
 
         return keep
+
+
+def kv_shape(config: Any) -> KvShape:
+    """Of a text config of transformers; its layers may differ (Gemma 4), as may keys and values."""
+    layers = tuple(_layer_shape(config, layer) for layer in range(config.num_hidden_layers))
+    first = layers[0]
+    is_plain = set(layers) == {LayerShape(first.num_kv_heads, first.key_dim, first.key_dim)}
+    unlike = () if is_plain else layers
+    return KvShape(config.num_hidden_layers, first.num_kv_heads, first.key_dim, unlike)
+
+
+def _layer_shape(config: Any, layer: int) -> LayerShape:
+    own: Any = config.per_layer_config[layer]
+    heads = own.num_attention_heads
+    if getattr(own, "kv_lora_rank", None):  # latent attention (DeepSeek), with its keys spelled out
+        return LayerShape(heads, own.qk_nope_head_dim + own.qk_rope_head_dim, own.v_head_dim)
+    num_kv_heads = getattr(own, "num_key_value_heads", None) or heads
+    dim = getattr(own, "head_dim", None) or own.hidden_size // heads
+    return LayerShape(num_kv_heads, dim, dim)
 
 
 def load_causal_lm(

@@ -152,13 +152,9 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, number: int, layer: int) -> 
 
 
 @_attend.register_fake
-def _(q: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(q.shape)
-
-
 @_attend_blocks.register_fake
-def _(q: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(q.shape)
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(*q.shape[:2], v.shape[-1])
 
 
 class CompiledDrafter:

@@ -13,18 +13,21 @@ before any final norm: `hidden_states[i + 1]` of a transformers model with `outp
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.models.checkpoint import check_tensors, read_config, read_tensors, weight_bytes
+from engine.models.dflash_config import DFlashConfig
 from engine.models.draft_heads import ConfidenceHead, MarkovHead
-from engine.models.kv_pool import KvShape
+from engine.models.drafter_layout import own_names, published_config
+from engine.models.memory import claim_memory
+
+__all__ = ["DFlashConfig", "DFlashDrafter", "load_drafter", "save_drafter"]
 
 HEADS = ("markov.", "confidence.")
 HEADS_FILE = "heads.safetensors"
@@ -32,112 +35,26 @@ HEADS_FILE = "heads.safetensors"
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class DFlashConfig:
-    """Shape of a drafter, and where it taps the verifier."""
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    mask_token_id: int
-    target_layer_ids: tuple[int, ...]
-    num_target_layers: int
-    block_size: int = 8
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
-    max_position_embeddings: int = 2048
-    markov_rank: int = 0  # 0: no such head, as in the published drafters
-    has_confidence: bool = False
-
-    @property
-    def context_size(self) -> int:
-        """Width of what `project_context` takes: all taps side by side."""
-        return len(self.target_layer_ids) * self.hidden_size
-
-    @property
-    def kv_shape(self) -> KvShape:
-        """What the context of one token takes."""
-        return KvShape(self.num_layers, self.num_kv_heads, self.head_dim)
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> "DFlashConfig":
-        """Read a published `config.json`; transformers 5 keeps the theta in `rope_parameters`."""
-        rope = raw.get("rope_parameters") or raw
-        dflash = raw["dflash_config"]
-        return cls(
-            num_layers=raw["num_hidden_layers"],
-            hidden_size=raw["hidden_size"],
-            num_heads=raw["num_attention_heads"],
-            num_kv_heads=raw["num_key_value_heads"],
-            head_dim=raw["head_dim"],
-            intermediate_size=raw["intermediate_size"],
-            vocab_size=raw["vocab_size"],
-            mask_token_id=dflash["mask_token_id"],
-            target_layer_ids=tuple(dflash["target_layer_ids"]),
-            num_target_layers=raw["num_target_layers"],
-            block_size=raw["block_size"],
-            rms_norm_eps=raw["rms_norm_eps"],
-            rope_theta=float(rope["rope_theta"]),
-            max_position_embeddings=raw.get("max_position_embeddings", 2048),
-            markov_rank=raw.get("draft_heads", {}).get("markov_rank", 0),
-            has_confidence=raw.get("draft_heads", {}).get("confidence", False),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The published layout of `config.json`; our heads, if any, under a key of their own."""
-        heads = {"markov_rank": self.markov_rank, "confidence": self.has_confidence}
-        extra = {"draft_heads": heads} if any(heads.values()) else {}
-        return extra | {
-            "architectures": ["DFlashDraftModel"],
-            "model_type": "qwen3",
-            "attention_bias": False,
-            "block_size": self.block_size,
-            "dflash_config": {
-                "mask_token_id": self.mask_token_id,
-                "target_layer_ids": list(self.target_layer_ids),
-            },
-            "dtype": "bfloat16",
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "layer_types": ["full_attention"] * self.num_layers,
-            "max_position_embeddings": self.max_position_embeddings,
-            "num_attention_heads": self.num_heads,
-            "num_hidden_layers": self.num_layers,
-            "num_key_value_heads": self.num_kv_heads,
-            "num_target_layers": self.num_target_layers,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "tie_word_embeddings": True,
-            "vocab_size": self.vocab_size,
-        }
-
-
 class Rope(nn.Module):
     """Rotary position embedding, halves rotated as in Llama and Qwen."""
 
     inverse_frequency: Tensor
 
-    def __init__(self, head_dim: int, theta: float) -> None:
+    def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("inverse_frequency", theta**-exponent, persistent=False)
+        rates, self.scale = config.rope_rates()
+        self.register_buffer("inverse_frequency", rates, persistent=False)
 
     def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [T] -> cos and sin of both halves alike, [1, T, D] float32."""
         angle = positions[:, None].float() * self.inverse_frequency.float()
         both = torch.cat((angle, angle), dim=-1)[None]
-        return both.cos(), both.sin()
+        return both.cos() * self.scale, both.sin() * self.scale
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         # x: [T, H, D], positions: [T]
         angle = positions[:, None].float() * self.inverse_frequency.float()
-        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        cos, sin = angle.cos()[:, None] * self.scale, angle.sin()[:, None] * self.scale
         first, second = x.float().chunk(2, dim=-1)
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         return turned.to(x.dtype)
@@ -152,10 +69,11 @@ class DFlashAttention(nn.Module):
         self.rope = rope
         query_size = config.num_heads * config.head_dim
         key_size = config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias)
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
@@ -209,7 +127,7 @@ class DFlashDrafter(nn.Module):
     def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
         self.config = config
-        rope = Rope(config.head_dim, config.rope_theta)
+        rope = Rope(config)
         self.fc = nn.Linear(config.context_size, config.hidden_size, bias=False)
         self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.layers = nn.ModuleList(DFlashLayer(config, rope) for _ in range(config.num_layers))
@@ -228,6 +146,12 @@ class DFlashDrafter(nn.Module):
         """Context features [T, H] at positions [T] -> k (normed, roped) and v, both [T, Hkv, D]."""
         return self.layers[layer].context_kv(context, positions)  # type: ignore[operator, no-any-return]
 
+    def shape_logits(self, logits: Tensor) -> Tensor:
+        """What the drafter makes of the shared output head's logits, of any shape."""
+        logits = logits * self.config.output_multiplier
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     def confidence_log_odds(self, hidden: Tensor, previous_ids: Tensor) -> Tensor:
         """Final hidden [N, H] of masks and the tokens drafted before them [N] -> log-odds [N]."""
         assert self.confidence is not None
@@ -239,7 +163,8 @@ class DFlashDrafter(nn.Module):
         """Rows of all blocks [N, H] at positions [N] -> final normed hidden [N, H].
 
         `attend` must let each row see the context before its anchor and the whole of its own
-        block, whose keys and values it is given, with scale head_dim ** -0.5.
+        block, whose keys and values it is given, with scale head_dim ** -0.5; less in the layers
+        of which `config.window` and `config.is_causal` say so.
         """
         x = block_embeds
         for index, layer in enumerate(self.layers):
@@ -248,15 +173,33 @@ class DFlashDrafter(nn.Module):
 
 
 def load_drafter(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    verifier: Mapping[str, int] | None = None,
 ) -> DFlashDrafter:
-    """Load a published drafter folder; a tensor too many or too few is an error."""
-    folder = Path(path)
-    config = DFlashConfig.from_json(json.loads((folder / "config.json").read_text("utf-8")))
-    drafter = DFlashDrafter(config)
+    """Load a drafter folder, as z-lab publishes them or as transformers' assistant.
+
+    The latter does not say the vocabulary and the depth of the verifier: `verifier` does, with
+    `vocab_size` and `num_target_layers`. A tensor too many or too few is an error, and so is what
+    this drafter would compute otherwise (`UnsupportedModelError`).
+    """
+    folder, device = Path(path), torch.device(device)
+    raw = read_config(folder, "drafter")
+    config = DFlashConfig.from_json(published_config(raw, verifier or {}))
+    claim_memory(weight_bytes(folder, dtype), device, f"the drafter {folder}")
     heads = folder / HEADS_FILE
-    extra = load_file(heads) if heads.exists() else {}
-    drafter.load_state_dict(load_file(folder / "model.safetensors") | extra)
+    tensors = own_names(raw, read_tensors(folder)) | (load_file(heads) if heads.exists() else {})
+    with torch.device("meta"):
+        drafter = DFlashDrafter(config)
+    rope = Rope(config)  # which no tensor of the folder gives
+    for layer in drafter.layers:
+        layer.self_attn.rope = rope  # type: ignore[union-attr]
+    expected = drafter.state_dict()
+    check_tensors(expected.keys() - tensors.keys(), tensors.keys() - expected.keys(), str(folder))
+    shapes = {k for k, v in expected.items() if v.shape != tensors[k].shape}
+    check_tensors(shapes, set(), f"{folder}, whose config.json gives them other shapes,")
+    drafter.load_state_dict(tensors, assign=True)
     return drafter.to(device=device, dtype=dtype).eval()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.models.causal_lm import CausalLM, load_causal_lm
 from engine.models.checkpoint import UnsupportedModelError, read_config, read_tensors
 from engine.models.families import (
+    CANVAS_TYPE,
     DIFFUSION_KEY,
     FAMILIES,
     CheckpointKind,
@@ -100,6 +101,11 @@ def load_diffusion_lm(path: Path, *, dtype: torch.dtype, device: torch.device) -
         config = _own_config(own)
         return DiffusionLM(load_causal_lm(path, dtype=dtype, device=device), config)
     kind = raw.get("model_type", "unknown")
+    if kind == CANVAS_TYPE:
+        raise UnsupportedModelError(
+            f"{path} (model_type {kind}) denoises random tokens, not masks, and is told the logits "
+            "of each pass in the next: no mode of this engine does that yet"
+        )
     if kind not in FAMILIES:
         raise UnsupportedModelError(
             f"{path} (model_type {kind}) holds no diffusion model: it has no {DIFFUSION_KEY} and "

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from engine.models.attention import PagedContext
+from engine.models.attention import PagedContext, sdpa_backend
 from engine.models.kv_pool import KvShape
 from engine.models.varlen import VarlenPart
 
@@ -29,9 +29,15 @@ class FlashBackend:
     def __call__(
         self, q: Tensor, layer: int, context: PagedContext, scale: float, window: int | None
     ) -> Tensor:
-        """q: [T, Hq, D] -> [T, Hq, D]; one call for the causal spans and one for the blocks."""
+        """q: [T, Hq, D] -> [T, Hq, D]; one call for the causal spans and one for the blocks.
+
+        The kernels' window looks back from each row and not, as a block does, from its first: where
+        a batch has both windows and blocks, SDPA takes it.
+        """
+        if window is not None and not all(span.is_causal for span in context.batch.spans):
+            return sdpa_backend(q, layer, context, scale, window)
         keys, values = context.pool.keys(layer), context.pool.values(layer)
-        parts = context.varlen_parts(has_window=window is not None)
+        parts = context.varlen_parts
         if len(parts) == 1:
             (part,) = parts
             return self.kernel(q, keys, values, part, scale, part.window_size(window))
@@ -153,9 +159,11 @@ def unmet_demand(
         return f"needs a CUDA device, this is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"needs bfloat16 or float16, this is {str(dtype).removeprefix('torch.')}"
-    sizes = sorted({shape.head_dim for shape in shapes})
-    if bad := [size for size in sizes if size > 256 or size % 8]:
+    layers = {layer for shape in shapes for layer in shape.layers}
+    if bad := [n for n in sorted(layer.key_dim for layer in layers) if n > 256 or n % 8]:
         return f"takes heads of at most 256 in multiples of 8, these are {bad[0]}"
+    if any(layer.key_dim != layer.value_dim for layer in layers):
+        return "takes keys and values of one size only"
     if kind.package is not None and find_spec(kind.package) is None:
         return f"the package {kind.package} is not installed"
     if kind.compute_capability is not None:

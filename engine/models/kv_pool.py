@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class LayerShape(NamedTuple):
+    """One token's keys and values in one layer: [heads, key_dim] and [heads, value_dim]."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def size(self) -> int:
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -15,41 +28,50 @@ class KvShape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    unlike: tuple[LayerShape, ...] = ()
+    """Of every layer, where they differ, or keys from values; else all are as above."""
+
+    @property
+    def layers(self) -> tuple[LayerShape, ...]:
+        alike = LayerShape(self.num_kv_heads, self.head_dim, self.head_dim)
+        return self.unlike or (alike,) * self.num_layers
 
 
 class KvPool:
-    """Keys and values of one model for every page: [layers, 2, pages, page_size, Hkv, D]."""
+    """Keys and values of one model for every page: of each layer [pages, page_size, Hkv, D]."""
 
     def __init__(
         self,
-        num_layers: int,
+        shape: KvShape,
         num_pages: int,
         page_size: int,
-        num_kv_heads: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.page_size = page_size
-        shape = (num_layers, 2, num_pages, page_size, num_kv_heads, head_dim)
-        # Zeroed, because padded rows read page 0 and NaN times a masked weight of 0 is NaN.
-        self._pages = torch.zeros(shape, dtype=dtype, device=device)
-        self._slots = self._pages.view(num_layers, 2, num_pages * page_size, num_kv_heads, head_dim)
+
+        def pages(num_heads: int, dim: int) -> Tensor:
+            # Zeroed, because padded rows read page 0 and NaN times a masked weight of 0 is NaN.
+            size = (num_pages, page_size, num_heads, dim)
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self._keys = [pages(layer.num_kv_heads, layer.key_dim) for layer in shape.layers]
+        self._values = [pages(layer.num_kv_heads, layer.value_dim) for layer in shape.layers]
 
     def keys(self, layer: int) -> Tensor:
         """[pages, page_size, Hkv, D]"""
-        return self._pages[layer, 0]
+        return self._keys[layer]
 
     def values(self, layer: int) -> Tensor:
         """[pages, page_size, Hkv, D]"""
-        return self._pages[layer, 1]
+        return self._values[layer]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store rows; slots: [T] (page * page_size + offset), keys and values: [T, Hkv, D]."""
-        self._slots[layer, 0].index_copy_(0, slots, keys)
-        self._slots[layer, 1].index_copy_(0, slots, values)
+        self._keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
+        self._values[layer].flatten(0, 1).index_copy_(0, slots, values)
 
 
 def bytes_per_token(shape: KvShape, dtype: torch.dtype) -> int:
     """Memory that one token's keys and values take in one model."""
-    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+    return sum(layer.size for layer in shape.layers) * dtype.itemsize

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from engine.models.causal_lm import CausalLM, UnsupportedModelError, load_causal_lm
+from engine.models.checkpoint import read_config
 from engine.models.dflash import DFlashDrafter, load_drafter
 from engine.models.diffusion_lm import DiffusionLM, load_diffusion_lm
 from engine.models.kv_pool import KvShape
+from engine.models.vocabulary import check_same_tokens
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def load_models(
 ) -> Models:
     """Load what is named; raises `UnsupportedModelError` where a folder holds something else."""
     diffusion = None
+    if diffusion_path is not None and verifier_path is not None:
+        check_same_tokens(Path(diffusion_path), Path(verifier_path))
     if diffusion_path is not None:
         diffusion = load_diffusion_lm(Path(diffusion_path), dtype=dtype, device=device)
     if verifier_path is None:
@@ -70,17 +74,25 @@ def load_pair(
     verifier_path: str, drafter_path: str | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[CausalLM, DFlashDrafter | None]:
     """Load both; the drafter says which of the verifier's layers it taps."""
-    drafter = None if drafter_path is None else _load_drafter(Path(drafter_path), dtype, device)
+    drafter = None
+    if drafter_path is not None:
+        drafter = _load_drafter(Path(drafter_path), Path(verifier_path), dtype, device)
     taps = drafter.config.target_layer_ids if drafter is not None else ()
     verifier = load_causal_lm(Path(verifier_path), dtype=dtype, device=device, tap_layers=taps)
     return verifier, drafter
 
 
-def _load_drafter(path: Path, dtype: torch.dtype, device: torch.device) -> DFlashDrafter:
-    if not (path / "config.json").is_file():
-        raise UnsupportedModelError(f"{path} is no drafter folder: config.json is missing")
+def _load_drafter(
+    path: Path, verifier_path: Path, dtype: torch.dtype, device: torch.device
+) -> DFlashDrafter:
+    read_config(path, "drafter")  # so that a folder that is none is named as such first
+    check_same_tokens(path, verifier_path)
+    own = read_config(verifier_path)
+    own = own.get("text_config") or own
+    names = {"vocab_size": "vocab_size", "num_hidden_layers": "num_target_layers"}
+    verifier = {name: own[key] for key, name in names.items() if key in own}
     try:
-        return load_drafter(path, dtype, device)
+        return load_drafter(path, dtype, device, verifier)
     except KeyError as error:
         raise UnsupportedModelError(
             f"{path} holds no DFlash drafter: its config.json has no {error}"

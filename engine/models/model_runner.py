@@ -13,7 +13,7 @@ from engine.base import BaseStats
 from engine.models.attention import Backend, gather_pages
 from engine.models.causal_lm import CausalLM
 from engine.models.compiled import CompiledDrafter
-from engine.models.dflash import DFlashDrafter
+from engine.models.dflash import DFlashConfig, DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
 from engine.models.kv_pool import KvPool, KvShape
 from engine.models.packing import PackedBatch, Span, pack
@@ -125,14 +125,16 @@ class ModelRunner:
         starts = torch.tensor([block.start for block in blocks]).to(self.device)
         width = token_ids.shape[1]
         positions = starts[:, None] + torch.arange(width, device=self.device)
-        attend = _BlockAttention(self._context_pool, blocks, starts, width)
-        embeds = self.verifier.embed(token_ids.flatten())
+        config = self.drafter.config
+        attend = _BlockAttention(self._context_pool, blocks, starts, width, config)
+        embeds = self.verifier.embed(token_ids.flatten(), config.input_embedding_scale)
         draft = self._compiled_drafter or self.drafter
         hidden = draft(embeds, positions.flatten(), attend)
         wanted = [i * width + k for i, length in enumerate(lengths) for k in range(1, length + 1)]
         self.counts.num_draft_forwards += 1
         self.counts.num_draft_rows += token_ids.numel()
-        return self.verifier.logits(hidden[torch.tensor(wanted).to(self.device)])
+        logits = self.verifier.logits(hidden[torch.tensor(wanted).to(self.device)])
+        return self.drafter.shape_logits(logits)
 
     @torch.inference_mode()
     def denoise(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
@@ -151,15 +153,7 @@ class ModelRunner:
         return logits
 
     def _kv_pool(self, shape: KvShape) -> KvPool:
-        return KvPool(
-            shape.num_layers,
-            self.num_pages,
-            self.page_size,
-            shape.num_kv_heads,
-            shape.head_dim,
-            self._dtype,
-            self.device,
-        )
+        return KvPool(shape, self.num_pages, self.page_size, self._dtype, self.device)
 
     def _write_context(self, batch: PackedBatch) -> None:
         """Keep the drafter's context of every row that the verifier has just read."""
@@ -172,11 +166,15 @@ class ModelRunner:
 
 
 class _BlockAttention:
-    """Each block sees the cached context before its anchor, and all of itself."""
+    """Each block sees the cached context before its anchor, and all of itself, or what is near."""
 
-    def __init__(self, pool: KvPool, blocks: Seq[Span], starts: Tensor, width: int) -> None:
+    def __init__(
+        self, pool: KvPool, blocks: Seq[Span], starts: Tensor, width: int, config: DFlashConfig
+    ) -> None:
         self._pool = pool
         self._width = width
+        self._config = config
+        self._masks: dict[tuple[int | None, bool], Tensor] = {}
         num_pages = max(1, max(-(-block.start // pool.page_size) for block in blocks))
         rows = [list(block.page_ids[:num_pages]) for block in blocks]
         padded = [row + [0] * (num_pages - len(row)) for row in rows]
@@ -184,7 +182,9 @@ class _BlockAttention:
         slots = torch.arange(num_pages * pool.page_size, device=starts.device)
         is_context = slots < starts[:, None]  # [S, K]
         own = torch.ones(len(blocks), width, dtype=torch.bool, device=starts.device)
-        self._mask = torch.cat((is_context, own), dim=1)[:, None, None]  # [S, 1, 1, K + B]
+        self._known = torch.cat((is_context, own), dim=1)[:, None]  # [S, 1, K + B]
+        self._rows = starts[:, None] + torch.arange(width, device=starts.device)  # [S, B]
+        self._keys = torch.cat((slots.expand(len(blocks), -1), self._rows), dim=1)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q: [S * B, Hq, D], k and v: [S * B, Hkv, D] -> [S * B, Hq, D]"""
@@ -197,7 +197,20 @@ class _BlockAttention:
             queries,
             keys,
             values,
-            attn_mask=self._mask.expand(-1, -1, self._width, -1),
+            attn_mask=self._mask(layer).expand(-1, -1, self._width, -1),
             enable_gqa=queries.shape[1] != keys.shape[1],
         )
         return out.transpose(1, 2).flatten(0, 1)
+
+    def _mask(self, layer: int) -> Tensor:
+        """[S, 1, 1 or B, K + B]; made once a forward for each kind of layer."""
+        kind = (self._config.window(layer), self._config.is_causal(layer))
+        if kind not in self._masks:
+            seen, (window, is_causal) = self._known, kind
+            ahead = self._keys[:, None] - self._rows[:, :, None]  # [S, B, K + B]
+            if window is not None:
+                seen = seen & (ahead.abs() < window)
+            if is_causal:
+                seen = seen & (ahead <= 0)
+            self._masks[kind] = seen[:, None]
+        return self._masks[kind]

@@ -43,13 +43,15 @@ class SpanGroup:
 
     rows: [S, Q] row of each span's queries in the packed batch, padding repeats the last one.
     pages: [S, P] page ids, padded with page 0. positions: [S, Q] of the queries, horizons: [S, Q]
-    the last position that each sees.
+    the last position that each sees, origins: [S, Q] from where a sliding window looks back: from
+    each causal row itself, from the first row of what sees itself as a whole.
     """
 
     rows: Tensor
     pages: Tensor
     positions: Tensor
     horizons: Tensor
+    origins: Tensor
     real: Tensor | None
     """[S * Q] indices of the rows that are no padding; None where all are real."""
 
@@ -114,7 +116,7 @@ def pack(spans: Seq[Span], page_size: int, device: torch.device) -> PackedBatch:
 def _group(members: list[tuple[int, Span]], page_size: int, device: torch.device) -> SpanGroup:
     width = max(len(span.token_ids) for _, span in members)
     num_pages = max(-(-span.num_keys // page_size) for _, span in members)
-    rows, pages, positions, horizons = [], [], [], []
+    rows, pages, positions, horizons, origins = [], [], [], [], []
     real: list[int] = []
     for index, (offset, span) in enumerate(members):
         count = len(span.token_ids)
@@ -124,6 +126,7 @@ def _group(members: list[tuple[int, Span]], page_size: int, device: torch.device
         positions.append([*range(span.start, span.end), *[span.end - 1] * padding])
         last = span.visible_end
         horizons.append(positions[-1] if last is None else [last - 1] * width)
+        origins.append(positions[-1] if last is None else [span.start] * width)
         pages.append([*span.page_ids[:used], *[0] * (num_pages - used)])
         real.extend(range(index * width, index * width + count))
     is_padded = len(real) < len(members) * width
@@ -132,5 +135,6 @@ def _group(members: list[tuple[int, Span]], page_size: int, device: torch.device
         pages=torch.tensor(pages, device=device),
         positions=torch.tensor(positions, device=device),
         horizons=torch.tensor(horizons, device=device),
+        origins=torch.tensor(origins, device=device),
         real=torch.tensor(real, device=device) if is_padded else None,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
 from engine.decoding.noise_cache import NoiseCache
+from engine.decoding.rejection import committed_tokens, verify_by_rejection
 from engine.decoding.sampler import (
     gather_logprobs,
     noise_rows,
@@ -21,26 +21,10 @@ from engine.decoding.sampler import (
     sample,
 )
 from engine.decoding.sampling_table import Entry, SamplingTable
+from engine.models.grammar_rows import apply_grammars, draft_grammar, no_bias, within_grammars
+from engine.models.pick import Pick
 from engine.request.outputs import TokenLogprobs
-from engine.request.sequence import Sequence
 from engine.request.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """Consecutive logit rows of one sequence.
-
-    `first_position` is the output position that the first row draws for; `draft` holds the tokens
-    that rows 1, 2, ... take as given before their own. Rows of a drafter are drawn all at once,
-    each from the prefix that is there.
-    """
-
-    sequence: Sequence
-    first_position: int
-    count: int
-    draft: Seq[int] = ()
-    is_drafter: bool = False
-    denoising_step: int = 0
 
 
 class _KnownTable(NamedTuple):
@@ -66,12 +50,49 @@ class TokenSampler:
         index, positions = self._rows(picks)
         steps = self._steps(picks)
         drawn = sample(logits, self._table(picks), index, positions, self._noise_cache, steps)
-        return _split(drawn, picks)
+        return self._follow_grammars(logits, picks, _split(drawn, picks))
 
-    def distribution(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
-        """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass."""
+    def _follow_grammars(
+        self, logits: Tensor, picks: Seq[Pick], tokens: list[list[int]]
+    ) -> list[list[int]]:
+        """The tokens, those of drafts within a grammar drawn anew, one in the light of another."""
+        start = 0
+        for number, pick in enumerate(picks):
+            if draft_grammar(pick) is not None:
+                own = logits[start : start + pick.count]
+                tokens[number] = self._chain(own, [pick], [0], no_bias)[0]
+            start += pick.count
+        return tokens
+
+    def distribution(self, logits: Tensor, picks: Seq[Pick], bias: Tensor | None = None) -> Tensor:
+        """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass.
+
+        With the `bias` of each row, [R, V], what `sample_chained` draws from.
+        """
         index, _ = self._rows(picks)
-        return processed_logprobs(self._process(logits, picks), self._table(picks), index)
+        return processed_logprobs(self._process(logits, picks), self._table(picks), index, bias)
+
+    def verify_by_rejection(
+        self,
+        target_logprobs: Tensor,
+        draft_logprobs: Tensor,
+        drafts: Seq[Seq[int]],
+        picks: Seq[Pick],
+    ) -> list[list[int]]:
+        """What stands of each draft by the rule of p / q, and the token after it.
+
+        target_logprobs: [N + S, V], the verifier's `distribution` for the S picks; draft_logprobs:
+        [N, V], what the N draft tokens were drawn from.
+        """
+        token_ids = [token_id for draft in drafts for token_id in draft]
+        drafted = torch.tensor(token_ids, dtype=torch.int64).to(self._device)
+        lengths = [len(draft) for draft in drafts]
+        index = torch.arange(len(picks)).to(self._device)
+        positions = torch.tensor([pick.first_position for pick in picks]).to(self._device)
+        verdict = verify_by_rejection(
+            target_logprobs, draft_logprobs, drafted, lengths, self._table(picks), index, positions
+        )
+        return committed_tokens(drafted, lengths, verdict)
 
     def noise(self, picks: Seq[Pick], vocab_size: int) -> Tensor:
         """The Gumbel noise that `sample` adds to each row, [R, V], whatever the temperature."""
@@ -87,7 +108,11 @@ class TokenSampler:
         `bias` maps the tokens before, [N], to what they add to the logits of the next, [N, V];
         `anchors` are the tokens before each pick's first.
         """
-        logits = self._process(logits, picks)
+        return self._chain(self._process(logits, picks), picks, anchors, bias)
+
+    def _chain(
+        self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
+    ) -> list[list[int]]:
         index, positions = self._rows(picks)
         table = self._table(picks)
         scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
@@ -103,12 +128,43 @@ class TokenSampler:
                 previous = previous[torch.tensor(kept).to(self._device)]
             rows = [starts[i] + number for i in alive]
             own = scores[torch.tensor(rows).to(self._device)]
-            previous = (own + bias(previous)).argmax(-1)
+            own = own + bias(previous)
+            previous = within_grammars(own, own.argmax(-1), [picks[i] for i in alive])
             order += rows
             drawn.append(previous)
-        # Only now, once for all, the device is waited for.
+        for pick in picks:
+            if (grammar := draft_grammar(pick)) is not None:
+                grammar.rewind()
+        # Only now, once for all, the device is waited for (where no grammar had to be asked).
         tokens = dict(zip(order, torch.cat(drawn).tolist(), strict=True))
         return [[tokens[row] for row in range(*span)] for span in pairwise(starts)]
+
+    def chained_logits(
+        self,
+        logits: Tensor,
+        anchors: Seq[int],
+        drawn: Seq[Seq[int]],
+        bias: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """What `sample_chained` drew `drawn` from, before noise and processing: [R, V]."""
+        before = [
+            i for anchor, own in zip(anchors, drawn, strict=True) for i in (anchor, *own)[:-1]
+        ]
+        return logits + bias(torch.tensor(before).to(self._device))
+
+    def leads(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
+        """By how much each row's drawn token is ahead of the next, noise included: [R].
+
+        In logits over the temperature, so that noise weighs the same at any; a greedy row's are
+        plain logits. A model whose logits differ by less draws the same token.
+        """
+        index, positions = self._rows(picks)
+        table = self._table(picks)
+        logits = self._process(logits, picks)
+        scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
+        first, second = scores.float().topk(2, dim=-1).values.unbind(-1)
+        scale = table.temperature.masked_fill(table.is_greedy, 1.0)[index]
+        return (first - second) / scale
 
     def logprobs(self, logits: Tensor, token_ids: Seq[int], num_top: int) -> list[TokenLogprobs]:
         """logits: [n, V] before any processing, one row for each of the n tokens."""
@@ -177,8 +233,10 @@ class TokenSampler:
                     sequence.output_token_ids,
                     pick.draft,
                     self._tokenizer.eos_token_ids | set(sequence.params.stop_token_ids),
+                    pick.first_position if pick.is_drafter else None,
                 )
             start += pick.count
+        apply_grammars(logits, picks)
         return logits
 
 
@@ -194,7 +252,10 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
 def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
     sequence = pick.sequence
-    return pick.count > 0 and needs_processing(sequence.params, sequence.num_output_tokens)
+    has_grammar = sequence.grammar is not None
+    return pick.count > 0 and (
+        has_grammar or needs_processing(sequence.params, sequence.num_output_tokens)
+    )
 
 
 _MAX_TABLES = 64

@@ -24,8 +24,6 @@ class VarlenPart:
 
     rows: Tensor
     is_causal: bool
-    lookahead: int
-    """How far the last key lies after the last row, where a window must know it."""
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
     seqused_k: Tensor
@@ -36,23 +34,17 @@ class VarlenPart:
     def window_size(self, window: int | None) -> tuple[int, int]:
         """(left, right) as flash kernels count them, -1 for no limit.
 
-        They take a span's last row for the one at its last key. Where keys lie after the rows, the
-        window must reach that much further to the left.
+        They look back from each row, and take a span's last row for the one at its last key.
         """
-        left = -1 if window is None else window - 1 + self.lookahead
-        return left, 0 if self.is_causal else -1
+        return -1 if window is None else window - 1, 0 if self.is_causal else -1
 
 
-def varlen_parts(batch: PackedBatch, *, has_window: bool) -> list[VarlenPart]:
-    """Causal spans in one part, blocks in another; with a window one for each lookahead."""
-    placed: dict[tuple[bool, int], list[tuple[Span, int]]] = {}
+def varlen_parts(batch: PackedBatch) -> list[VarlenPart]:
+    """Causal spans in one part, blocks in another."""
+    placed: dict[bool, list[tuple[Span, int]]] = {}
     for span, first_row in _with_first_rows(batch.spans):
-        lookahead = span.num_keys - span.end if has_window else 0
-        placed.setdefault((span.is_causal, lookahead), []).append((span, first_row))
-    return [
-        _part(batch, members, is_causal, lookahead)
-        for (is_causal, lookahead), members in placed.items()
-    ]
+        placed.setdefault(span.is_causal, []).append((span, first_row))
+    return [_part(batch, members, is_causal) for is_causal, members in placed.items()]
 
 
 def _with_first_rows(spans: Seq[Span]) -> Iterator[tuple[Span, int]]:
@@ -60,9 +52,7 @@ def _with_first_rows(spans: Seq[Span]) -> Iterator[tuple[Span, int]]:
     return zip(spans, starts, strict=False)
 
 
-def _part(
-    batch: PackedBatch, members: list[tuple[Span, int]], is_causal: bool, lookahead: int
-) -> VarlenPart:
+def _part(batch: PackedBatch, members: list[tuple[Span, int]], is_causal: bool) -> VarlenPart:
     size = batch.page_size
     counts = [len(span.token_ids) for span, _ in members]
     ends = [span.num_keys for span, _ in members]
@@ -76,7 +66,6 @@ def _part(
     return VarlenPart(
         rows=torch.tensor(rows).to(batch.device),
         is_causal=is_causal,
-        lookahead=lookahead,
         cu_seqlens_q=on_device(list(accumulate(counts, initial=0))),
         cu_seqlens_k=on_device(list(accumulate(ends, initial=0))),
         seqused_k=on_device(ends),

@@ -24,6 +24,14 @@ class Remasking(StrEnum):
     RANDOM = "random"
 
 
+class CanvasCache(StrEnum):
+    """What a bidirectional model does not compute again in the forwards of one block."""
+
+    DUAL = "dual"  # everything but the block itself
+    PREFIX = "prefix"  # what stands before the block
+    NONE = "none"  # nothing: exact, and each forward reads the whole canvas
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """Knobs of the ways of generating; None leaves a choice to the strategy.
@@ -40,8 +48,14 @@ class GenerationOptions:
         None  # Fast-dLLM's other rule: reveal n while (n + 1)(1 - c) < f
     )
     remasking: Remasking = Remasking.LOW_CONFIDENCE
+    canvas_cache: CanvasCache | None = None  # None: dual
     acceptance: Acceptance = Acceptance.COUPLED
     skip_verify_confidence: float | None = None  # lossy: drafts this sure are not verified
+    apd_mix_weight: float | None = None  # R: 1 keeps all that the diffusion model drew, 0 asks p
+    apd_lookahead: int | None = None  # M: masks that are drawn at once
+    apd_window: int | None = None  # W: so many of the last tokens are read anew in each step
+    apd_max_parallel: int | None = None  # without the verifier: tokens that may stand at once
+    apd_threshold: float | None = None  # without the verifier: while the model is this sure
     prediction: tuple[int, ...] = ()  # tokens that the client expects: a draft for free
     suffixes: tuple[tuple[int, ...], ...] = ()  # what follows each hole that is to be filled
 
@@ -52,9 +66,17 @@ class GenerationOptions:
         _at_least("block_length", self.block_length, 1)
         _share("confidence_threshold", self.confidence_threshold)
         _share("skip_verify_confidence", self.skip_verify_confidence)
+        _share("apd_mix_weight", self.apd_mix_weight)
+        _share("apd_threshold", self.apd_threshold)
+        for name in ("apd_lookahead", "apd_window", "apd_max_parallel"):
+            _at_least(name, getattr(self, name), 1)
         if self.unmasking_factor is not None and not self.unmasking_factor > 0.0:
             message = f"unmasking_factor must be above 0, got {self.unmasking_factor}"
             raise InvalidRequestError(message, "unmasking_factor")
+
+    @property
+    def num_suffix_tokens(self) -> int:
+        return sum(map(len, self.suffixes))
 
     def given(self) -> list[str]:
         """Names of the fields that say something."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from engine.request.errors import InvalidRequestError
+from engine.request.grammar import Grammar
 
 MAX_LOGPROBS = 20
 
@@ -30,6 +31,7 @@ class SamplingParams:
     logprobs: int | None = None  # how many alternatives a token; None means no logprobs
     prompt_logprobs: bool = False
     ignore_eos: bool = False
+    grammar: Grammar | None = None  # what the whole output must match
 
     def __post_init__(self) -> None:
         """Raise `InvalidRequestError` naming the first field that is out of its range."""

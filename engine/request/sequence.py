@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from enum import Enum, auto
+from itertools import islice
 
-from engine.request.options import NO_OPTIONS, GenerationOptions
-from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
+from engine.request.grammar_matcher import GrammarMatcher
+from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions
+from engine.request.outputs import (
+    Ending,
+    FinishReason,
+    SequenceSummary,
+    StepOutput,
+    TokenLogprobs,
+)
 from engine.request.sampling_params import SamplingParams
-from engine.request.text_stream import StopMatcher, TextStream
+from engine.request.text_stream import StopMatcher, TextStream, hole_texts
 from engine.request.tokenizer import Tokenizer
 
 
@@ -38,7 +46,9 @@ class Sequence:
         choice: int = 0,
         options: GenerationOptions = NO_OPTIONS,
         cache_salt: str = "",
+        grammar: GrammarMatcher | None = None,
         replay: Seq[int] = (),
+        is_lossless: bool = True,
     ) -> None:
         self.sequence_id = sequence_id
         self.params = params
@@ -47,6 +57,8 @@ class Sequence:
         self.choice = choice
         self.options = options
         self.cache_salt = cache_salt
+        self.grammar = grammar  # stands after the output tokens, whatever they came from
+        self.is_lossless = is_lossless
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
         self.status = SequenceStatus.WAITING
@@ -57,11 +69,16 @@ class Sequence:
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
         self.num_draft_tokens = 0
+        self.num_predicted_tokens = 0  # of the draft tokens: those that the client gave
+        self.num_predicted_accepted = 0
+        self.num_forwards = 0  # of any model, that had rows of this sequence
+        self.hole_lengths: tuple[int, ...] = ()
         self.acceptance_histogram: list[int] = []
         self._prompt_logprobs: list[TokenLogprobs] = []
         # A replay has given them out before.
         self._num_prompt_logprobs = self.num_prompt_tokens if replay else 0
         self._max_model_len = max_model_len
+        self._tokenizer = tokenizer
         self._eos_token_ids = tokenizer.eos_token_ids
         self._text = TextStream(tokenizer, context=prompt_token_ids)
         self._stops = StopMatcher(params.stop)
@@ -115,18 +132,48 @@ class Sequence:
     def commit(self, token_ids: Seq[int], logprobs: Seq[TokenLogprobs] = ()) -> int:
         """Make tokens output, in order, until one of them ends the sequence.
 
-        Returns how many were taken: those after an end of sequence, a stop or the limit are not.
+        Returns how many were taken: those after an end of sequence, a stop or the limit are not,
+        nor is one that the grammar refuses. A grammar that is complete ends the sequence, even
+        before `min_tokens` and where the end of sequence is ignored.
         """
         if token_ids and self.num_remaining <= 0 and not self.is_finished:
             self._finish(FinishReason.LENGTH)  # max_tokens 0: only the prompt was asked about
         for index, token_id in enumerate(token_ids):
             if self.is_finished:
                 return index
+            if self.grammar is not None and not self.grammar.accept(token_id):
+                # A dead end: nothing that this model can say goes on with what was begun.
+                is_whole = self.grammar.is_satisfied
+                self._finish(FinishReason.STOP if is_whole else FinishReason.LENGTH)
+                return index
             self.token_ids.append(token_id)
             if index < len(logprobs):
                 self._pending_logprobs.append(logprobs[index])
             self._check_end(token_id)
         return len(token_ids)
+
+    def end(self, ending: Ending) -> None:
+        """Take a strategy's word that nothing more will come; a token may have ended it before."""
+        self.hole_lengths = ending.hole_lengths
+        if not self.is_finished:
+            self._finish(ending.reason)
+
+    def is_end(self, token_id: int, num_output_tokens: int) -> bool:
+        """Whether a token ends the text when it is the last of so many output tokens."""
+        params = self.params
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+        may_stop = num_output_tokens > params.min_tokens
+        return may_stop and (is_eos or token_id in params.stop_token_ids)
+
+    def legal_prefix(self, draft: Seq[int]) -> list[int]:
+        """The draft up to the first token that this sequence's grammar refuses.
+
+        Under the rejection rule all of it: where a draft ends must not hang on what was drawn, and
+        a token without probability is refused all the same.
+        """
+        if self.grammar is None or self.options.acceptance is Acceptance.REJECTION:
+            return list(draft)
+        return self.grammar.legal_prefix(draft)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -139,9 +186,14 @@ class Sequence:
         self._prompt_logprobs += new
         self._num_prompt_logprobs += len(new)
 
-    def record_draft(self, num_drafted: int, num_accepted: int) -> None:
-        """Count one verify step that had `num_drafted` tokens to check."""
+    def record_draft(
+        self, num_drafted: int, num_accepted: int, *, is_predicted: bool = False
+    ) -> None:
+        """Count one verify step that had `num_drafted` tokens to check, perhaps the client's."""
         self.num_draft_tokens += num_drafted
+        if is_predicted:
+            self.num_predicted_tokens += num_drafted
+            self.num_predicted_accepted += num_accepted
         missing = num_accepted + 1 - len(self.acceptance_histogram)
         self.acceptance_histogram.extend([0] * missing)
         self.acceptance_histogram[num_accepted] += 1
@@ -171,16 +223,16 @@ class Sequence:
         return output
 
     def _check_end(self, token_id: int) -> None:
-        params = self.params
-        may_stop = self.num_output_tokens > params.min_tokens
-        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
-        if may_stop and (is_eos or token_id in params.stop_token_ids):
+        if self.is_end(token_id, self.num_output_tokens):
             self._finish(FinishReason.STOP)
             return
+        may_stop = self.num_output_tokens > self.params.min_tokens
         text, stopped = self._stops.push(self._text.push(token_id), may_stop=may_stop)
         self._pending_text += text
         if stopped:
             self.finish_reason = FinishReason.STOP
+        elif self.grammar is not None and self.grammar.is_complete:
+            self._finish(FinishReason.STOP)
         elif self.num_remaining <= 0:
             self._finish(FinishReason.LENGTH)
 
@@ -208,4 +260,23 @@ class Sequence:
             num_cached_tokens=self.num_cached_tokens,
             num_draft_tokens=self.num_draft_tokens,
             acceptance_histogram=tuple(self.acceptance_histogram),
+            num_forwards=self.num_forwards,
+            hole_lengths=self._hole_lengths(),
+            is_lossless=self.is_lossless,
+            num_predicted_tokens=self.num_predicted_tokens,
+            num_predicted_accepted=self.num_predicted_accepted,
+            holes=self._holes(),
         )
+
+    def _hole_lengths(self) -> tuple[int, ...]:
+        is_one_hole = len(self.options.suffixes) == 1  # a stop string may have ended it
+        return (self.num_output_tokens,) if is_one_hole else self.hole_lengths
+
+    def _holes(self) -> tuple[str, ...]:
+        """The text of each of several holes; one alone is the whole text."""
+        lengths, suffixes = self.hole_lengths, self.options.suffixes
+        if len(suffixes) < 2 or len(lengths) < len(suffixes):
+            return ()
+        output = iter(self.output_token_ids)
+        holes = [list(islice(output, length)) for length in lengths]
+        return hole_texts(self._tokenizer, self.prompt_token_ids, holes, suffixes)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 from engine.request.errors import InvalidRequestError
 
@@ -19,12 +25,14 @@ class Tokenizer:
     """A model's tokenizer and chat template, read from its folder; for one thread at a time."""
 
     def __init__(self, path: str | Path) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(path))
+        self._tokenizer: Any = _read_tokenizer(Path(path))
         if not self._tokenizer.is_fast:
             raise ValueError(f"{path} has no tokenizer.json, which dfastllm needs")
         self._backend: Any = self._tokenizer.backend_tokenizer
         added = self._tokenizer.added_tokens_decoder
-        self._special_text = {i: token.content for i, token in added.items() if token.special}
+        self._special_text: dict[int, str] = {
+            i: token.content for i, token in added.items() if token.special
+        }
         decoder = self._backend.decoder
         decoder_json = decoder.__getstate__().decode() if decoder is not None else ""
         self._is_byte_level = '"ByteLevel"' in decoder_json
@@ -48,6 +56,18 @@ class Tokenizer:
         if token_ids[: len(self._bos_prefix)] == self._bos_prefix:
             return token_ids
         return self._bos_prefix + token_ids
+
+    def encode_continuation(self, text: str, param: str) -> list[int]:
+        """The ids of a text that stands behind another; `param` is the field that it came from.
+
+        Tokenizers of the kind that puts a space before every text are shown a line break first.
+        """
+        if not self._is_byte_level and text:
+            before = self._encode_text("\n")
+            both = self._encode_text("\n" + text, param)
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return self._encode_text(text, param)
 
     def apply_chat_template(
         self, messages: list[dict[str, str]], add_generation_prompt: bool = True
@@ -116,14 +136,14 @@ class Tokenizer:
         except KeyError:
             return piece.encode()
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, param: str = "prompt") -> list[int]:
         try:
             token_ids: list[int] = self._tokenizer.encode(
                 text, add_special_tokens=False, split_special_tokens=False, verbose=False
             )
         except (TypeError, UnicodeEncodeError) as error:
             message = "the text holds a half of a surrogate pair and so is not valid Unicode"
-            raise InvalidRequestError(message, param="prompt") from error
+            raise InvalidRequestError(message, param=param) from error
         return token_ids
 
     def _find_bos_prefix(self) -> list[int]:
@@ -143,6 +163,22 @@ class Tokenizer:
         if eos is None:
             return frozenset()
         return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer; where it names code of its own, its files are read without it.
+
+    Dream's class is Qwen2's under another name, and its folder has Qwen2's files.
+    """
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if "AutoTokenizer" not in config.get("auto_map", {}):
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    if config.get("tokenizer_class") == "DreamTokenizer":
+        return Qwen2Tokenizer.from_pretrained(str(folder))
+    raise ValueError(f"{folder} has no tokenizer.json, and the code that it names is not run")
 
 
 def _byte_level_alphabet() -> dict[str, int]:

@@ -27,6 +27,7 @@ class DenseAttention:
     """`attend` for `DFlashDrafter`: [context of the row; all blocks of the row] under a mask."""
 
     def __init__(self, drafter: DFlashDrafter, tapped: Tensor, anchors: Tensor) -> None:
+        assert drafter.config.is_plain, "windows and causal blocks are for serving alone"
         B, L, _ = tapped.shape
         size = drafter.config.block_size
         self._drafter, self._rows = drafter, B

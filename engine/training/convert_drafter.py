@@ -21,13 +21,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.models.dflash import HEADS_FILE, DFlashConfig, DFlashDrafter
+from engine.models.drafter_layout import (
+    TO_TRANSFORMERS,
+    UnlikeDFlashError,
+    is_assistant,
+    own_names,
+    published_config,
+    renamed,
+)
+from engine.models.families import ASSISTANT_TYPE
 
 logger = logging.getLogger(__name__)
 
 LAYOUTS = ("transformers", "published", "ours")
-MODEL_TYPE = "muse_glimmer_assistant"
-TO_TRANSFORMERS = {"fc.": "encoder.fc.", "hidden_norm.": "encoder.output_norm_enc."}
-FROM_TRANSFORMERS = {theirs: own for own, theirs in TO_TRANSFORMERS.items()}
 HEADS_KEY = "draft_heads"
 SHARED_KEYS = (  # of the same name and meaning in the published and in transformers' config
     "block_size",
@@ -51,10 +57,6 @@ SOURCE is seen from its config. Layouts:
   published     as z-lab publishes drafters, bfloat16: for vLLM, SGLang, llama.cpp's converter
   ours          the same layout in SOURCE's number format, as the server loads it
 """
-
-
-class UnlikeDFlashError(ValueError):
-    """The folder holds something that this layout, or our drafter, does not compute."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def convert_drafter(source: Path, target: Path, layout: str) -> None:
         drafter = drafter.to(torch.bfloat16)
     config, tensors = drafter.published_config(), drafter.tensors
     if layout == "transformers":
-        config, tensors = transformers_config(drafter), _renamed(tensors, TO_TRANSFORMERS)
+        config, tensors = transformers_config(drafter), renamed(tensors, TO_TRANSFORMERS)
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
@@ -100,7 +102,7 @@ def convert_drafter(source: Path, target: Path, layout: str) -> None:
 def read_drafter(folder: Path) -> PlainDrafter:
     """The drafter in any of the layouts; what our drafter would compute otherwise is refused."""
     raw = json.loads((folder / "config.json").read_text("utf-8"))
-    if raw.get("model_type") != MODEL_TYPE and "dflash_config" not in raw:
+    if not is_assistant(raw) and "dflash_config" not in raw:
         raise UnlikeDFlashError(
             f"{folder} holds no DFlash drafter: config.json has no dflash_config"
         )
@@ -109,9 +111,8 @@ def read_drafter(folder: Path) -> PlainDrafter:
     except SafetensorError as error:
         raise UnlikeDFlashError(f"{folder / 'model.safetensors'}: {error}") from error
     _refuse_what_differs(raw)
-    if raw.get("model_type") == MODEL_TYPE:
-        raw, tensors = _as_published(raw), _renamed(tensors, FROM_TRANSFORMERS)
-    raw.pop(HEADS_KEY, None)
+    tensors = own_names(raw, tensors)
+    raw = {k: v for k, v in published_config(raw, {}).items() if k != HEADS_KEY}
     drafter = PlainDrafter(DFlashConfig.from_json(raw), tensors)
     _check_tensors(drafter)
     return drafter
@@ -123,7 +124,7 @@ def transformers_config(drafter: PlainDrafter) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": drafter.config.rope_theta}
     return {
         "architectures": ["MuseGlimmerAssistantModel"],
-        "model_type": MODEL_TYPE,
+        "model_type": ASSISTANT_TYPE,
         **{key: own[key] for key in SHARED_KEYS},
         **own["dflash_config"],
         "rope_parameters": rope,
@@ -135,19 +136,9 @@ def transformers_config(drafter: PlainDrafter) -> dict[str, Any]:
     }
 
 
-def _as_published(raw: dict[str, Any]) -> dict[str, Any]:
-    missing = sorted({"vocab_size", "num_target_layers"} - raw.keys())
-    if missing:
-        raise UnlikeDFlashError(
-            f"config.json lacks {', '.join(missing)}: take it from the verifier"
-        )
-    inner = {key: raw[key] for key in ("mask_token_id", "target_layer_ids")}
-    return {**raw, "dflash_config": inner}
-
-
 def _refuse_what_differs(raw: dict[str, Any]) -> None:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    unsaid = "sliding_attention" if raw.get("model_type") == MODEL_TYPE else "full_attention"
+    unsaid = "sliding_attention" if is_assistant(raw) else "full_attention"
     if "sliding_attention" in (raw.get("layer_types") or [unsaid]):
         raise UnlikeDFlashError("its layers have a sliding window; full attention alone is known")
     if rope.get("rope_type", "default") != "default":
@@ -166,14 +157,6 @@ def _check_tensors(drafter: PlainDrafter) -> None:
         k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)
     ):
         raise UnlikeDFlashError(f"missing, strange or misshapen tensors: {', '.join(wrong)}")
-
-
-def _renamed(tensors: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:
-    def name(key: str) -> str:
-        found = next((old for old in prefixes if key.startswith(old)), "")
-        return prefixes.get(found, "") + key.removeprefix(found)
-
-    return {name(key): value for key, value in tensors.items()}
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -113,6 +113,8 @@ def load_own_drafter(path: Path, verifier: OwnVerifier) -> DFlashDrafter:
         raise OptionError(f"--drafter: {path / 'config.json'} has no {error}") from error
     except (OSError, RuntimeError, ValueError) as error:
         raise OptionError(f"--drafter: {error}") from error
+    if not drafter.config.is_plain:
+        raise OptionError("--drafter: windows, causal blocks and scaled logits are not judged here")
     return drafter
 
 

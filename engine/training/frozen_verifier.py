@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine.models.causal_lm import UnsupportedModelError
 
@@ -26,9 +27,9 @@ class Reading:
 class FrozenVerifier:
     """Embedding, hidden states and output head of a model whose weights stay as they are.
 
-    `embed` and `head` are what the server gives a drafter, scaled embeddings and bare logits
-    included; `target_logits` is the distribution that the drafter is judged by. All of them take
-    and give float32, whatever the model's own weights are.
+    `embed` and `head` are what the server gives a drafter, bare embeddings and bare logits;
+    `target_logits` is the distribution that the drafter is judged by. All of them take and give
+    float32, whatever the model's own weights are.
     """
 
     def __init__(self, model: Any) -> None:
@@ -66,8 +67,8 @@ class FrozenVerifier:
 
     @torch.no_grad()
     def embed(self, token_ids: Tensor) -> Tensor:
-        """[N] -> [N, H]"""
-        return self.model.get_input_embeddings()(token_ids).float()  # type: ignore[no-any-return]
+        """The bare embeddings, as in z-lab's loader: [N] -> [N, H]"""
+        return F.embedding(token_ids, self.model.get_input_embeddings().weight).float()
 
     def head(self, hidden: Tensor) -> Tensor:
         """The output head alone, as a drafter is served with it: hidden [..., H] -> [..., V]"""

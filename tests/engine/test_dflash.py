@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.models.checkpoint import UnsupportedModelError
 from engine.models.dflash import DFlashConfig, DFlashDrafter, load_drafter, save_drafter
 from engine.models.fused_drafter import fuse_drafter
 
@@ -149,7 +150,7 @@ def test_a_missing_tensor_is_refused(drafter: DFlashDrafter, tmp_path: Path) -> 
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     config["num_hidden_layers"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
-    with pytest.raises(RuntimeError, match=r"layers\.2"):
+    with pytest.raises(UnsupportedModelError, match=r"lacks weights: layers\.2"):
         load_drafter(tmp_path)
 
 

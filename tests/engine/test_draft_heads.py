@@ -31,6 +31,10 @@ from tests.engine.tiny_models import VOCAB_SIZE
 
 @pytest.fixture(scope="module")
 def chained(models: TinyModels) -> TinyModels:
+    return with_markov_head(models)
+
+
+def with_markov_head(models: TinyModels) -> TinyModels:
     """The tiny pair with a Markov head that has much to say."""
     config = replace(models.drafter.config, markov_rank=8, has_confidence=True)
     torch.manual_seed(5)

@@ -180,3 +180,27 @@ def test_a_sequence_that_was_given_up_is_tried_again() -> None:
     for _ in range(40):
         model.rest("unlucky")
     assert model.survivals("unlucky", 4) == pytest.approx(model.survivals("new", 4), rel=0.05)
+
+
+def test_cut_off_tokens_keep_deep_positions_from_being_judged_by_good_drafts_alone() -> None:
+    """Half the drafts are sure and half hopeless; the hopeless ones are cut after one token."""
+    model, blind = AcceptanceModel(4), AcceptanceModel(4)
+    chance = random.Random(0)
+    for _ in range(1500):
+        is_sure = chance.random() < 0.5
+        num_verified, deep = (4, 0.95) if is_sure else (1, 0.1)
+        accepted = 1
+        while accepted < num_verified and chance.random() < deep:
+            accepted += 1
+        cut_off = [] if is_sure else [deep] * 3
+        model.update("a", num_verified, accepted, cut_off)
+        blind.update("a", num_verified, accepted)
+    assert model.conditional(1) == pytest.approx(0.525, abs=0.06)
+    assert blind.conditional(1) > 0.9
+
+
+def test_what_was_cut_off_after_a_refusal_was_never_to_be_tried() -> None:
+    model, same = AcceptanceModel(4), AcceptanceModel(4)
+    model.update("a", 2, 1, [0.9, 0.9])
+    same.update("a", 2, 1)
+    assert model.survivals("a", 4) == same.survivals("a", 4)

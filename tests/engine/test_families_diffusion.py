@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from engine.models.attention import sdpa_backend
+from engine.models.attention import Backend, PagedContext, sdpa_backend
 from engine.models.causal_lm import UnsupportedModelError, load_causal_lm
 from engine.models.diffusion_lm import ContextKind, DiffusionConfig, DiffusionLM, load_diffusion_lm
 from engine.models.families import CheckpointKind, checkpoint_kind
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
+from engine.models.self_test import check_against_eager
 from tests.engine.tiny_families import DREAM, FAST_DLLM, LLADA, MASK, SDAR, VOCAB, Published
 
 WEIGHTS = Path(__file__).parents[2] / "engine" / "weights"
@@ -32,6 +34,10 @@ def token_ids(length: int = 22) -> Tensor:
     ids = torch.randint(MASK, (length,), generator=torch.Generator().manual_seed(3))
     ids[-5:] = MASK
     return ids
+
+
+def diffusion_runner(model: DiffusionLM, backend: Backend) -> ModelRunner:
+    return ModelRunner(None, None, num_pages=32, page_size=4, backend=backend, diffusion=model)
 
 
 def both_ways(length: int) -> Tensor:
@@ -179,9 +185,7 @@ def test_any_chunks_of_pages_give_the_published_logits(
     published, config = family
     tensors = published.tensors()
     model = load(published.save(tmp_path, tensors, **NO_MASK_IN_CONFIG))
-    runner = ModelRunner(
-        None, None, num_pages=32, page_size=4, backend=sdpa_backend, diffusion=model
-    )
+    runner = diffusion_runner(model, sdpa_backend)
     ids, pages = token_ids(24), [9, 2, 4, 1, 7, 5]
     size = config.block_length
     if size is None:  # all in one forward, and then its middle again, between what is cached
@@ -198,3 +202,31 @@ def test_any_chunks_of_pages_give_the_published_logits(
         rows = [row for a, b, _ in forward for row in range(a, b)]
         found = runner.denoise(spans, list(range(len(rows))))
         torch.testing.assert_close(found, wanted[rows], atol=2e-5, rtol=1e-4)
+
+
+def blind_to_what_follows(
+    q: Tensor, layer: int, context: PagedContext, scale: float, window: int | None
+) -> Tensor:
+    spans = [replace(span, visible_end=None) for span in context.batch.spans]
+    causal = PagedContext(replace(context.batch, spans=spans), context.pool, sdpa_backend)
+    return sdpa_backend(q, layer, causal, scale, window)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_the_self_test_reads_as_the_family_was_trained_to(
+    family: tuple[Published, DiffusionConfig], fuse: bool, tmp_path: Path
+) -> None:
+    published, _ = family
+    folder = published.save(tmp_path, published.tensors(), **NO_MASK_IN_CONFIG)
+    good = diffusion_runner(load(folder), sdpa_backend)
+    check_against_eager(good, fuse=fuse)
+    bad = diffusion_runner(load(folder), blind_to_what_follows)
+    with pytest.raises(UnsupportedModelError, match=f"{published.config['model_type']}.*differ"):
+        check_against_eager(bad, fuse=fuse)
+
+
+def test_the_self_test_reads_our_own_context_and_block() -> None:
+    check_against_eager(diffusion_runner(load(WEIGHTS / "diffusion"), sdpa_backend))
+    bad = diffusion_runner(load(WEIGHTS / "diffusion"), blind_to_what_follows)
+    with pytest.raises(UnsupportedModelError, match=r"qwen3.*differ"):
+        check_against_eager(bad)

@@ -33,6 +33,21 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
+GEMMA4: dict[str, Any] = {
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": WINDOW,
+    "layer_types": ALTERNATING,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 300,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {}),
@@ -62,6 +77,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
         "Gemma3ForCausalLM Gemma3TextConfig",
         {"head_dim": 16, "sliding_window": WINDOW, "layer_types": ALTERNATING},
+    ),
+    "gemma4": (  # wider heads, and fewer, in full layers; their values are their keys
+        "Gemma4ForCausalLM Gemma4TextConfig",
+        GEMMA4
+        | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 3,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 16,
+        },
+    ),
+    "gemma4_shared": (  # the last layers attend to keys and values of earlier ones
+        "Gemma4ForCausalLM Gemma4TextConfig",
+        GEMMA4
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": ALTERNATING + ALTERNATING[:2],
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+        },
+    ),
+    "deepseek_v3": (  # latent attention, whose keys are wider than its values
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 6,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+        },
     ),
     "gpt_oss": (
         "GptOss",
@@ -122,6 +176,47 @@ def test_packed_rows_get_the_logits_of_the_family(name: str, tmp_path: Path) -> 
     expected = torch.cat((model(short[None]).logits[0, 4:], model(long[None]).logits[0, 33:]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     check_against_eager(runner, fuse=True)
+
+
+SEES_IMAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (
+        {"head_dim": 16, "sliding_window": WINDOW, "layer_types": ALTERNATING},
+        VISION | {"image_size": 28, "patch_size": 14},
+    ),
+    "mistral3": (
+        {"model_type": "mistral", "head_dim": 8, "sliding_window": None},
+        VISION | {"model_type": "pixtral", "image_size": 28, "patch_size": 14},
+    ),
+    "qwen3_vl": (
+        {"head_dim": 8, "rope_parameters": {"rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+        {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2}
+        | {"out_hidden_size": 32, "deepstack_visual_indexes": [0]},
+    ),
+    "muse_glimmer": ({"head_dim": 8, "sliding_window": WINDOW}, VISION),
+}
+SMALL = {"out_hidden_size": 64, "projector_hidden_size": 16}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", SEES_IMAGES)
+def test_a_model_that_also_sees_images_writes_text(kind: str, tmp_path: Path) -> None:
+    text, vision = SEES_IMAGES[kind]
+    config = transformers.AutoConfig.for_model(
+        kind, text_config=SIZES | text, vision_config=vision, **SMALL
+    )
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.2, generator=generator)
+    model.save_pretrained(tmp_path)
+    model.set_attn_implementation("eager")
+    runner = ModelRunner(load(tmp_path), None, num_pages=32, page_size=4, backend=sdpa_backend)
+    ids = torch.randint(300, (20,), generator=generator)
+    runner.verify([Span(ids[:13].tolist(), 0, [3, 2, 5, 4, 1])], [])
+    found = runner.verify([Span(ids[13:].tolist(), 13, [3, 2, 5, 4, 1])], list(range(7)))
+    expected = model(input_ids=ids[None]).logits[0, 13:]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def without_window(

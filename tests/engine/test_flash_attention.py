@@ -45,7 +45,7 @@ def test_a_kernel_that_follows_its_arguments_gives_what_sdpa_gives(
     name: str, window: int | None
 ) -> None:
     torch.manual_seed(0)
-    pool = KvPool(2, 12, 4, SHAPE.num_kv_heads, SHAPE.head_dim, torch.float32, CPU)
+    pool = KvPool(SHAPE, 12, 4, torch.float32, CPU)
     pool.keys(1).normal_()
     pool.values(1).normal_()
     context = PagedContext(pack(BATCHES[name], 4, CPU), pool, sdpa_backend)
@@ -57,15 +57,14 @@ def test_a_kernel_that_follows_its_arguments_gives_what_sdpa_gives(
 
 def test_without_a_window_all_blocks_go_in_one_call() -> None:
     batch = pack([*CANVASES, *BLOCKS, *CAUSAL], 4, CPU)
-    plain = varlen_parts(batch, has_window=False)
-    assert [(part.is_causal, len(part.seqused_k)) for part in plain] == [(False, 4), (True, 3)]
-    assert len(varlen_parts(batch, has_window=True)) == 4
+    parts = varlen_parts(batch)
+    assert [(part.is_causal, len(part.seqused_k)) for part in parts] == [(False, 4), (True, 3)]
 
 
 def test_page_tables_are_padded_with_the_scratch_page() -> None:
-    (part,) = varlen_parts(pack(CAUSAL, 4, CPU), has_window=False)
+    (part,) = varlen_parts(pack(CAUSAL, 4, CPU))
     assert part.block_table.tolist() == [[3, 1, 4], [5, 9, 2], [6, 8, 7]]
-    (short, _) = varlen_parts(pack([Span([0], 0, [7, 8]), *BLOCKS], 4, CPU), has_window=False)
+    (short, _) = varlen_parts(pack([Span([0], 0, [7, 8]), *BLOCKS], 4, CPU))
     assert short.block_table.tolist() == [[7]]
     assert short.block_table.dtype == torch.int32
 

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from engine.decoding import noise as noise_module
 from engine.decoding import noise_cache
-from engine.decoding.noise import KEY_STEPS, LOW_32, MULTIPLIERS, NUM_ROUNDS, gumbel, philox
+from engine.decoding.noise import (
+    KEY_STEPS,
+    LOW_32,
+    MAX_CHOICE,
+    MULTIPLIERS,
+    NUM_ROUNDS,
+    NoiseStream,
+    gumbel,
+    philox,
+    uniform,
+)
 from engine.decoding.noise_cache import NoiseCache
 
 # Random123, kat_vectors: philox4x32, 10 rounds: counter, key, expected.
@@ -157,3 +167,39 @@ def test_a_full_cache_drops_the_row_used_longest_ago_and_never_one_in_use() -> N
         keys = [((0, 0, 0), position) for position in positions]
         assert torch.equal(cache.rows(keys, 10), expected(positions))
         assert len(cache._slots) <= 3
+
+
+def uniforms_of(stream: int, count: int) -> Tensor:
+    zeros = torch.zeros(count, dtype=torch.int64)
+    return uniform(torch.arange(count), zeros, zeros, zeros + 3, zeros + stream)
+
+
+def test_uniforms_are_uniform_and_never_at_the_ends() -> None:
+    drawn = uniforms_of(NoiseStream.ACCEPT, 20_000)
+    assert 0.0 < drawn.min() < drawn.max() < 1.0
+    counts = torch.histc(drawn, 20, 0.0, 1.0)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 60.4  # chi-square, 19 degrees, one in 300,000
+
+
+def test_the_extreme_integers_give_uniforms_inside_the_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = torch.tensor([[0], [LOW_32]])
+    monkeypatch.setattr(noise_module, "philox", lambda counter, key: [words])
+    low, high = uniforms_of(NoiseStream.ACCEPT, 2).tolist()
+    assert 0.0 < low < 2.0**-32 < high < 1.0
+
+
+def test_the_first_lane_of_the_noise_is_made_of_the_same_number() -> None:
+    zeros = torch.zeros(50, dtype=torch.int64)
+    noise = gumbel(torch.arange(50), zeros, zeros, zeros + 3, 4, zeros + 9)[:, 0]
+    expected = -(-torch.log1p(-uniforms_of(9, 50).double())).log()
+    assert torch.allclose(noise.double(), expected, atol=1e-5)
+
+
+def test_what_is_drawn_at_a_position_is_drawn_independently() -> None:
+    # Apart from the token's own they lie where no canvas counts its denoising steps.
+    assert all(stream == 0 or MAX_CHOICE - 16 < stream < MAX_CHOICE for stream in NoiseStream)
+    drawn = torch.stack([uniforms_of(stream, 20_000) for stream in NoiseStream])
+    correlations = torch.corrcoef(drawn) - torch.eye(len(NoiseStream))
+    assert correlations.abs().max() < 5.0 / math.sqrt(20_000)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.cache.page_pool import OutOfPagesError, PagePool
+from engine.cache.page_pool import PagePool
 from engine.cache.prefix_cache import PrefixCache
 
 PAGE_SIZE = 2
@@ -139,71 +136,3 @@ def test_hits_are_counted_in_tokens(pool: PagePool, cache: PrefixCache) -> None:
     filed(pool, cache, [1, 2, 3, 4])
     cache.match([1, 2, 3, 4, 5], SALT)
     assert (cache.stats.num_queried_tokens, cache.stats.num_hit_tokens) == (9, 4)
-
-
-class CachedSequences(RuleBasedStateMachine):
-    """Sequences come, grow and go in any order, over few pages and few different tokens."""
-
-    @initialize(num_pages=st.integers(2, 12))
-    def make(self, num_pages: int) -> None:
-        self.pool = PagePool(num_pages + 1, PAGE_SIZE)
-        self.cache = PrefixCache(self.pool)
-        self.holders: list[Holder] = []
-        self.content: dict[int, tuple[str, tuple[int, ...]]] = {}
-        """What a page was last filled with: salt and the whole prefix up to its end."""
-
-    @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=9), salt=st.sampled_from("ab"))
-    def admit(self, prompt: list[int], salt: str) -> None:
-        holder = Holder(self.pool, self.cache, prompt, salt).start()
-        self.holders.append(holder)
-        assert holder.num_hit < len(prompt)
-        for index, page in enumerate(holder.pages):
-            prefix = tuple(prompt[: (index + 1) * PAGE_SIZE])
-            assert self.content[page] == (salt, prefix), "a hit on something else"
-
-    @precondition(lambda self: self.holders)
-    @rule(data=st.data(), count=st.integers(1, 5))
-    def compute(self, data: st.DataObject, count: int) -> None:
-        holder = data.draw(st.sampled_from(self.holders))
-        start = max(holder.num_hit, len(holder.digests) * PAGE_SIZE)
-        end = min(start + count, len(holder.token_ids))
-        before = len(holder.digests)
-        try:
-            while len(holder.pages) * PAGE_SIZE < end:
-                holder.pages.append(self.pool.acquire())
-        except OutOfPagesError:
-            assert self.pool.num_available == 0
-            return
-        for index in range(before, len(holder.pages)):
-            prefix = tuple(holder.token_ids[: (index + 1) * PAGE_SIZE])
-            assert self.pool._holders[holder.pages[index]] == 1, "writes into a shared page"
-            self.content[holder.pages[index]] = (holder.salt, prefix)
-        holder.compute(end)
-
-    @precondition(lambda self: self.holders)
-    @rule(data=st.data())
-    def end_or_abort(self, data: st.DataObject) -> None:
-        holder = data.draw(st.sampled_from(self.holders))
-        self.holders.remove(holder)
-        holder.let_go()
-
-    @invariant()
-    def every_page_is_in_one_state(self) -> None:
-        self.pool.check()
-        held = [page for holder in self.holders for page in holder.pages]
-        assert self.pool.num_held == len(set(held))
-        for page in set(held):
-            assert self.pool._holders[page] == held.count(page)
-
-    @invariant()
-    def what_is_filed_can_be_read(self) -> None:
-        for digest, page in self.cache._page_of.items():
-            assert self.cache._digest_of[page] == digest
-            assert page in self.pool._filed
-        assert len(self.cache) == len(self.pool._filed)
-
-
-TestCachedSequences = CachedSequences.TestCase
-TestCachedSequences.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)

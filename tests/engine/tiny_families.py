@@ -106,11 +106,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-def rope(x: Tensor, theta: float) -> Tensor:
+def rope(x: Tensor, theta: float, positions: Tensor | None = None) -> Tensor:
     """[L, H, D], every pair (i, i + D / 2) of row p turned by p * theta ** (-2 i / D)."""
     half = x.shape[-1] // 2
     rates = theta ** (-2.0 * torch.arange(half) / x.shape[-1])
-    angles = torch.arange(len(x))[:, None, None] * rates
+    positions = torch.arange(len(x)) if positions is None else positions
+    angles = positions[:, None, None] * rates
     a, b = x[..., :half], x[..., half:]
     return torch.cat(
         (a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), dim=-1

@@ -1,4 +1,4 @@
-"""Compilation and 8 bits on a CUDA device: the same tokens, from graphs that were there at start."""
+"""Compilation and 8 bits on a CUDA device: the same tokens, and no graph beyond those at start."""
 
 from __future__ import annotations
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from engine.build import EngineConfig, build_engine
 from engine.decoding.noise import gumbel
+from engine.decoding.token_mask import apply_token_masks
 from engine.dfastllm_engine import DFastLLMEngine
+from engine.request.grammar import Grammar, GrammarKind
 from engine.request.sampling_params import SamplingParams
 
 pytestmark = [
@@ -37,3 +41,23 @@ def test_noise_is_the_same_on_both_devices() -> None:
     on_cpu = gumbel(*numbers, vocab_size=4096)
     on_gpu = gumbel(*(n.cuda() for n in numbers), vocab_size=4096)
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-5, rtol=1e-6)
+
+
+def test_a_mask_refuses_on_the_device_what_it_refuses_on_the_cpu() -> None:
+    logits = torch.randn(4, 1000)
+    on_gpu = logits.cuda()
+    rows, masks = [3, 0], [bytes(range(124)), bytes(reversed(range(124)))]
+    apply_token_masks(logits, rows, masks)
+    apply_token_masks(on_gpu, rows, masks)
+    assert torch.equal(on_gpu.cpu(), logits)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_is_kept_to_and_changes_no_identity(
+    engine_in_fp32: DFastLLMEngine, temperature: float
+) -> None:
+    grammar = Grammar(GrammarKind.REGEX, r"[A-Z][a-z ]{20,60}\.")
+    params = SamplingParams(max_tokens=60, temperature=temperature, seed=11, grammar=grammar)
+    expected = engine_in_fp32.generate(PROMPTS, params, mode="ar")
+    assert engine_in_fp32.generate(PROMPTS, params, mode="deer") == expected
+    assert all(re.fullmatch(grammar.definition, text) for text in expected)

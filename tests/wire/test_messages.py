@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tests.wire.golden import MESSAGES
+from tests.wire.golden import EARLIER, MESSAGES
 from worker.wire import codec
 from worker.wire.messages import Delta, Finished, Frame, GenerateJob, ModelInfo, Usage
 
@@ -22,9 +22,15 @@ def test_bytes_of_old_are_still_read(name: str) -> None:
     assert msgspec.msgpack.decode(bytes.fromhex(golden), type=type(message)) == message
 
 
+@pytest.mark.parametrize("name", EARLIER)
+def test_bytes_of_earlier_versions_are_still_read(name: str) -> None:
+    message = MESSAGES[name][0]
+    assert msgspec.msgpack.decode(bytes.fromhex(EARLIER[name]), type=type(message)) == message
+
+
 def test_a_field_that_a_later_version_adds_is_skipped() -> None:
     later = msgspec.msgpack.encode(
-        ["finished", "j1", 5, [3, 2, 1, "new"], None, 2, "new"],
+        ["finished", "j1", 5, [3, 2, 1, "new"], None, 2, None, None, "new"],
     )
     assert codec.decode_event(later) == Finished("j1", 5, Usage(3, 2, 1), None, 2)
     model = {

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from engine.build import EMBEDDED, resolve
+from engine.entropy_controller import EntropyConfig
+from engine.request.options import NO_OPTIONS, GenerationOptions
 from worker.engine_config import engine_config
 from worker.settings import SettingsError, WorkerSettings, changed_settings, read_settings
 from worker.wire.known_settings import KNOWN, WORKER, settings_of
@@ -52,10 +57,15 @@ def test_an_unknown_name_is_refused_with_a_guess_at_what_was_meant() -> None:
         read_settings({"VDIFF_MAX_BATCHSIZE": "3"})
 
 
-def test_what_this_version_does_not_have_is_refused_and_not_ignored() -> None:
-    with pytest.raises(SettingsError, match=r"VDIFF_ENABLE_APD: this version has no such"):
-        read_settings({"VDIFF_ENABLE_APD": "true"})
-    assert read_settings({"VDIFF_ENABLE_APD": "false"}) == WorkerSettings()
+def test_entropy_thresholds_reach_the_engine_and_mean_nothing_without_the_switch() -> None:
+    assert engine_config(WorkerSettings()).entropy is None
+    environ = {"VDIFF_ADAPTIVE_ENTROPY": "true", "VDIFF_ENTROPY_HIGH": "3.5"}
+    assert engine_config(read_settings(environ)).entropy == EntropyConfig(high=3.5)
+    with pytest.raises(SettingsError, match="VDIFF_ENTROPY_HIGH: means nothing without"):
+        read_settings({"VDIFF_ENTROPY_HIGH": "3.5"})
+    environ["VDIFF_ENTROPY_LOW"] = "4"
+    with pytest.raises(SettingsError, match=r"VDIFF_ENTROPY_LOW.*got 3\.5"):
+        engine_config(read_settings(environ))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +84,64 @@ def test_compilation_and_8_bits_reach_the_engine_and_are_off_by_default() -> Non
     assert (config.compile, config.use_8bit) == (True, True)
     plain = engine_config(read_settings({}))
     assert (plain.compile, plain.use_8bit) == (False, False)
+
+
+def test_defaults_of_the_knobs_become_the_engines() -> None:
+    environ = {
+        "VDIFF_HYBRID_DRAFT_SIZE": "5",
+        "VDIFF_DIFFUSION_STEPS": "6",
+        "VDIFF_BLOCK_SIZE": "7",
+        "VDIFF_APD_MAX_PARALLEL": "8",
+        "VDIFF_APD_THRESHOLD": "0.5",
+    }
+    assert engine_config(read_settings(environ)).options == GenerationOptions(
+        draft_length=5,
+        denoising_steps=6,
+        block_length=7,
+        apd_max_parallel=8,
+        apd_threshold=0.5,
+    )
+    assert engine_config(WorkerSettings()).options == NO_OPTIONS
+
+
+def test_apd_is_offered_unless_it_is_switched_off() -> None:
+    assert engine_config(WorkerSettings()).disabled_modes == frozenset()
+    off = read_settings({"VDIFF_ENABLE_APD": "false"})
+    assert engine_config(off).disabled_modes == {"apd"}
+    with pytest.raises(SettingsError, match="VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false"):
+        read_settings({"VDIFF_ENABLE_APD": "false", "VDIFF_HYBRID_MODE": "apd"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "roles"),
+    [
+        ({}, ("verifier", "drafter", "diffusion")),
+        ({"VDIFF_MODEL": "diffusion"}, ("diffusion",)),
+        ({"VDIFF_MODEL": "verifier"}, ("verifier",)),
+        ({"VDIFF_AR_VERIFIER_MODEL": "verifier"}, ("verifier",)),
+        (
+            {"VDIFF_AR_VERIFIER_MODEL": "verifier", "VDIFF_MODEL": "diffusion"},
+            ("verifier", "diffusion"),
+        ),
+        (
+            {"VDIFF_AR_VERIFIER_MODEL": "verifier", "VDIFF_MODEL": "drafter"},
+            ("verifier", "drafter"),
+        ),
+    ],
+)
+def test_models_are_told_apart_by_what_they_are(
+    environ: dict[str, str], roles: tuple[str, ...]
+) -> None:
+    folders = {name: str(EMBEDDED / folder) for name, folder in environ.items()}
+    config = resolve(engine_config(read_settings(folders)))
+    found = {
+        "verifier": config.model_path,
+        "drafter": config.drafter_path,
+        "diffusion": config.diffusion_path,
+    }
+    assert {role: Path(path).name for role, path in found.items() if path} == dict(
+        zip(roles, roles, strict=True)
+    )
 
 
 def test_a_wrong_address_is_refused_without_showing_its_password() -> None:

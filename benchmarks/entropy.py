@@ -1,0 +1,138 @@
+"""Table `entropy`: drafts cut by how certain they are, against each fixed setting they replace."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+
+from benchmarks.modes import drive, encoded
+from benchmarks.options import Options
+from benchmarks.prompts import prompts_of_round, tokens_of_round
+from benchmarks.results import Cell, Chart, Table
+from benchmarks.rounds import Sample, interleave, middle, ratio
+from engine.build import build_engine
+from engine.dfastllm_engine import DFastLLMEngine
+from engine.engine_config import EngineConfig
+from engine.entropy_controller import EntropyConfig
+from engine.request.options import GenerationOptions
+from engine.request.sampling_params import SamplingParams
+from engine.request.sequence import Sequence
+from worker.engine_config import engine_config
+from worker.settings import read_settings
+
+COLUMNS = (
+    "setting", "T", "at once", "tokens/s", "x adaptive", "verify fwd / token",
+    "draft fwd / token", "verified drafts / token", "cut", "log-loss",
+)  # fmt: skip
+
+FIXED_LENGTHS = (2, 4, 7)
+
+
+class Setting:
+    """One way of deciding how much to draft, on an engine of its own or a shared one."""
+
+    def __init__(
+        self, engine: DFastLLMEngine, mode: str = "deer", draft_length: int | None = None
+    ) -> None:
+        self.engine = engine
+        self._mode = mode
+        self._options = GenerationOptions(draft_length=draft_length)
+
+    def measure(self, options: Options, temperature: float, at_once: int, number: int) -> Sample:
+        """Run a closed loop: whenever a sequence ends, the next prompt takes its place."""
+        waiting = deque(self._sequences(options, temperature, at_once, number))
+        self.engine.reset_stats()
+        run = drive(self.engine, waiting, at_once)
+        metrics = self.engine.metrics()
+        num_drafted = metrics["deer_num_draft_tokens"]
+        num_cut = metrics.get("deer_entropy_num_cut_tokens", 0.0)
+        num_judged = metrics.get("deer_entropy_num_positions", 0.0)
+        loss = metrics.get("deer_entropy_sum_log_loss", 0.0)
+        return {
+            "tokens_s": run.num_tokens / run.seconds,
+            "verify_per_token": metrics["num_verify_forwards"] / run.num_tokens,
+            "draft_per_token": metrics["num_draft_forwards"] / run.num_tokens,
+            "drafted_per_token": num_drafted / run.num_tokens,
+            "cut": num_cut / max(1.0, num_cut + num_drafted),
+            "log_loss": loss / num_judged if num_judged else float("nan"),
+        }
+
+    def _sequences(
+        self, options: Options, temperature: float, at_once: int, number: int
+    ) -> Iterator[Sequence]:
+        num_tokens = tokens_of_round(options, number)
+        for index, prompt in enumerate(prompts_of_round(options, at_once, number)):
+            token_ids = encoded(self.engine, prompt, num_tokens)
+            params = SamplingParams(
+                seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
+            )
+            yield self.engine.make_sequence(
+                str(index), token_ids, params, mode=self._mode, options=self._options
+            )
+
+
+def run(options: Options) -> Table:
+    settings = _settings()
+    rows: list[list[Cell]] = []
+    bars: dict[str, dict[str, float]] = {}
+    kept: dict[str, object] = {}
+    for temperature in (0.0, 1.0):
+        for at_once in (1, 4) if options.quick else (1, 4, 16):
+            cases = {
+                name: lambda number, s=setting, t=temperature, c=at_once: s.measure(
+                    options, t, c, number
+                )
+                for name, setting in settings.items()
+            }
+            samples = interleave(cases, options.num_rounds)
+            for name, own in samples.items():
+                rows.append(_row(name, temperature, at_once, own, samples["adaptive"]))
+                group = bars.setdefault(f"{at_once} at once\nT = {temperature:g}", {})
+                group[name] = middle(own, "tokens_s")
+                kept[f"{name}, T={temperature:g}, {at_once} at once"] = own
+    chart = Chart("tokens / s", bars)
+    return Table("entropy", "Entropy-adaptive drafts", COLUMNS, rows, _NOTES, kept, chart)
+
+
+_NOTES = (
+    "Medians over interleaved rounds; `x adaptive` is the median of each round's own ratio to "
+    "`adaptive`: above 1 the fixed setting was faster. Prefix cache off.",
+    "`adaptive`: drafts are cut by certainty; `planned`: lengths by acceptance so far alone; "
+    "`fixed n`: always n draft tokens; `ar`: no drafts, what the planner may fall back to.",
+    "`cut`: share of the drafted tokens that the verifier was not shown. `log-loss`: of the "
+    "chances foretold for those that it was, nats a token.",
+)
+
+
+def _settings() -> dict[str, Setting]:
+    settings = read_settings({**os.environ, "VDIFF_REDIS_URL": "unix:///not-used"})
+    config: EngineConfig = replace(engine_config(settings), prefix_cache=False)
+    plain = build_engine(replace(config, entropy=None))
+    cutting = build_engine(replace(config, entropy=config.entropy or EntropyConfig()))
+    fixed = {f"fixed {n}": Setting(plain, draft_length=n) for n in FIXED_LENGTHS}
+    return {
+        "adaptive": Setting(cutting),
+        "planned": Setting(plain),
+        **fixed,
+        "ar": Setting(plain, mode="ar"),
+    }
+
+
+def _row(
+    name: str, temperature: float, at_once: int, own: list[Sample], base: list[Sample]
+) -> list[Cell]:
+    loss = middle(own, "log_loss")
+    return [
+        name,
+        f"{temperature:g}",
+        at_once,
+        middle(own, "tokens_s"),
+        ratio(own, base, "tokens_s"),
+        middle(own, "verify_per_token"),
+        middle(own, "draft_per_token"),
+        middle(own, "drafted_per_token"),
+        f"{middle(own, 'cut'):.1%}" if name == "adaptive" else "-",
+        "-" if loss != loss else loss,
+    ]

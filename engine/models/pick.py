@@ -1,0 +1,25 @@
+"""What the sampler must know of some rows of logits: whose they are, and what they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from engine.request.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Consecutive logit rows of one sequence.
+
+    `first_position` is the output position that the first row draws for; `draft` holds the tokens
+    that rows 1, 2, ... take as given before their own. Rows of a drafter are drawn all at once,
+    each from the prefix that is there.
+    """
+
+    sequence: Sequence
+    first_position: int
+    count: int
+    draft: Seq[int] = ()
+    is_drafter: bool = False
+    denoising_step: int = 0

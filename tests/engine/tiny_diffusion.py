@@ -1,0 +1,111 @@
+"""Diffusion models for tests, and plain loops that say what they must write, without any cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine.engine_config import EMBEDDED
+from engine.models.attention import PAGED_ATTENTION
+from engine.models.causal_lm import CausalLM
+from engine.models.diffusion_lm import ContextKind, DiffusionConfig, DiffusionLM
+from engine.models.loader import load_models
+from engine.request.tokenizer import Tokenizer
+from tests.engine.engines import CPU, TinyModels
+from tests.engine.tiny_models import VOCAB_SIZE, tiny_qwen3
+
+MASK = VOCAB_SIZE - 1
+KINDS = {
+    "llada": DiffusionConfig(MASK, logit_shift=False, context=ContextKind.BIDIRECTIONAL),
+    "dream": DiffusionConfig(MASK, logit_shift=True, context=ContextKind.BIDIRECTIONAL),
+    "sdar": DiffusionConfig(MASK, False, ContextKind.BLOCK_CAUSAL, block_length=4),
+    "fast_dllm": DiffusionConfig(MASK, True, ContextKind.BLOCK_CAUSAL, block_length=8),
+    "ours": DiffusionConfig(MASK, logit_shift=True, context=ContextKind.CAUSAL),
+}
+T = TypeVar("T")
+
+
+def tiny_diffusion(
+    models: TinyModels, config: DiffusionConfig, *, num_layers: int = 3
+) -> TinyModels:
+    """The tiny verifier beside a diffusion model of random weights, and no drafter.
+
+    Weights this large make it sure of some masks and unsure of others.
+    """
+    model: Any = tiny_qwen3(seed=3, num_hidden_layers=num_layers, initializer_range=0.3)
+    model.set_attn_implementation(PAGED_ATTENTION)
+    diffusion = DiffusionLM(CausalLM(model), config)
+    return replace(models, drafter=None, drafter_path=None, diffusion=diffusion)
+
+
+def load_shipped() -> TinyModels:
+    """The verifier that ships, with its diffusion model instead of its drafter."""
+    folder = EMBEDDED / "verifier"
+    found = load_models(str(folder), None, str(EMBEDDED / "diffusion"), torch.float32, CPU)
+    assert found.verifier is not None
+    return TinyModels(found.verifier, None, Tokenizer(folder), folder, None, found.diffusion)
+
+
+def by_reference(models: TinyModels, write: Callable[..., T], *args: object) -> T:
+    """What a loop of `engine.training.denoise` gives on the diffusion model."""
+    assert models.diffusion is not None
+    model: Any = models.diffusion.backbone.model
+    model.set_attn_implementation("sdpa")
+    try:
+        return write(model, *args)
+    finally:
+        model.set_attn_implementation(PAGED_ATTENTION)
+
+
+def plain_logits(models: TinyModels, text: Seq[int], block_start: int) -> Tensor:
+    """One forward over the whole text, masks and all: row p of [L, V] is for position p."""
+    assert models.diffusion is not None
+    config, backbone = models.diffusion.config, models.diffusion.backbone
+    visible = config.visible(len(text), block_start)
+    with torch.inference_mode():
+        logits = backbone.eager_logits(torch.tensor([text]), visible)[0].float()
+        logits[:, config.mask_token_id] = -torch.inf
+    backbone.model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
+    return logits.roll(1, 0) if config.logit_shift else logits
+
+
+def plain_denoise(
+    models: TinyModels, text: list[int], start: int, end: int, threshold: float
+) -> int:
+    """Reveal the masks of text[start:end] in place, as `generate` of LLaDA does; count forwards.
+
+    The block-causal and causal models' context is what they are told it is, without any cache.
+    """
+    assert models.diffusion is not None
+    context = models.diffusion.config.context
+    num_forwards = 0
+    while masks := [p for p in range(start, end) if text[p] == MASK]:
+        seen = text if context is ContextKind.BIDIRECTIONAL else text[:end]
+        anchor = start - 1 if context is ContextKind.CAUSAL else start
+        probability, best = plain_logits(models, seen, anchor).softmax(-1).max(-1)
+        surest = max(masks, key=lambda p: float(probability[p]))
+        for p in masks:
+            if p == surest or probability[p] >= threshold:
+                text[p] = int(best[p])
+        num_forwards += 1
+    return num_forwards
+
+
+def plain_semi_ar(
+    models: TinyModels, prompt: Seq[int], length: int, block_length: int, threshold: float
+) -> tuple[list[int], int]:
+    """The whole canvas of masks, and its blocks from left to right; tokens and forwards."""
+    assert models.diffusion is not None
+    is_aligned = models.diffusion.config.context is ContextKind.BLOCK_CAUSAL
+    text = [*prompt, *[MASK] * length]
+    first = len(prompt) - len(prompt) % block_length if is_aligned else len(prompt)
+    num_forwards = sum(
+        plain_denoise(models, text, start, min(start + block_length, len(text)), threshold)
+        for start in range(first, len(text), block_length)
+    )
+    return text[len(prompt) :], num_forwards
