@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from engine.models.checkpoint import UnsupportedModelError
 from engine.models.compiled import CUDA_BUCKETS, num_graphs
 from engine.models.int8 import quantize_weights
 from engine.models.loader import Models
@@ -58,9 +59,24 @@ def _probe(runner: ModelRunner) -> dict[str, Tensor]:
 
 
 def compile_forwards(runner: ModelRunner, max_batch_size: int) -> None:
-    """Compile every model's forward, and run each size that has a graph of its own."""
+    """Compile every model's forward, and run each size that has a graph of its own.
+
+    Raises UnsupportedModelError for a model whose forward is not one graph (some experts' are not).
+    """
     started, known = time.perf_counter(), num_graphs()
     runner.compile()
+    try:
+        _run_sizes(runner, max_batch_size)
+    # What dynamo, symbols and inductor raise has nothing narrower in common.
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(f"compile is on, but cannot be done: {line}") from error
+    runner.counts.reset()
+    seconds = time.perf_counter() - started
+    logger.info("compiled %d graphs in %.0f s", num_graphs() - known, seconds)
+
+
+def _run_sizes(runner: ModelRunner, max_batch_size: int) -> None:
     on_cuda = runner.device.type == "cuda"
     # Five rows and three logits: sizes that differ, or a graph would take them for one symbol.
     sizes = [(n, n) for n in CUDA_BUCKETS] if on_cuda else [(5, 3), (1, 1)]
@@ -71,9 +87,6 @@ def compile_forwards(runner: ModelRunner, max_batch_size: int) -> None:
             for num_blocks in range(1, max_batch_size + 1) if on_cuda else (3, 1):
                 block = Span([0] * runner.block_size, 1, [0])
                 runner.draft([block] * num_blocks, [1] * num_blocks)
-    runner.counts.reset()
-    seconds = time.perf_counter() - started
-    logger.info("compiled %d graphs in %.0f s", num_graphs() - known, seconds)
 
 
 def _run_once(runner: ModelRunner, num_rows: int, num_logits: int) -> None:

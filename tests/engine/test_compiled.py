@@ -14,6 +14,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from engine.build import EngineConfig, build_engine
 from engine.models import compiled
 from engine.models.attention import sdpa_backend
+from engine.models.checkpoint import UnsupportedModelError
 from engine.models.compiled import (
     CUDA_BUCKETS,
     CompilerMissingError,
@@ -127,6 +128,20 @@ def test_a_model_with_capped_scores_and_windows_is_compiled_as_well(tmp_path: Pa
     compile_forwards(runner, 2)
     torch.compiler.set_stance("fail_on_recompile")
     torch.testing.assert_close(runner.verify(spans, [4, 29, 32]), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_model_that_is_not_one_graph_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = save_pair(tmp_path, tiny_qwen3(), tiny_drafter())
+    verifier, _ = load_pair(str(path), None, torch.float32, CPU)
+    norm = verifier.model.get_decoder().norm
+    plain = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda x: plain(x) if x.sum().item() else x)
+    runner = ModelRunner(verifier, None, num_pages=64, page_size=4, backend=sdpa_backend)
+    with pytest.raises(UnsupportedModelError, match="compile is on, but cannot be done"):
+        compile_forwards(runner, 2)
 
 
 def test_rows_are_padded_to_buckets_on_cuda_and_not_at_all_on_a_cpu() -> None:
