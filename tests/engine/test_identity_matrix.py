@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 
-from engine.models.attention import PAGED_ATTENTION
-from engine.models.causal_lm import CausalLM
-from engine.models.diffusion_lm import DiffusionLM
 from engine.request.options import GenerationOptions as Options
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import (
@@ -30,8 +27,7 @@ from tests.engine.engines import (
 from tests.engine.test_grammar_decoding import ASKS as WITHIN_GRAMMARS
 from tests.engine.test_token_identity import ASKS as PLAIN
 from tests.engine.test_token_identity import both_happened, same
-from tests.engine.tiny_diffusion import KINDS
-from tests.engine.tiny_models import tiny_qwen3
+from tests.engine.tiny_diffusion import KINDS, twin_diffusion
 
 WAYS: dict[str, tuple[str, Options]] = {
     "ar": ("ar", Options()),
@@ -78,7 +74,10 @@ def expected(models: TinyModels) -> list[Result]:
 @pytest.fixture(scope="module", params=["drafter", "ours", "dream", "fast_dllm"])
 def deal(models: TinyModels, expected: list[Result], request: pytest.FixtureRequest) -> Deal:
     """`deer` is drafted by the drafter where there is one, else by the diffusion model."""
-    dealt = with_diffusion(models, request.param)
+    has_drafter = request.param == "drafter"
+    dealt = twin_diffusion(models, KINDS["ours" if has_drafter else request.param])
+    if not has_drafter:
+        dealt = replace(dealt, drafter=None, drafter_path=None)
     shift = list(KINDS).index(request.param) if request.param in KINDS else 0
     asks, names = [], []
     for index, one in enumerate(ASKS):
@@ -90,16 +89,6 @@ def deal(models: TinyModels, expected: list[Result], request: pytest.FixtureRequ
         names.append(name)
     alone = [run_all(make_engine(dealt, prefix_cache=False), [one])[0] for one in BESIDE]
     return Deal(dealt, [*asks, *BESIDE], [*names, *[""] * len(BESIDE)], [*expected, *alone])
-
-
-def with_diffusion(models: TinyModels, name: str) -> TinyModels:
-    """A diffusion model of the verifier's own weights, so that both agree now and then."""
-    model: Any = tiny_qwen3(initializer_range=0.06)
-    model.set_attn_implementation(PAGED_ATTENTION)
-    diffusion = DiffusionLM(CausalLM(model), KINDS["ours" if name == "drafter" else name])
-    if name == "drafter":
-        return replace(models, diffusion=diffusion)
-    return replace(models, drafter=None, drafter_path=None, diffusion=diffusion)
 
 
 def foretold(answer: list[int]) -> tuple[int, ...]:
