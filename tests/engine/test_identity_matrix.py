@@ -35,10 +35,15 @@ WAYS: dict[str, tuple[str, Options]] = {
     "deer of 4": ("deer", Options(draft_length=4)),
     "spec_diff": ("spec_diff", Options()),
     "spec_diff in 2": ("spec_diff", Options(draft_length=4, denoising_steps=2)),
-    "spec_diff by factor": ("spec_diff", Options(denoising_steps=3, unmasking_factor=1.5)),
+    "spec_diff by factor": (
+        "spec_diff",
+        Options(draft_length=5, denoising_steps=3, unmasking_factor=1.5),
+    ),
     "foretold": ("deer", Options()),
     "ar foretold": ("ar", Options()),
 }
+PLANNED = {"ar", "deer", "spec_diff"}
+"""How much these draft hangs on what it costs here."""
 ASKS = [*PLAIN, *WITHIN_GRAMMARS[::3]]
 BESIDE = [  # what is not lossless has the same tokens in any company
     Ask(tokens(9, 1), SamplingParams(seed=1, max_tokens=n, ignore_eos=True), mode, options=options)
@@ -115,12 +120,9 @@ def test_every_way_gives_the_tokens_of_ar_beside_all_others(deal: Deal, name: st
     engine = make_engine(deal.models, **VARIANTS[name])
     results = run_all(engine, deal.asks)
     same(results, deal.expected)
-    for way in WAYS:
-        drafted = deal.of(way, results)
-        if way == "ar":
-            assert not any(one.summary and one.summary.num_draft_tokens for one in drafted)
-        else:
-            both_happened(drafted, at_least=2)
+    for way in WAYS.keys() - PLANNED:
+        both_happened(deal.of(way, results), at_least=2)
+    assert not any(one.summary and one.summary.num_draft_tokens for one in deal.of("ar", results))
     assert (batcher_of(engine).stats.num_preemptions > 0) == (name == "pre-emption")
     check_nothing_leaked(engine)
 
