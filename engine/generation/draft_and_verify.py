@@ -142,7 +142,9 @@ class DraftAndVerify(GenerationStrategy):
         return committed
 
     def judges_by_rejection(self, sequence: Sequence) -> bool:
-        return self.allows_rejection and sequence.options.acceptance is Acceptance.REJECTION
+        """A greedy sequence's distributions are points, where both rules say the same."""
+        asks = sequence.options.acceptance is Acceptance.REJECTION
+        return asks and self.allows_rejection and not sequence.params.is_greedy
 
     def cut_off(self, sequence: Sequence, num_verified: int) -> list[float]:
         """Chances of the tokens that were drafted for a sequence but not verified."""
