@@ -6,12 +6,13 @@ import time
 import uuid
 from typing import NamedTuple
 
+from api.content import part_text
 from api.errors import InvalidRequestError
 from api.not_offered import refuse_what_is_not_offered
+from api.options import mode_of, options_of
 from api.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
-    ContentPart,
     GenerationRequest,
     MessageParam,
     Priority,
@@ -88,12 +89,7 @@ def _job(
     model: ModelInfo,
     sender: Sender,
 ) -> GenerateJob:
-    if request.mode is not None and request.mode not in model.modes:
-        offered = ", ".join(model.modes) or "none"
-        raise InvalidRequestError(
-            f"Model '{model.name}' has no mode '{request.mode[:40]}'; its modes: {offered}.",
-            param="mode",
-        )
+    mode, options = mode_of(request, model), options_of(request)
     return GenerateJob(
         job_id=f"{kind}-{uuid.uuid4().hex}",
         api_id=sender.api_id,
@@ -104,10 +100,11 @@ def _job(
         sampling=sampling,
         n=request.n or 1,
         stream=request.stream or False,
-        mode=request.mode,
+        mode=mode,
         draft_length=request.draft_length,
         timeout_s=sender.timeout_s,
         cache_salt=request.cache_salt or "",
+        options=options,
     )
 
 
@@ -166,16 +163,6 @@ def _content(message: MessageParam, param: str) -> str:
         case None | []:
             raise InvalidRequestError(f"'{param}' must not be empty.", param=param)
         case parts:
-            return "\n".join(_text(part, f"{param}[{index}]") for index, part in enumerate(parts))
-
-
-def _text(part: ContentPart, param: str) -> str:
-    if part.type != "text":
-        raise InvalidRequestError(
-            f"'{param}' has type '{part.type[:40]}'; only parts of type 'text' are offered.",
-            param=f"{param}.type",
-            code="unsupported_parameter",
-        )
-    if part.text is None:
-        raise InvalidRequestError(f"'{param}' has no text.", param=f"{param}.text")
-    return part.text
+            return "\n".join(
+                part_text(part, f"{param}[{index}]") for index, part in enumerate(parts)
+            )

@@ -11,18 +11,16 @@ _HARMLESS: dict[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "parallel_tool_calls": (True,),
-    "acceptance": ("coupled",),
     "add_generation_prompt": (True,),
 }
 
 _REQUEST_FIELDS = (
-    "denoising_steps", "block_length", "confidence_threshold", "acceptance", "diffusing", "store",
-    "guided_decoding_backend", "guided_whitespace_pattern", "prompt_logprobs",
+    "diffusing", "store", "guided_decoding_backend", "guided_whitespace_pattern",
+    "prompt_logprobs",
 )  # fmt: skip
-_COMPLETION_FIELDS = (*_REQUEST_FIELDS, "suffix")
 _CHAT_FIELDS = (
     *_REQUEST_FIELDS, "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call",
-    "audio", "modalities", "prediction", "reasoning_effort", "verbosity", "web_search_options",
+    "audio", "modalities", "reasoning_effort", "verbosity", "web_search_options",
     "prompt_cache_retention", "prompt_cache_options", "moderation", "chat_template",
     "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
 )  # fmt: skip
@@ -43,7 +41,7 @@ def refuse_what_is_not_offered(request: CompletionRequest | ChatCompletionReques
         for index, message in enumerate(request.messages):
             _refuse(message, _MESSAGE_FIELDS, f"messages[{index}].")
     else:
-        _refuse(request, _COMPLETION_FIELDS, "")
+        _refuse(request, _REQUEST_FIELDS, "")
     if request.structured_outputs is not None:
         _refuse(request.structured_outputs, _STRUCTURE_FIELDS, "structured_outputs.")
     if request.stream_options is not None:

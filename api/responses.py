@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from worker.wire.messages import DraftStats, Finished
+from worker.wire.messages import DraftStats, Finished, GenerationStats, PredictionStats
 
 
 class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: int
+
+
+class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
+    """What became of the tokens of a `prediction`, of those that were tried."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
 
 
 class UsageBody(Struct, frozen=True):
@@ -16,6 +23,7 @@ class UsageBody(Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class SpeculativeDecoding(Struct, frozen=True, kw_only=True):
@@ -29,8 +37,17 @@ class SpeculativeDecoding(Struct, frozen=True, kw_only=True):
     num_draft_tokens: int
 
 
-class MetricsBody(Struct, frozen=True):
-    speculative_decoding: SpeculativeDecoding
+class GenerationBody(Struct, frozen=True, kw_only=True):
+    """How the output came about: `lossless` promises the tokens, or the distribution, of `ar`."""
+
+    mode: str
+    lossless: bool
+    num_forwards: int
+
+
+class MetricsBody(Struct, frozen=True, kw_only=True):
+    speculative_decoding: SpeculativeDecoding | UnsetType = UNSET
+    generation: GenerationBody | UnsetType = UNSET
 
 
 class TopLogprob(Struct, frozen=True):
@@ -91,6 +108,7 @@ class TextChoice(Struct, frozen=True, kw_only=True):
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
     token_ids: list[int] | UnsetType = UNSET
+    holes: list[str] | UnsetType = UNSET
 
 
 class Completion(Struct, kw_only=True):
@@ -153,12 +171,36 @@ def usage_body(finished: Finished) -> UsageBody:
         completion_tokens=usage.num_output_tokens,
         total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
         prompt_tokens_details=PromptTokensDetails(usage.num_cached_tokens),
+        completion_tokens_details=_predicted(finished.prediction),
     )
 
 
 def metrics_body(finished: Finished) -> MetricsBody | UnsetType:
-    """Return the draft statistics; nothing where nothing was drafted."""
-    return UNSET if finished.draft is None else MetricsBody(_speculation(finished.draft))
+    """Return how it was generated, with draft statistics where something was drafted."""
+    if finished.draft is None and finished.generation is None:
+        return UNSET
+    return MetricsBody(
+        speculative_decoding=UNSET if finished.draft is None else _speculation(finished.draft),
+        generation=_generation(finished.generation),
+    )
+
+
+def _predicted(prediction: PredictionStats | None) -> CompletionTokensDetails | UnsetType:
+    if prediction is None:
+        return UNSET
+    return CompletionTokensDetails(
+        accepted_prediction_tokens=prediction.num_accepted,
+        rejected_prediction_tokens=prediction.num_rejected,
+    )
+
+
+def _generation(stats: GenerationStats | None) -> GenerationBody | UnsetType:
+    """Return nothing for a worker of an earlier version, which does not say it."""
+    if stats is None:
+        return UNSET
+    return GenerationBody(
+        mode=stats.mode, lossless=stats.is_lossless, num_forwards=stats.num_forwards
+    )
 
 
 def _speculation(draft: DraftStats) -> SpeculativeDecoding:

@@ -12,6 +12,9 @@ from msgspec import Struct
 
 Priority = Literal["interactive", "default", "batch"]
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+Remasking = Literal["low_confidence", "entropy", "margin", "random"]
+CanvasCache = Literal["dual", "prefix", "none"]
+Acceptance = Literal["coupled", "rejection"]
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +51,22 @@ class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     disable_additional_properties: Any = None
     whitespace_pattern: Any = None
     structural_tag: Any = None
+
+
+class ContentPart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: str
+    text: str | None = None
+    image_url: Any = None
+    input_audio: Any = None
+    file: Any = None
+    refusal: Any = None
+
+
+class Prediction(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's predicted output: what most of the answer will be."""
+
+    type: Literal["content"]
+    content: str | list[ContentPart]
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,10 +107,21 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
 
-    denoising_steps: Any = None
-    block_length: Any = None
-    confidence_threshold: Any = None
-    acceptance: Any = None
+    denoising_steps: int | None = None
+    block_length: int | None = None
+    confidence_threshold: float | None = None
+    unmasking_factor: float | None = None
+    remasking: Remasking | None = None
+    canvas_cache: CanvasCache | None = None
+    acceptance: Acceptance | None = None
+    skip_verify_confidence: float | None = None
+    apd_mix_weight: float | None = None
+    apd_lookahead: int | None = None
+    apd_window: int | None = None
+    apd_max_parallel: int | None = None
+    apd_threshold: float | None = None
+    prediction: Prediction | None = None
+
     diffusing: Any = None
     store: Any = None
     guided_decoding_backend: Any = None
@@ -106,16 +136,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unk
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
-    suffix: Any = None
-
-
-class ContentPart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    type: str
-    text: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
-    refusal: Any = None
+    suffix: str | list[str] | None = None
 
 
 class MessageParam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,7 +171,6 @@ class ChatCompletionRequest(
     function_call: Any = None
     audio: Any = None
     modalities: Any = None
-    prediction: Any = None
     reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None

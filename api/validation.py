@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 
 from api.errors import InvalidRequestError
@@ -106,8 +107,9 @@ def check(
     is_inside = (low < value if is_open else low <= value) and value <= high
     if not is_inside:
         left = f"above {low:g}" if is_open else f"at least {low}"
+        right = "" if high == math.inf else f" and at most {high}"
         raise InvalidRequestError(
-            f"'{param}' must be {left} and at most {high}, not {_brief(value)}.", param=param
+            f"'{param}' must be {left}{right}, not {_brief(value)}.", param=param
         )
 
 

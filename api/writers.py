@@ -34,6 +34,7 @@ class GatheredChoice:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+    holes: list[str] | None = None
 
     @property
     def text(self) -> str:
@@ -44,6 +45,7 @@ class GatheredChoice:
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or ()
         self.finish_reason = delta.finish_reason or self.finish_reason
+        self.holes = self.holes if delta.holes is None else delta.holes
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ class TextWriter:
             logprobs=logprobs,
             finish_reason=choice.finish_reason,
             token_ids=choice.token_ids if self._wishes.return_token_ids else UNSET,
+            holes=UNSET if choice.holes is None else choice.holes,
         )
 
     def _completion(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from engine.cache.prefix_cache import PrefixCache
 from engine.continuous_batching import BatcherConfig, ContinuousBatchingEngine, RequestBatcher
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.engine_config import DTYPES, EMBEDDED, EMBEDDED_NAME, EngineConfig, resolve
-from engine.generation.registry import load_strategies
+from engine.generation.registry import load_strategies, missing_roles, strategy_kinds
 from engine.generation.step_runner import StepRunner
 from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyContext
 from engine.models.attention import choose_backend
@@ -39,6 +40,13 @@ __all__ = [
 ]
 
 logger = logging.getLogger("dfastllm.engine")
+
+
+_ROLE_NAMES = {
+    ModelRole.VERIFIER: "a verifier",
+    ModelRole.DRAFTER: "a drafter",
+    ModelRole.DIFFUSION: "a diffusion model",
+}
 
 
 class ModeNotOfferedError(UnsupportedModelError):
@@ -72,7 +80,8 @@ def assemble_engine(
     runner = _model_runner(config, models, num_pages)
     sampler = TokenSampler(tokenizer, runner.device)
     context = _strategy_context(config, runner, sampler, max_model_len)
-    strategies = load_strategies(context, _available(models))
+    available = _available(models)
+    strategies = load_strategies(context, available, config.disabled_modes)
     pool = PagePool(num_pages, config.page_size)
     step_tokens = config.max_step_tokens or (2048 if runner.device.type == "cuda" else 256)
     batcher = RequestBatcher(
@@ -88,7 +97,7 @@ def assemble_engine(
         tokenizer,
         model_name=config.model_name or name,
         max_model_len=max_model_len,
-        default_mode=_default_mode(config, strategies),
+        default_mode=_default_mode(config, strategies, available),
         modes=tuple(sorted(strategies)),
         fingerprint=_fingerprint(config),
         defaults=config.options,
@@ -126,13 +135,30 @@ def _available(models: Models) -> frozenset[ModelRole]:
     return frozenset(role for role, model in named.items() if model is not None)
 
 
-def _default_mode(config: EngineConfig, strategies: dict[str, GenerationStrategy]) -> str:
+def _default_mode(
+    config: EngineConfig,
+    strategies: dict[str, GenerationStrategy],
+    available: frozenset[ModelRole],
+) -> str:
     preferred = ("deer", "ar", "semi_ar", "diffusion")
     mode = config.default_mode or next((m for m in preferred if m in strategies), None)
-    if mode is None or mode not in strategies:
-        offered = ", ".join(sorted(strategies)) or "none"
-        raise ModeNotOfferedError(f"{mode}: these models offer only {offered}")
-    return mode
+    if mode is not None and mode in strategies:
+        return mode
+    offered = ", ".join(sorted(strategies)) or "none"
+    wanting = "" if mode is None else _wanting(mode, available)
+    raise ModeNotOfferedError(f"{mode}: {wanting}these models offer only {offered}")
+
+
+def _wanting(mode: str, available: frozenset[ModelRole]) -> str:
+    """Which models a mode would need, as the beginning of a message."""
+    kind = strategy_kinds().get(mode)
+    if kind is None:
+        return "no strategy has this name, and "
+    choices = [
+        " and ".join(_ROLE_NAMES[role] for role in roles)
+        for roles in missing_roles(kind, available)
+    ]
+    return f"it needs {' or '.join(choices)}, too; " if any(choices) else ""
 
 
 def _max_model_len(config: EngineConfig, models: Models) -> int:
@@ -185,6 +211,7 @@ def _strategy_context(
         verify_costs=verify_costs(runner),
         draft_costs=draft_costs(runner),
         sampler=sampler,
+        defaults=config.options,
         diffusion=runner.diffusion.config if runner.diffusion else None,
         denoise_costs=denoise_costs(runner),
         entropy=config.entropy,
@@ -202,7 +229,9 @@ def _fingerprint(config: EngineConfig) -> str:
                 digest.update(file.name.encode())
                 with file.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    digest.update(json.dumps([config.dtype, config.device]).encode())
+    options = replace(config.options, draft_length=None)  # which no token hangs on
+    chosen = [config.dtype, config.device, config.default_mode, repr(options)]
+    digest.update(json.dumps(chosen).encode())
     return digest.hexdigest()
 
 

@@ -149,7 +149,7 @@ class RequestBatcher:
         return max(0, -(-num_positions // self.pool.page_size) - len(sequence.page_ids))
 
     def _read_cache(self, sequence: Sequence) -> None:
-        if not (sequence.may_read_cache and self.strategies[sequence.mode].shares_pages):
+        if not (sequence.may_read_cache and self._shares_pages(sequence)):
             return
         pages, digests = self.prefix_cache.match(sequence.token_ids, sequence.cache_salt)
         sequence.page_ids, sequence.page_digests = pages, digests
@@ -164,7 +164,11 @@ class RequestBatcher:
 
     def _is_prefilling(self, sequence: Sequence) -> bool:
         """Whether the verifier has something to read before the strategy's next step."""
-        return self.strategies[sequence.mode].reads_with_verifier and sequence.is_prefilling
+        return self.strategies[sequence.mode].reads_prompt(sequence) and sequence.is_prefilling
+
+    def _shares_pages(self, sequence: Sequence) -> bool:
+        strategy = self.strategies[sequence.mode]
+        return strategy.shares_pages and strategy.reads_prompt(sequence)
 
     def _prefills(self, budget: int) -> list[tuple[Sequence, int]]:
         prefills = []
@@ -202,7 +206,7 @@ class RequestBatcher:
         return youngest is not needy
 
     def _file_full_pages(self, sequence: Sequence) -> None:
-        if not self.strategies[sequence.mode].shares_pages:
+        if not self._shares_pages(sequence):
             return
         num_full = sequence.num_computed // self.pool.page_size
         if num_full > len(sequence.page_digests):

@@ -111,6 +111,7 @@ class DFastLLMEngine:
         limit = strategy.default_max_tokens(len(prompt_token_ids), options)
         if params.max_tokens is None and limit is not None:
             params = replace(params, max_tokens=limit)
+        options = options.with_defaults(self._defaults)
         return Sequence(
             sequence_id,
             prompt_token_ids,
@@ -120,10 +121,11 @@ class DFastLLMEngine:
             mode=mode,
             prompt_index=prompt_index,
             choice=choice,
-            options=options.with_defaults(self._defaults),
+            options=options,
             cache_salt=cache_salt,
             grammar=self._grammar_of(params),
             replay=replay,
+            is_lossless=strategy.is_lossless_with(options),
         )
 
     def add(self, sequence: Sequence) -> None:

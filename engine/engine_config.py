@@ -40,6 +40,7 @@ class EngineConfig:
     page_size: int = 16
     kv_memory_bytes: int | None = None
     default_mode: str | None = None  # None: deer where something drafts, else what there is
+    disabled_modes: frozenset[str] = frozenset()  # not offered, whatever the models allow
     max_draft_length: int = 15
     prefix_cache: bool = True
     self_test: bool = True

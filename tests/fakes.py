@@ -22,6 +22,9 @@ class FakeTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def encode_continuation(self, text: str, param: str) -> list[int]:
+        return self.encode(text)
+
     def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
         turns = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
         return self.encode(turns + "<assistant>")
@@ -38,8 +41,8 @@ class FakeSequence:
     prompt_index: int
     choice: int
     max_tokens: int
-    mode: str | None = None
-    draft_length: int | None = None
+    mode: str = "deer"
+    options: GenerationOptions = NO_OPTIONS
     cache_salt: str = ""
     output: list[int] = field(default_factory=list)
     num_steps: int = 0
@@ -110,8 +113,8 @@ class FakeEngine:
             prompt_index=prompt_index,
             choice=choice,
             max_tokens=room if params.max_tokens is None else params.max_tokens,
-            mode=mode,
-            draft_length=options.draft_length,
+            mode=mode or "deer",
+            options=options,
             cache_salt=cache_salt,
             output=list(replay),
         )
@@ -170,6 +173,11 @@ def _summary(seq: FakeSequence) -> SequenceSummary:
         num_cached_tokens=1,
         num_draft_tokens=2 * seq.num_steps,
         acceptance_histogram=(0, seq.num_steps),
+        num_forwards=seq.num_steps,
+        is_lossless=seq.options.skip_verify_confidence is None,
+        num_predicted_tokens=len(seq.options.prediction),
+        num_predicted_accepted=len(seq.options.prediction) // 2,
+        holes=_holes(seq),
     )
 
 
@@ -183,3 +191,10 @@ def _logprobs(token_ids: list[int]) -> tuple[TokenLogprobs, ...]:
 def _prompt_logprobs(seq: FakeSequence) -> tuple[TokenLogprobs, ...]:
     first, *rest = seq.prompt_token_ids
     return (TokenLogprobs(first, bytes([first]), None), *_logprobs(rest))
+
+
+def _holes(seq: FakeSequence) -> tuple[str, ...]:
+    """All in the first hole; nothing where the text has but one."""
+    num_holes = len(seq.options.suffixes)
+    text = bytes(seq.output).decode()
+    return (text, *[""] * (num_holes - 1)) if num_holes > 1 else ()

@@ -44,7 +44,8 @@ def _work(settings: WorkerSettings, name: str | None) -> int:
     try:
         engine = build_engine(engine_config(settings))
     except ModeNotOfferedError as error:
-        raise SettingsError(f"VDIFF_HYBRID_MODE={error}") from error
+        cause = "VDIFF_HYBRID_MODE=" if settings.hybrid_enabled else "VDIFF_HYBRID_ENABLED=false: "
+        raise SettingsError(f"{cause}{error}") from error
     except (OSError, UnsupportedModelError) as error:
         raise SettingsError(f"the model cannot be used: {error}") from error
     return serve(engine, settings, name or unique_name())

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from engine.build import EngineConfig
 from engine.entropy_controller import EntropyConfig
+from engine.request.options import GenerationOptions
 from worker.settings import SettingsError, WorkerSettings
 
 
@@ -24,6 +25,14 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         kv_memory_bytes=None if settings.kv_cache_mb is None else settings.kv_cache_mb << 20,
         prefix_cache=settings.prefix_cache,
+        options=GenerationOptions(
+            draft_length=settings.hybrid_draft_size,
+            denoising_steps=settings.diffusion_steps,
+            block_length=settings.block_size,
+            apd_max_parallel=settings.apd_max_parallel,
+            apd_threshold=settings.apd_threshold,
+        ),
+        disabled_modes=frozenset() if settings.enable_apd else frozenset({"apd"}),
         entropy=_entropy(settings),
     )
     if not settings.hybrid_enabled:
@@ -48,7 +57,7 @@ def _entropy(settings: WorkerSettings) -> EntropyConfig | None:
 
 
 def _models(settings: WorkerSettings) -> tuple[str | None, str | None]:
-    """Return verifier and drafter; a model that stands alone is the verifier."""
+    """Return the verifier or what stands alone, and what drafts: the engine tells their kinds."""
     if settings.ar_verifier_model is None:
         return settings.model, None
     return settings.ar_verifier_model, settings.model

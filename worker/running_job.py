@@ -7,6 +7,7 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
+from engine.request.options import GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput
 from engine.request.sampling_params import SamplingParams
 from worker.engine_port import EnginePort, EngineSequence
@@ -15,7 +16,10 @@ from worker.translate import (
     LoggedChoice,
     Prompt,
     draft_stats,
+    generation_options,
+    generation_stats,
     logged_choices,
+    prediction_stats,
     prompts_of,
     sampling_params,
     sequence_of,
@@ -53,8 +57,16 @@ class Choice:
 
     def delta(self, job_id: str, index: int, reason: FinishReason | None) -> Delta:
         finish_reason = None if reason is None else reason.value
+        holes = list(self.summary.holes) if self.summary is not None else []
         delta = Delta(
-            job_id, index, self.number, self.token_ids, self.text, finish_reason, self.logprobs
+            job_id,
+            index,
+            self.number,
+            self.token_ids,
+            self.text,
+            finish_reason,
+            self.logprobs,
+            holes or None,
         )
         self.text, self.token_ids, self.logprobs = "", [], None
         return delta
@@ -130,7 +142,13 @@ class RunningJob:
             Usage(self._num_prompt_tokens, self._num_output_tokens, self._num_cached_tokens),
             draft_stats(summaries),
             self.claim.attempt,
+            generation_stats(self._mode, summaries),
+            prediction_stats(self.job, summaries),
         )
+
+    @property
+    def _mode(self) -> str:
+        return next((sequence.mode for sequence in self.sequences), self.job.mode or "")
 
     @property
     def _delta_tokens(self) -> int:
@@ -155,13 +173,14 @@ class RunningJob:
 
     def _make_choices(self, engine: EnginePort) -> list[Choice]:
         params = sampling_params(self.job)
+        options = generation_options(self.job, engine.tokenizer)
         logged = logged_choices(self.claim.deltas)
         choices = []
         for number, (prompt, _) in enumerate(itertools.product(self._prompts, range(self.job.n))):
             sent = logged.get(number)
             sequence = None
             if sent is None or not sent.is_finished:
-                sequence = self._make_sequence(engine, prompt, number, params, sent)
+                sequence = self._make_sequence(engine, prompt, number, params, options, sent)
             choices.append(_choice(number, sequence, prompt, sent))
         return choices
 
@@ -171,14 +190,15 @@ class RunningJob:
         prompt: Prompt,
         number: int,
         params: SamplingParams,
+        options: GenerationOptions,
         sent: LoggedChoice | None,
     ) -> EngineSequence:
         name = self._sequence_id(number)
         if sent is None:
-            return sequence_of(engine, self.job, name, prompt, number, params, [])
+            return sequence_of(engine, self.job, name, prompt, number, params, options, [])
         # The prompt's logprobs went out with the first delta; nobody wants them twice.
         params = dataclasses.replace(params, prompt_logprobs=False)
-        return sequence_of(engine, self.job, name, prompt, number, params, sent.token_ids)
+        return sequence_of(engine, self.job, name, prompt, number, params, options, sent.token_ids)
 
     def _sequence_id(self, number: int) -> str:
         # With the execution: a job can come back here while output of its last run is on its way.

@@ -18,14 +18,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 # Names that stay, for ways of generating that this version does not have yet.
 NOT_IN_THIS_VERSION = (
-    "hybrid_draft_size",
     "compile",
     "use_8bit",
-    "diffusion_steps",
-    "block_size",
-    "enable_apd",
-    "apd_max_parallel",
-    "apd_threshold",
 )
 
 
@@ -63,7 +57,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     entropy_low: Annotated[float, Meta(ge=0)] | None = None
     diffusion_steps: Positive | None = None
     block_size: Positive | None = None
-    enable_apd: bool = False
+    enable_apd: bool = True
     apd_max_parallel: Positive | None = None
     apd_threshold: Share | None = None
     result_ttl: Positive = 3600
@@ -112,6 +106,8 @@ def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
 def _checked(settings: WorkerSettings) -> WorkerSettings:
     if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingsError("VDIFF_REDIS_URL must begin with redis://, rediss:// or unix://")
+    if settings.hybrid_mode == "apd" and not settings.enable_apd:
+        raise SettingsError("VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false exclude each other")
     for name in ("entropy_high", "entropy_low"):
         if getattr(settings, name) is not None and not settings.adaptive_entropy:
             raise SettingsError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 import msgspec
 
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import Grammar, GrammarKind
-from engine.request.options import GenerationOptions
+from engine.request.options import Acceptance, CanvasCache, GenerationOptions, Remasking
 from engine.request.outputs import SequenceSummary, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
 from worker.engine_port import EnginePort, EngineSequence, TokenizerPort
@@ -19,10 +21,22 @@ from worker.wire.messages import (
     Delta,
     DraftStats,
     GenerateJob,
+    GenerationStats,
+    Options,
+    PredictionStats,
     Prompts,
     Rejected,
     TokenLogprob,
 )
+
+_WORDS: dict[str, type[StrEnum]] = {
+    "remasking": Remasking,
+    "canvas_cache": CanvasCache,
+    "acceptance": Acceptance,
+}
+_PLAIN_OPTIONS = set(Options.__struct_fields__) - {*_WORDS, "prediction", "suffixes"}
+# Where the engine's name of a field is not the client's.
+_CLIENT_NAMES = {"suffixes": "suffix"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +66,25 @@ def sampling_params(job: GenerateJob) -> SamplingParams:
     return SamplingParams(**values, prompt_logprobs=_wants_prompt_logprobs(job))
 
 
+def generation_options(job: GenerateJob, tokenizer: TokenizerPort) -> GenerationOptions:
+    """Return the engine's form of a job's knobs; raises InvalidRequestError."""
+    given = job.options or Options()
+    values: dict[str, Any] = {
+        name: value for name in _PLAIN_OPTIONS if (value := getattr(given, name)) is not None
+    }
+    for name, words in _WORDS.items():
+        if (word := getattr(given, name)) is not None:
+            values[name] = _known_word(name, word, words)
+    return GenerationOptions(
+        **values,
+        draft_length=job.draft_length,
+        prediction=tuple(tokenizer.encode_continuation(given.prediction, "prediction")),
+        suffixes=tuple(
+            tuple(tokenizer.encode_continuation(suffix, "suffix")) for suffix in given.suffixes
+        ),
+    )
+
+
 def sequence_of(
     engine: EnginePort,
     job: GenerateJob,
@@ -59,6 +92,7 @@ def sequence_of(
     prompt: Prompt,
     choice: int,
     params: SamplingParams,
+    options: GenerationOptions,
     replay: list[int],
 ) -> EngineSequence:
     """Build the sequence of one choice (numbered `prompt index * n + choice`)."""
@@ -69,14 +103,15 @@ def sequence_of(
         prompt_index=choice // job.n,
         choice=choice % job.n,
         mode=job.mode,
-        options=GenerationOptions(draft_length=job.draft_length),
+        options=options,
         cache_salt=_cache_salt(job),
         replay=replay,
     )
 
 
 def rejection(job_id: str, error: InvalidRequestError) -> Rejected:
-    return Rejected(job_id, 400, error.message, error.param, error.code)
+    param = _CLIENT_NAMES.get(error.param or "", error.param)
+    return Rejected(job_id, 400, error.message, param, error.code)
 
 
 def wire_logprobs(logprobs: Iterable[TokenLogprobs]) -> list[TokenLogprob]:
@@ -92,6 +127,23 @@ def draft_stats(summaries: list[SequenceSummary]) -> DraftStats | None:
         for accepted, num_steps in enumerate(summary.acceptance_histogram):
             histogram[accepted] += num_steps
     return DraftStats(sum(summary.num_draft_tokens for summary in summaries), histogram)
+
+
+def generation_stats(mode: str, summaries: list[SequenceSummary]) -> GenerationStats | None:
+    """Say how a job was generated; None where an earlier attempt had done it all."""
+    if not summaries:
+        return None
+    is_lossless = all(summary.is_lossless for summary in summaries)
+    return GenerationStats(mode, is_lossless, sum(summary.num_forwards for summary in summaries))
+
+
+def prediction_stats(job: GenerateJob, summaries: list[SequenceSummary]) -> PredictionStats | None:
+    """Sum up what became of a job's prediction; None where it has none."""
+    if job.options is None or not job.options.prediction:
+        return None
+    num_tried = sum(summary.num_predicted_tokens for summary in summaries)
+    num_accepted = sum(summary.num_predicted_accepted for summary in summaries)
+    return PredictionStats(num_accepted, num_tried - num_accepted)
 
 
 @dataclass(slots=True)
@@ -131,6 +183,14 @@ def _prompt(prompt: str | list[int], echo: bool, tokenizer: TokenizerPort) -> Pr
 def _chat_turn(message: ChatMessage) -> dict[str, str]:
     turn = {"role": message.role, "content": message.content}
     return turn if message.name is None else turn | {"name": message.name}
+
+
+def _known_word(param: str, word: str, words: type[StrEnum]) -> StrEnum:
+    try:
+        return words(word)
+    except ValueError:
+        known = ", ".join(words)
+        raise InvalidRequestError(f"{param} must be one of {known}", param) from None
 
 
 def _wants_prompt_logprobs(job: GenerateJob) -> bool:

@@ -68,9 +68,18 @@ def perturbed_logits(
     return perturbed
 
 
-def processed_logprobs(logits: Tensor, table: SamplingTable, sequence_index: Tensor) -> Tensor:
-    """log p~: [R, V] after temperature, top-k, min-p and top-p; a greedy row is a point mass."""
-    result = _filtered(logits, table, sequence_index).log_softmax(-1)
+def processed_logprobs(
+    logits: Tensor, table: SamplingTable, sequence_index: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """log p~: [R, V] after temperature, top-k, min-p and top-p; a greedy row is a point mass.
+
+    A `bias` [R, V] is added as in `perturbed_logits`: the filters judge the logits without it.
+    """
+    scores = _filtered(logits, table, sequence_index)
+    if bias is not None:
+        scores = scores + bias / table.temperature[sequence_index, None]
+        logits = logits + bias
+    result = scores.log_softmax(-1)
     point = torch.full_like(result, -torch.inf)
     point.scatter_(1, logits.argmax(-1, keepdim=True), 0.0)
     return torch.where(table.is_greedy[sequence_index, None], point, result)

@@ -40,6 +40,19 @@ def count_accepted_ragged(draft: Tensor, target: Tensor, lengths: Sequence[int])
     return accepted
 
 
+def count_accepted_unless_sure(
+    draft: Sequence[int], target: Sequence[int], confidences: Sequence[float], sure: float
+) -> int:
+    """`count_accepted_prefix`, but a token with a confidence of `sure` or more always stands.
+
+    Lossy. confidences: of each draft token, in [0, 1], or of more.
+    """
+    for index, token_id in enumerate(draft):
+        if token_id != target[index] and confidences[index] < sure:
+            return index
+    return len(draft)
+
+
 def count_accepted_prefix(draft: Sequence[int], target: Sequence[int]) -> int:
     """`count_accepted` of one draft, where the tokens have left the device already."""
     for index, token_id in enumerate(draft):

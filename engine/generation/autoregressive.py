@@ -39,5 +39,5 @@ class Autoregressive(GenerationStrategy):
         if not draft:
             return output.token_ids
         num_accepted = count_accepted_prefix(draft, output.token_ids)
-        output.rows.sequence.record_draft(len(draft), num_accepted)
+        output.rows.sequence.record_draft(len(draft), num_accepted, is_predicted=True)
         return output.token_ids[: num_accepted + 1]

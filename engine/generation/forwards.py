@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from engine.generation.strategy import Rows, RowsOutput
@@ -32,7 +34,7 @@ class Forwards:
             picks.append(verify_pick(rows))
         logits = self._runner.verify(spans, wanted)
         tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
-        return _outputs(all_rows, logits, tokens)
+        return self._with_logprobs(_outputs(all_rows, logits, tokens), picks)
 
     def draft(self, blocks: Seq[Rows]) -> list[RowsOutput]:
         """Of the drafter: a block a sequence."""
@@ -40,13 +42,15 @@ class Forwards:
         logits = self._runner.draft(spans, [rows.num_logits for rows in blocks])
         picks = [draft_pick(rows) for rows in blocks]
         if not self._runner.chains_drafts:
-            return _outputs(blocks, logits, self._sampler.sample(logits, picks))
+            tokens = self._sampler.sample(logits, picks)
+            return self._with_logprobs(_outputs(blocks, logits, tokens), picks)
         anchors = [r.token_ids[0] for r in blocks]
         bias = self._runner.next_token_bias
         tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
-        if any(rows.wants_logits for rows in blocks):
+        plain = torch.split(logits, [rows.num_logits for rows in blocks])
+        if any(rows.wants_logits or rows.wants_logprobs for rows in blocks):
             logits = self._sampler.chained_logits(logits, anchors, tokens, bias)
-        return _outputs(blocks, logits, tokens)
+        return self._with_logprobs(_outputs(blocks, logits, tokens), picks, plain)
 
     def denoise(self, all_rows: Seq[Rows]) -> list[RowsOutput]:
         """Of the diffusion model: contexts that are read, drafts, and blocks of a canvas."""
@@ -63,7 +67,27 @@ class Forwards:
         logits = self._runner.denoise(spans, wanted)
         picks = [denoise_pick(rows) for rows in all_rows]
         tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
-        return _outputs(all_rows, logits, tokens)
+        return self._with_logprobs(_outputs(all_rows, logits, tokens), picks)
+
+    def _with_logprobs(
+        self, outputs: list[RowsOutput], picks: Seq[Pick], plain: Seq[Tensor] = ()
+    ) -> list[RowsOutput]:
+        """The outputs, with what their tokens were drawn from where the rows want it.
+
+        `plain` are the logits of chained draws without their bias, a tensor an output.
+        """
+        wanted = [i for i, output in enumerate(outputs) if output.rows.wants_logprobs]
+        if not wanted:
+            return outputs
+        logits, bias = torch.cat([outputs[i].logits for i in wanted]), None
+        if plain:
+            unbiased = torch.cat([plain[i] for i in wanted])
+            logits, bias = unbiased, logits - unbiased
+        logprobs = self._sampler.distribution(logits, [picks[i] for i in wanted], bias)
+        parts = torch.split(logprobs, [outputs[i].rows.num_logits for i in wanted])
+        for i, part in zip(wanted, parts, strict=True):
+            outputs[i] = replace(outputs[i], logprobs=part)
+        return outputs
 
 
 def verify_pick(rows: Rows) -> Pick:

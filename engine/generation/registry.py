@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
+from itertools import combinations
 
 from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyContext
 
@@ -14,9 +16,18 @@ class StrategyLoadError(RuntimeError):
 
 
 def load_strategies(
-    context: StrategyContext, available: frozenset[ModelRole]
+    context: StrategyContext, available: frozenset[ModelRole], disabled: Collection[str] = ()
 ) -> dict[str, GenerationStrategy]:
     """Make every installed strategy whose models are there; raises `StrategyLoadError`."""
+    return {
+        name: kind(context)
+        for name, kind in strategy_kinds().items()
+        if name not in disabled and kind.can_run(available)
+    }
+
+
+def strategy_kinds() -> dict[str, type[GenerationStrategy]]:
+    """Every installed strategy by name; raises `StrategyLoadError`."""
     points: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         other = points.setdefault(point.name, point)
@@ -24,8 +35,23 @@ def load_strategies(
             raise StrategyLoadError(
                 f"two strategies are named {point.name!r}: {_origin(other)} and {_origin(point)}"
             )
-    kinds = {name: _load(point) for name, point in points.items()}
-    return {name: kind(context) for name, kind in kinds.items() if kind.can_run(available)}
+    return {name: _load(point) for name, point in points.items()}
+
+
+def missing_roles(
+    kind: type[GenerationStrategy], available: frozenset[ModelRole]
+) -> list[tuple[ModelRole, ...]]:
+    """The smallest sets of further models with which a strategy could run, each as good."""
+    absent = [role for role in ModelRole if role not in available]
+    for size in range(len(absent) + 1):
+        enough = [
+            added
+            for added in combinations(absent, size)
+            if kind.can_run(available | frozenset(added))
+        ]
+        if enough:
+            return enough
+    return []
 
 
 def _load(point: EntryPoint) -> type[GenerationStrategy]:

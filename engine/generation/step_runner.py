@@ -108,6 +108,8 @@ class StepRunner:
             self._keep_prompt_logprobs(output)
         if end < sequence.num_tokens:
             return Commit(sequence, [], [], end)
+        if sequence.num_output_tokens and not self._resumes_with_verifier(sequence):
+            return Commit(sequence, [], [], end - 1)  # the last token is read in the next step
         token_ids = output.token_ids[-1:]
         logprobs: list[TokenLogprobs] = []
         if sequence.params.logprobs is not None:
@@ -115,6 +117,9 @@ class StepRunner:
                 output.logits[-1:], token_ids, sequence.params.logprobs
             )
         return Commit(sequence, token_ids, logprobs, end)
+
+    def _resumes_with_verifier(self, sequence: Sequence) -> bool:
+        return self._strategies[sequence.mode].resumes_with_verifier
 
     def _keep_prompt_logprobs(self, output: RowsOutput) -> None:
         rows, sequence = output.rows, output.rows.sequence

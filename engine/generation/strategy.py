@@ -64,6 +64,8 @@ class Rows:
     num_tail: int = 0
     wants_logits: bool = False
     """Whether the output's logits must be those that a chained draft was drawn from."""
+    wants_logprobs: bool = False
+    """Whether the output must say what its tokens were drawn from."""
 
     @property
     def is_drafting(self) -> bool:
@@ -74,12 +76,14 @@ class Rows:
 class RowsOutput:
     """What came of `rows`: a token for each row with logits, drawn with the request's own noise.
 
-    token_ids: num_logits of them. logits: [num_logits, V], before any processing.
+    token_ids: num_logits of them. logits: [num_logits, V], before any processing. logprobs: log p~,
+    [num_logits, V], that the tokens were drawn from; only for rows that want it.
     """
 
     rows: Rows
     token_ids: list[int]
     logits: Tensor
+    logprobs: Tensor | None = None
 
 
 class Forward(NamedTuple):
@@ -143,12 +147,23 @@ class GenerationStrategy(ABC):
     reads_with_verifier: ClassVar[bool] = True
     """Whether the scheduler reads prompts, in chunks, with the verifier before the first step."""
 
+    resumes_with_verifier: ClassVar[bool] = True
+    """Whether the verifier may draw the next token of an output that it had to read again."""
+
     def __init__(self, context: StrategyContext) -> None:
         self.context = context
 
     @classmethod
     def can_run(cls, available: frozenset[ModelRole]) -> bool:
         return cls.needs <= available
+
+    def is_lossless_with(self, options: GenerationOptions) -> bool:
+        """Whether a sequence with these options (defaults filled in) is `is_lossless`."""
+        return self.is_lossless
+
+    def reads_prompt(self, sequence: Sequence) -> bool:
+        """`reads_with_verifier` of one sequence: it may hang on what the request has chosen."""
+        return self.reads_with_verifier
 
     @property
     def shares_pages(self) -> bool:

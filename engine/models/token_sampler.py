@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
 from engine.decoding.noise_cache import NoiseCache
+from engine.decoding.rejection import committed_tokens, verify_by_rejection
 from engine.decoding.sampler import (
     gather_logprobs,
     noise_rows,
@@ -63,10 +64,35 @@ class TokenSampler:
             start += pick.count
         return tokens
 
-    def distribution(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
-        """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass."""
+    def distribution(self, logits: Tensor, picks: Seq[Pick], bias: Tensor | None = None) -> Tensor:
+        """log p~ of every row, [R, V]: what `sample` draws from; a greedy row is a point mass.
+
+        With the `bias` of each row, [R, V], what `sample_chained` draws from.
+        """
         index, _ = self._rows(picks)
-        return processed_logprobs(self._process(logits, picks), self._table(picks), index)
+        return processed_logprobs(self._process(logits, picks), self._table(picks), index, bias)
+
+    def verify_by_rejection(
+        self,
+        target_logprobs: Tensor,
+        draft_logprobs: Tensor,
+        drafts: Seq[Seq[int]],
+        picks: Seq[Pick],
+    ) -> list[list[int]]:
+        """What stands of each draft by the rule of p / q, and the token after it.
+
+        target_logprobs: [N + S, V], the verifier's `distribution` for the S picks; draft_logprobs:
+        [N, V], what the N draft tokens were drawn from.
+        """
+        token_ids = [token_id for draft in drafts for token_id in draft]
+        drafted = torch.tensor(token_ids, dtype=torch.int64).to(self._device)
+        lengths = [len(draft) for draft in drafts]
+        index = torch.arange(len(picks)).to(self._device)
+        positions = torch.tensor([pick.first_position for pick in picks]).to(self._device)
+        verdict = verify_by_rejection(
+            target_logprobs, draft_logprobs, drafted, lengths, self._table(picks), index, positions
+        )
+        return committed_tokens(drafted, lengths, verdict)
 
     def noise(self, picks: Seq[Pick], vocab_size: int) -> Tensor:
         """The Gumbel noise that `sample` adds to each row, [R, V], whatever the temperature."""

@@ -51,6 +51,11 @@ class GenerationOptions:
     canvas_cache: CanvasCache | None = None  # None: dual
     acceptance: Acceptance = Acceptance.COUPLED
     skip_verify_confidence: float | None = None  # lossy: drafts this sure are not verified
+    apd_mix_weight: float | None = None  # R: 1 keeps all that the diffusion model drew, 0 asks p
+    apd_lookahead: int | None = None  # M: masks that are drawn at once
+    apd_window: int | None = None  # W: so many of the last tokens are read anew in each step
+    apd_max_parallel: int | None = None  # without the verifier: tokens that may stand at once
+    apd_threshold: float | None = None  # without the verifier: while the model is this sure
     prediction: tuple[int, ...] = ()  # tokens that the client expects: a draft for free
     suffixes: tuple[tuple[int, ...], ...] = ()  # what follows each hole that is to be filled
 
@@ -61,6 +66,10 @@ class GenerationOptions:
         _at_least("block_length", self.block_length, 1)
         _share("confidence_threshold", self.confidence_threshold)
         _share("skip_verify_confidence", self.skip_verify_confidence)
+        _share("apd_mix_weight", self.apd_mix_weight)
+        _share("apd_threshold", self.apd_threshold)
+        for name in ("apd_lookahead", "apd_window", "apd_max_parallel"):
+            _at_least(name, getattr(self, name), 1)
         if self.unmasking_factor is not None and not self.unmasking_factor > 0.0:
             message = f"unmasking_factor must be above 0, got {self.unmasking_factor}"
             raise InvalidRequestError(message, "unmasking_factor")

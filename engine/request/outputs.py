@@ -36,6 +36,13 @@ class SequenceSummary:
     """Forwards of any model that had rows of this sequence (nfe); a batch shares them."""
     hole_lengths: tuple[int, ...] = ()
     """Of a text that was filled in: how many of the output tokens each hole has, in order."""
+    is_lossless: bool = True
+    """Whether mode and options promise the output (or its distribution) of the verifier alone."""
+    num_predicted_tokens: int = 0
+    """Of the draft tokens: those of the client's own prediction."""
+    num_predicted_accepted: int = 0
+    holes: tuple[str, ...] = ()
+    """The text of each hole, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)

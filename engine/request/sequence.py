@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from enum import Enum, auto
+from itertools import islice
 
 from engine.request.grammar_matcher import GrammarMatcher
 from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions
@@ -15,7 +16,7 @@ from engine.request.outputs import (
     TokenLogprobs,
 )
 from engine.request.sampling_params import SamplingParams
-from engine.request.text_stream import StopMatcher, TextStream
+from engine.request.text_stream import StopMatcher, TextStream, hole_texts
 from engine.request.tokenizer import Tokenizer
 
 
@@ -47,6 +48,7 @@ class Sequence:
         cache_salt: str = "",
         grammar: GrammarMatcher | None = None,
         replay: Seq[int] = (),
+        is_lossless: bool = True,
     ) -> None:
         self.sequence_id = sequence_id
         self.params = params
@@ -56,6 +58,7 @@ class Sequence:
         self.options = options
         self.cache_salt = cache_salt
         self.grammar = grammar  # stands after the output tokens, whatever they came from
+        self.is_lossless = is_lossless
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
         self.status = SequenceStatus.WAITING
@@ -66,6 +69,8 @@ class Sequence:
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
         self.num_draft_tokens = 0
+        self.num_predicted_tokens = 0  # of the draft tokens: those that the client gave
+        self.num_predicted_accepted = 0
         self.num_forwards = 0  # of any model, that had rows of this sequence
         self.hole_lengths: tuple[int, ...] = ()
         self.acceptance_histogram: list[int] = []
@@ -73,6 +78,7 @@ class Sequence:
         # A replay has given them out before.
         self._num_prompt_logprobs = self.num_prompt_tokens if replay else 0
         self._max_model_len = max_model_len
+        self._tokenizer = tokenizer
         self._eos_token_ids = tokenizer.eos_token_ids
         self._text = TextStream(tokenizer, context=prompt_token_ids)
         self._stops = StopMatcher(params.stop)
@@ -180,9 +186,14 @@ class Sequence:
         self._prompt_logprobs += new
         self._num_prompt_logprobs += len(new)
 
-    def record_draft(self, num_drafted: int, num_accepted: int) -> None:
-        """Count one verify step that had `num_drafted` tokens to check."""
+    def record_draft(
+        self, num_drafted: int, num_accepted: int, *, is_predicted: bool = False
+    ) -> None:
+        """Count one verify step that had `num_drafted` tokens to check, perhaps the client's."""
         self.num_draft_tokens += num_drafted
+        if is_predicted:
+            self.num_predicted_tokens += num_drafted
+            self.num_predicted_accepted += num_accepted
         missing = num_accepted + 1 - len(self.acceptance_histogram)
         self.acceptance_histogram.extend([0] * missing)
         self.acceptance_histogram[num_accepted] += 1
@@ -251,8 +262,21 @@ class Sequence:
             acceptance_histogram=tuple(self.acceptance_histogram),
             num_forwards=self.num_forwards,
             hole_lengths=self._hole_lengths(),
+            is_lossless=self.is_lossless,
+            num_predicted_tokens=self.num_predicted_tokens,
+            num_predicted_accepted=self.num_predicted_accepted,
+            holes=self._holes(),
         )
 
     def _hole_lengths(self) -> tuple[int, ...]:
         is_one_hole = len(self.options.suffixes) == 1  # a stop string may have ended it
         return (self.num_output_tokens,) if is_one_hole else self.hole_lengths
+
+    def _holes(self) -> tuple[str, ...]:
+        """The text of each of several holes; one alone is the whole text."""
+        lengths, suffixes = self.hole_lengths, self.options.suffixes
+        if len(suffixes) < 2 or len(lengths) < len(suffixes):
+            return ()
+        output = iter(self.output_token_ids)
+        holes = [list(islice(output, length)) for length in lengths]
+        return hole_texts(self._tokenizer, self.prompt_token_ids, holes, suffixes)

@@ -41,6 +41,22 @@ class TextStream:
         return self._utf8.decode(b"", final=True)
 
 
+def hole_texts(
+    tokenizer: Detokenizer,
+    prompt: Sequence[int],
+    holes: Sequence[Sequence[int]],
+    suffixes: Sequence[Sequence[int]],
+) -> tuple[str, ...]:
+    """The text of each hole, as it follows on what stands before it; one suffix a hole."""
+    texts = []
+    before = list(prompt)
+    for hole, suffix in zip(holes, suffixes, strict=True):
+        stream = TextStream(tokenizer, before)
+        texts.append("".join(map(stream.push, hole)) + stream.flush())
+        before += [*hole, *suffix]
+    return tuple(texts)
+
+
 class StopMatcher:
     """Finds stop strings across token borders, and holds back only what may become one.
 

@@ -57,6 +57,18 @@ class Tokenizer:
             return token_ids
         return self._bos_prefix + token_ids
 
+    def encode_continuation(self, text: str, param: str) -> list[int]:
+        """The ids of a text that stands behind another; `param` is the field that it came from.
+
+        Tokenizers of the kind that puts a space before every text are shown a line break first.
+        """
+        if not self._is_byte_level and text:
+            before = self._encode_text("\n")
+            both = self._encode_text("\n" + text, param)
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return self._encode_text(text, param)
+
     def apply_chat_template(
         self, messages: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:
@@ -124,14 +136,14 @@ class Tokenizer:
         except KeyError:
             return piece.encode()
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, param: str = "prompt") -> list[int]:
         try:
             token_ids: list[int] = self._tokenizer.encode(
                 text, add_special_tokens=False, split_special_tokens=False, verbose=False
             )
         except (TypeError, UnicodeEncodeError) as error:
             message = "the text holds a half of a surrogate pair and so is not valid Unicode"
-            raise InvalidRequestError(message, param="prompt") from error
+            raise InvalidRequestError(message, param=param) from error
         return token_ids
 
     def _find_bos_prefix(self) -> list[int]:

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from tests.api.fakes import FakeGateway, polite, served
+from tests.api.fakes import MODEL, FakeGateway, polite, served
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,7 @@ def url(shared_gateway: FakeGateway) -> Iterator[str]:
 def gateway(shared_gateway: FakeGateway) -> FakeGateway:
     """The server's gateway, with nothing left of the test before."""
     shared_gateway.script = polite
+    shared_gateway.known = [MODEL]
     shared_gateway.refusal = None
     shared_gateway.jobs.clear()
     shared_gateway.priorities.clear()

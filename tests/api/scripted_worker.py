@@ -89,8 +89,8 @@ class ScriptedWorker:
         return Finished(self._job_id, self._index, Usage(5, self._index, 0))
 
 
-def wait_until(is_true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
+def wait_until(is_true: Callable[[], bool], what: str, limit_s: float = WAIT_S) -> None:
+    deadline = time.monotonic() + limit_s
     while not is_true():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.005)

@@ -1,152 +1,251 @@
-"""Adaptive parallel decoding: the mixture, what stands of a draft, and the adaptive threshold."""
+"""`apd`: what stands of the diffusion model's tokens in both forms, exactly where that is known."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
-from engine.decoding.apd import AdaptiveThreshold, APDDecoder, count_confident
-from engine.decoding.sampler import sample
-from engine.decoding.sampling_table import SamplingTable
+from engine.build import build_engine
+from engine.dfastllm_engine import DFastLLMEngine
+from engine.engine_config import EMBEDDED, EngineConfig
+from engine.models.diffusion_lm import ContextKind
+from engine.models.loader import load_models
+from engine.request.errors import InvalidRequestError
+from engine.request.options import Acceptance, GenerationOptions
 from engine.request.sampling_params import SamplingParams
-
-V = 8
-NUM_ROWS = 400
-
-
-def two_models() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    diffusion = torch.randn(NUM_ROWS, V, generator=generator) * 1.5
-    return diffusion, diffusion + torch.randn(NUM_ROWS, V, generator=generator)
-
-
-def drawn(logits: Tensor, temperature: float) -> Tensor:
-    """Row j with the noise of position j, whatever the logits."""
-    table = SamplingTable.build([(SamplingParams(seed=4, temperature=temperature), 0, 0)])
-    positions = torch.arange(len(logits))
-    return sample(logits, table, positions * 0, positions)
-
-
-def agreement(mix_weight: float, temperature: float) -> float:
-    """Share of rows in which x and y are equal."""
-    diffusion, ar = two_models()
-    mixed = APDDecoder(mix_weight).mixed_logits(diffusion, ar)
-    same = drawn(diffusion, temperature) == drawn(mixed, temperature)
-    return same.double().mean().item()
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
-def test_more_of_a_draft_stands_the_more_the_drafter_weighs(temperature: float) -> None:
-    shares = [agreement(weight, temperature) for weight in (0.0, 0.3, 0.6, 1.0)]
-    assert shares == sorted(shares)
-    assert shares[0] < shares[1] < shares[-1] == 1.0
-
-
-def test_without_the_drafters_weight_y_is_what_the_other_model_writes() -> None:
-    """Coupled speculation: then APD differs from it only in what follows a refusal."""
-    diffusion, ar = two_models()
-    mixed = APDDecoder(0.0).mixed_logits(diffusion, ar)
-    assert torch.equal(drawn(mixed, 1.0), drawn(ar, 1.0))
-
-
-def test_greedy_is_the_argmax_of_the_mixture() -> None:
-    diffusion = torch.tensor([[0.6, 0.3, 0.1]]).log()
-    ar = torch.tensor([[0.05, 0.75, 0.2]]).log()
-    picks = [
-        int(drawn(APDDecoder(weight).mixed_logits(diffusion, ar), 0.0))
-        for weight in (0.0, 0.5, 0.9)
-    ]
-    assert picks == [1, 1, 0]  # 0.6^0.5 * 0.05^0.5 < 0.3^0.5 * 0.75^0.5; and at 0.9 the reverse
-
-
-def test_the_mixture_is_the_weighted_geometric_mean() -> None:
-    diffusion, ar = two_models()
-    mixed = APDDecoder(0.3).mixed_logits(diffusion, ar).log_softmax(-1)
-    product = diffusion.softmax(-1) ** 0.3 * ar.softmax(-1) ** 0.7
-    expected = product / product.sum(-1, keepdim=True)
-    assert torch.allclose(mixed.exp(), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("mix_weight", [0.0, 0.4, 1.0])
-def test_a_token_that_a_model_excludes_makes_no_nan(mix_weight: float) -> None:
-    diffusion = torch.tensor([[-math.inf, 0.0, 1.0]])
-    ar = torch.tensor([[2.0, 0.5, -math.inf]])
-    mixed = APDDecoder(mix_weight).mixed_logits(diffusion, ar)
-    assert not mixed.isnan().any()
-    excluded = (mixed == -math.inf).tolist()[0]
-    assert excluded == [mix_weight > 0.0, False, mix_weight < 1.0]
-
-
-def test_the_first_token_stands_and_each_draft_counts_for_itself() -> None:
-    draft = torch.tensor([1, 2, 3, 4, 5, 6, 7])
-    target = torch.tensor([9, 2, 3, 4, 9, 6, 9])
-    lengths = [3, 3, 1]
-    assert APDDecoder().count_accepted(draft, target, lengths) == [1, 1, 1]
-    target[0], target[4] = 1, 5
-    assert APDDecoder().count_accepted(draft, target, lengths) == [3, 3, 1]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("mix_weight", 1.1), ("mix_weight", math.nan), ("window", 0), ("max_lookahead", 0)],
+from engine.request.tokenizer import Tokenizer
+from tests.engine.engines import (
+    CPU,
+    Ask,
+    TinyModels,
+    add,
+    batcher_of,
+    check_nothing_leaked,
+    make_engine,
+    run_all,
+    tokens,
 )
-def test_a_knob_out_of_its_range_is_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=name):
-        APDDecoder(**{name: value})  # type: ignore[arg-type]
+from tests.engine.test_rejection_mode import tiny_diffusion
+
+Options = GenerationOptions
+TEXT = "I would like to book a table for two people at an Italian place in San Jose."
 
 
-@pytest.mark.parametrize(
-    ("confidences", "max_parallel", "expected"),
-    [
-        ([0.9, 0.8, 0.3, 0.9], None, 2),  # nothing behind a doubtful token
-        ([0.1, 0.9, 0.9], None, 3),  # the first stands in any case
-        ([0.1, 0.1], None, 1),
-        ([0.9, 0.5, 0.9], None, 3),  # at the threshold is sure enough
-        ([0.9, 0.9, 0.9], 2, 2),
-        ([0.9, 0.9, 0.9], 1, 1),
-        ([], None, 0),
-    ],
-)
-def test_a_prefix_stands_while_the_drafter_is_sure(
-    confidences: list[float], max_parallel: int | None, expected: int
+@pytest.fixture(scope="module")
+def shipped() -> TinyModels:
+    """The verifier that ships with its diffusion model."""
+    names = [str(EMBEDDED / name) for name in ("verifier", "diffusion")]
+    loaded = load_models(names[0], None, names[1], torch.float32, CPU)
+    assert loaded.verifier is not None
+    tokenizer = Tokenizer(names[0])
+    return TinyModels(
+        loaded.verifier, None, tokenizer, EMBEDDED / "verifier", None, loaded.diffusion
+    )
+
+
+@pytest.fixture(scope="module")
+def both(models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """The tiny verifier and drafter, and a tiny diffusion model beside them."""
+    return replace(models, diffusion=tiny_diffusion(tmp_path_factory.mktemp("causal")))
+
+
+@pytest.fixture(scope="module")
+def bidirectional(models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    folder = tmp_path_factory.mktemp("bidirectional")
+    return replace(
+        models, drafter=None, diffusion=tiny_diffusion(folder, ContextKind.BIDIRECTIONAL)
+    )
+
+
+def ask(models: TinyModels, options: Options, *, seed: int = 0, temperature: float = 1.0) -> Ask:
+    prompt = models.tokenizer.encode(TEXT)[: 12 + seed]
+    params = SamplingParams(seed=seed, temperature=temperature, max_tokens=24, ignore_eos=True)
+    return Ask(prompt, params, "apd", options=options)
+
+
+def commits(engine: DFastLLMEngine, one: Ask) -> list[list[int]]:
+    """The tokens of each step that gave some."""
+    add(engine, "a", one)
+    steps = []
+    while engine.has_work:
+        steps += [list(output.token_ids) for output in engine.step() if output.token_ids]
+    return steps
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_without_weight_each_token_but_a_draft_s_first_is_the_verifier_s(
+    shipped: TinyModels, temperature: float
 ) -> None:
-    assert count_confident(confidences, 0.5, max_parallel) == expected
+    one = ask(shipped, Options(apd_mix_weight=0.0, apd_lookahead=6), temperature=temperature)
+    first, *drafts = commits(make_engine(shipped), one)
+    assert len(first) == 1, "by the verifier, which has read the prompt"
+    known, num_checked, num_own = list(first), 0, 0
+    for draft in drafts:
+        for index, token_id in enumerate(draft):
+            (alone,) = run_all(
+                make_engine(shipped),
+                [
+                    replace(
+                        one,
+                        mode="ar",
+                        options=Options(),
+                        replay=known,
+                        params=replace(one.params, max_tokens=len(known) + 1),
+                    )
+                ],
+            )
+            if index:
+                assert [token_id] == alone.token_ids
+            num_checked += index > 0
+            num_own += index == 0 and [token_id] != alone.token_ids
+            known.append(token_id)
+    assert num_checked > 3 and num_own, "the test proves nothing"
 
 
-def test_the_threshold_rises_after_bad_steps_and_falls_after_good_ones() -> None:
-    threshold = AdaptiveThreshold(0.8, target=0.9)
-    assert threshold.update(0.5).value > 0.8 > threshold.update(1.0).value
-    assert threshold.update(0.9).value == 0.8
+def test_with_all_the_weight_all_that_was_drawn_stands(both: TinyModels) -> None:
+    one = ask(both, Options(apd_mix_weight=1.0, apd_lookahead=5))
+    first, *drafts = commits(make_engine(both), one)
+    assert [len(draft) for draft in drafts] == [5, 5, 5, 5, 3]
+    alone = replace(one, options=Options(apd_threshold=0.0, apd_lookahead=5), replay=first)
+    assert commits(make_engine(both), alone) == drafts, "the diffusion model's own"
 
 
-@settings(derandomize=True, deadline=None)
-@given(st.lists(st.floats(0.0, 1.0), max_size=200))
-def test_the_threshold_never_leaves_its_bounds_nor_jumps(qualities: list[float]) -> None:
-    threshold = AdaptiveThreshold(0.5, low=0.4, high=0.7, rate=0.3)
-    for quality in qualities:
-        moved = threshold.update(quality)
-        assert 0.4 <= moved.value <= 0.7
-        assert abs(moved.value - threshold.value) <= 0.3
-        threshold = moved
+def test_more_weight_lets_more_stand(shipped: TinyModels) -> None:
+    num_steps = [
+        sum(
+            len(commits(make_engine(shipped), ask(shipped, Options(apd_mix_weight=weight), seed=s)))
+            for s in range(2)
+        )
+        for weight in (0.0, 0.7, 1.0)
+    ]
+    assert num_steps[0] > num_steps[1] > num_steps[2]
 
 
-def test_the_threshold_settles_where_what_it_lets_through_is_as_good_as_asked() -> None:
-    """Tokens of confidence c are right with probability c, here evenly spread over [0, 1]."""
-    threshold = AdaptiveThreshold(0.3, target=0.9, low=0.0, high=1.0)
-    for _ in range(600):
-        mean_quality_above = (threshold.value + 1.0) / 2
-        threshold = threshold.update(mean_quality_above)
-    assert threshold.value == pytest.approx(0.8, abs=0.01)
+def test_without_a_verifier_tokens_stand_while_the_model_is_sure() -> None:
+    """Loaded alone, as a server would."""
+    engine = build_engine(
+        EngineConfig(diffusion_path=str(EMBEDDED / "diffusion"), default_mode="apd")
+    )
+    prompt = engine.tokenizer.encode(TEXT)
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    sizes = {}
+    for name, options in {
+        "sure": Options(confidence_threshold=1.0),
+        "half": Options(apd_threshold=0.4),
+        "any": Options(apd_threshold=0.0, apd_lookahead=8),
+        "four": Options(apd_threshold=0.0, apd_max_parallel=4),
+        "adaptive": Options(),
+    }.items():
+        steps = commits(engine, Ask(prompt, params, "apd", options=options))
+        assert sum(map(len, steps)) == 24
+        sizes[name] = [len(step) for step in steps]
+    assert sizes["sure"] == [1] * 24
+    assert sizes["any"] == [8] * 3 and sizes["four"] == [4] * 6
+    assert 1 in sizes["half"] and max(sizes["half"]) > 1
+    assert len(sizes["half"]) < len(sizes["adaptive"]) <= 24
+    nothing = Ask(prompt, replace(params, max_tokens=0), "apd")
+    (result,) = run_all(engine, [nothing])
+    assert result.token_ids == [] and result.finish_reason == "length"
+    with pytest.raises(InvalidRequestError) as refused:
+        engine.make_sequence("a", prompt, params, options=Options(apd_mix_weight=0.5))
+    assert refused.value.param == "apd_mix_weight"
+    check_nothing_leaked(engine)
 
 
-@pytest.mark.parametrize(
-    "numbers", [{"value": 0.2}, {"value": 0.995}, {"value": 0.5, "rate": 0.0}, {"value": math.nan}]
-)
-def test_a_threshold_without_a_choice_is_refused(numbers: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"needs 0 <= low|no shares"):
-        AdaptiveThreshold(**numbers)
+def ways() -> list[tuple[str, Options]]:
+    return [
+        ("apd", Options(apd_mix_weight=0.5, apd_lookahead=4)),
+        ("ar", Options()),
+        ("apd", Options(apd_threshold=0.01, apd_lookahead=4)),
+        ("spec_diff", Options(draft_length=4, denoising_steps=2)),
+        ("apd", Options(apd_max_parallel=3)),
+        ("deer", Options(draft_length=3)),
+        ("deer", Options(draft_length=2, acceptance=Acceptance.REJECTION)),
+    ]
+
+
+@pytest.mark.parametrize("num_pages", [512, 40], ids=["room", "pre-emption"])
+def test_a_mixed_batch_gives_each_what_it_gives_alone(both: TinyModels, num_pages: int) -> None:
+    """Under pre-emption all but p / q, whose texts are others then, of the same distribution."""
+    asks = [
+        Ask(
+            tokens(4 + 3 * seed, seed),
+            SamplingParams(seed=seed, max_tokens=14, temperature=seed % 3 / 2, ignore_eos=True),
+            mode,
+            options=options,
+        )
+        for seed, (mode, options) in enumerate([*ways(), *ways()])
+        if num_pages == 512 or options.acceptance is Acceptance.COUPLED
+    ]
+    alone = [run_all(make_engine(both, prefix_cache=False), [one])[0] for one in asks]
+    engine = make_engine(both, num_pages=num_pages)
+    together = run_all(engine, asks)
+    for one, result, expected in zip(asks, together, alone, strict=True):
+        assert result.token_ids == expected.token_ids, one.mode
+        assert result.summary is not None
+        assert result.summary.is_lossless == (one.mode != "apd")
+    assert (batcher_of(engine).stats.num_preemptions > 0) == (num_pages == 40)
+    check_nothing_leaked(engine)
+
+
+def rows_and_tokens(models: TinyModels, options: Options) -> tuple[float, Seq[int]]:
+    engine = make_engine(models)
+    one = Ask(tokens(40, 2), SamplingParams(seed=3, max_tokens=20), "apd", options=options)
+    (result,) = run_all(engine, [one])
+    check_nothing_leaked(engine)
+    return engine.metrics()["num_denoise_rows"], result.token_ids
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["threshold", "mixture"])
+def test_a_window_reads_only_the_last_tokens_anew(bidirectional: TinyModels, alone: bool) -> None:
+    form = {"apd_threshold": 0.01} if alone else {"apd_mix_weight": 0.5}
+    whole = Options(apd_lookahead=4, **form)
+    rows, token_ids = rows_and_tokens(bidirectional, whole)
+    wide_rows, wide_ids = rows_and_tokens(bidirectional, replace(whole, apd_window=200))
+    assert (wide_rows, wide_ids) == (rows, token_ids), "a window over everything is exact"
+    narrow_rows, narrow_ids = rows_and_tokens(bidirectional, replace(whole, apd_window=4))
+    assert len(narrow_ids) == len(token_ids)
+    assert narrow_rows < rows / 2
+
+
+def test_an_aborted_sequence_leaves_nothing(both: TinyModels) -> None:
+    engine = make_engine(both)
+    for name, options in (("a", Options()), ("b", Options(apd_threshold=0.5))):
+        add(engine, name, ask(both, options))
+    for _ in range(3):
+        engine.step()
+    engine.abort("a")
+    engine.abort("b")
+    check_nothing_leaked(engine)
+
+
+def test_knobs_that_have_no_use_here_are_refused_by_name(both: TinyModels) -> None:
+    engine = make_engine(both)
+    for options, param in (
+        (Options(apd_window=8), "apd_window"),
+        (Options(apd_lookahead=1000), "apd_lookahead"),
+        (Options(apd_mix_weight=0.5, apd_max_parallel=3), "apd_max_parallel"),
+        (Options(apd_mix_weight=0.5, confidence_threshold=0.9), "confidence_threshold"),
+        (Options(draft_length=3), "draft_length"),
+    ):
+        with pytest.raises(InvalidRequestError) as refused:
+            engine.make_sequence("a", tokens(4, 1), SamplingParams(), mode="apd", options=options)
+        assert refused.value.param == param
+    with pytest.raises(InvalidRequestError) as refused:
+        engine.make_sequence(
+            "a",
+            tokens(4, 1),
+            SamplingParams(prompt_logprobs=True),
+            mode="apd",
+            options=Options(apd_max_parallel=3),
+        )
+    assert refused.value.param == "prompt_logprobs"
+    for name in ("apd_lookahead", "apd_window", "apd_max_parallel"):
+        with pytest.raises(InvalidRequestError, match=name):
+            Options(**{name: 0})
+    for name in ("apd_mix_weight", "apd_threshold"):
+        with pytest.raises(InvalidRequestError, match=name):
+            Options(**{name: 1.5})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,9 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_built_engine_answers_in_both_modes_alike(models: TinyModels) -> None:
+def test_a_built_engine_answers_in_all_its_modes_alike(models: TinyModels) -> None:
     engine = build_engine(config(models))
-    assert engine.modes == ("ar", "deer")
+    assert engine.modes == ("ar", "deer", "spec_diff")
     assert (engine.model_name, engine.max_model_len) == ("verifier", 256)
     params = SamplingParams(seed=1, max_tokens=6, ignore_eos=True)
     prompts = ["hello world", "a"]
@@ -70,12 +71,28 @@ def test_a_built_engine_answers_in_both_modes_alike(models: TinyModels) -> None:
     assert engine.generate(prompts, params, mode="deer") == engine.generate(prompts, params)
     assert engine.generate(prompts, params) == texts
     greedy = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    assert engine.generate(prompts, params, mode="spec_diff") == texts
     assert engine.generate(prompts, greedy, mode="ar") != texts, "settings of the call before"
 
 
 def test_a_default_mode_that_nothing_offers_stops_the_start(models: TinyModels) -> None:
-    with pytest.raises(ModeNotOfferedError, match=r"semi_ar: .* ar, deer"):
+    words = (
+        r"^semi_ar: it needs a diffusion model, too; these models offer only ar, deer, spec_diff$"
+    )
+    with pytest.raises(ModeNotOfferedError, match=words):
         build_engine(config(models, default_mode="semi_ar"))
+    words = r"^deer: it needs a drafter or a diffusion model, too; .* ar$"
+    with pytest.raises(ModeNotOfferedError, match=words):
+        build_engine(config(models, drafter_path=None, default_mode="deer"))
+    with pytest.raises(ModeNotOfferedError, match=r"^warp: no strategy has this name, and "):
+        build_engine(config(models, default_mode="warp"))
+
+
+def test_a_disabled_mode_is_not_offered_whatever_the_models_allow(models: TinyModels) -> None:
+    off = config(models, disabled_modes=frozenset({"deer", "spec_diff"}))
+    assert build_engine(off).modes == ("ar",)
+    with pytest.raises(ModeNotOfferedError, match=r"^deer: these models offer only ar$"):
+        build_engine(replace(off, default_mode="deer"))
 
 
 def test_an_unknown_mode_is_refused_and_the_known_ones_listed(models: TinyModels) -> None:
@@ -256,6 +273,9 @@ def fingerprint(models: TinyModels, **changes: object) -> str:
 def test_the_fingerprint_changes_with_whatever_changes_tokens(copied: TinyModels) -> None:
     first = fingerprint(copied)
     assert fingerprint(copied, max_batch_size=3) == first
+    assert fingerprint(copied, options=GenerationOptions(draft_length=2)) == first
+    assert fingerprint(copied, options=GenerationOptions(denoising_steps=2)) != first
+    assert fingerprint(copied, default_mode="ar") != first
     assert fingerprint(copied, dtype="bfloat16") != first
     file = copied.verifier_path / "model.safetensors"
     weights = load_file(file)

@@ -60,8 +60,8 @@ def test_cut_drafts_change_no_token(
 ) -> None:
     deer = batcher_of(shipped).strategies["deer"]
     assert isinstance(deer, Deer)
-    monkeypatch.setattr(deer, "_verify_cost", CostCurve(STEEP))
-    monkeypatch.setattr(deer._source, "cost", CostCurve(CHEAP))
+    monkeypatch.setattr(deer.lengths, "verify_cost", CostCurve(STEEP))
+    monkeypatch.setattr(deer.source, "cost", CostCurve(CHEAP))
     monkeypatch.setattr(deer, "observe", lambda timing: None)  # or the true costs would come back
     assert deer._cutter is not None
     monkeypatch.setattr(deer._cutter, "_look_s", 0.0)
@@ -79,6 +79,29 @@ def test_cut_drafts_change_no_token(
     assert stats["entropy_num_positions"] > 20, "nothing was learnt"
     deer.reset_stats()
     assert deer.get_stats()["entropy_num_positions"] == 0
+
+
+@pytest.mark.usefixtures("looking")
+def test_drafts_are_judged_by_the_logits_that_they_were_drawn_from(
+    shipped: DFastLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped drafter adds to a mask's logits what the token before it says."""
+    seen: list[RowsOutput] = []
+    judge = DraftCutter._judge
+
+    def spy(cutter: DraftCutter, outputs: list[RowsOutput]) -> None:
+        seen.extend(outputs)
+        judge(cutter, outputs)
+
+    monkeypatch.setattr(DraftCutter, "_judge", spy)
+    deer = batcher_of(shipped).strategies["deer"]
+    assert isinstance(deer, Deer)
+    monkeypatch.setattr(deer, "_verify_cost", CostCurve(STEEP))
+    monkeypatch.setattr(deer._cutter, "_look_s", 0.0)
+    run_all(shipped, [replace(ask(shipped, 0.0, seed), mode="deer") for seed in range(3)])
+    assert sum(len(output.token_ids) for output in seen) > 20
+    for output in seen:
+        assert output.logits.argmax(-1).tolist() == output.token_ids
 
 
 def cutting_deer(models: TinyModels) -> Deer:
@@ -106,7 +129,7 @@ def test_drafts_are_looked_at_only_where_that_can_save_more_than_it_costs(
     models: TinyModels,
 ) -> None:
     context = strategy_context(models)
-    cutter = DraftCutter(EntropyConfig(), context.sampler, Deer(context)._acceptance)
+    cutter = DraftCutter(EntropyConfig(), context.sampler, Deer(context).lengths.acceptance)
     cutter._look_s = 1e-3
     wasteful, good = Candidate([0.1] * 4, None), Candidate([0.9] * 4, None)
 
@@ -169,7 +192,7 @@ def test_by_the_rule_of_p_and_q_a_draft_is_verified_as_it_was_planned(models: Ti
     for _ in range(3):
         rows = deer.propose(sequences, ())
         lengths = [row.num_logits for row in rows]
-        assert lengths[0] < lengths[1] == deer._source.max_length
+        assert lengths[0] < lengths[1] == deer.source.max_length
         planned = planned or lengths[0]
         # Flat logits: nothing could be less certain.
         drafted = [

@@ -12,9 +12,12 @@ from worker.wire.messages import (
     Finished,
     Frame,
     GenerateJob,
+    GenerationStats,
     Grammar,
     LogEntry,
     ModelInfo,
+    Options,
+    PredictionStats,
     Prompts,
     Rejected,
     Sampling,
@@ -112,6 +115,65 @@ MESSAGES: dict[str, tuple[object, str]] = {
             "645f7265676578"
         ),
     ),
+    "options job": (
+        GenerateJob(
+            job_id="j1",
+            api_id="a1",
+            model="m",
+            tenant="t1",
+            created=1.5,
+            input=Prompts(["hi"]),
+            sampling=Sampling(seed=7),
+            mode="diffusion",
+            options=Options(
+                denoising_steps=4,
+                block_length=8,
+                confidence_threshold=0.5,
+                unmasking_factor=1.5,
+                remasking="margin",
+                canvas_cache="prefix",
+                acceptance="rejection",
+                skip_verify_confidence=0.75,
+                apd_mix_weight=0.25,
+                apd_lookahead=16,
+                apd_window=12,
+                apd_max_parallel=6,
+                apd_threshold=0.5,
+                prediction="yes",
+                suffixes=["a", "b"],
+            ),
+        ),
+        (
+            "89a66a6f625f6964a26a31a66170695f6964a26131a56d6f64656ca16da674656e616e74a274"
+            "31a763726561746564cb3ff8000000000000a5696e70757482a474797065a770726f6d707473"
+            "a770726f6d70747391a26869a873616d706c696e67de0001a47365656407a46d6f6465a96469"
+            "66667573696f6ea76f7074696f6e738faf64656e6f6973696e675f737465707304ac626c6f63"
+            "6b5f6c656e67746808b4636f6e666964656e63655f7468726573686f6c64cb3fe00000000000"
+            "00b0756e6d61736b696e675f666163746f72cb3ff8000000000000a972656d61736b696e67a6"
+            "6d617267696eac63616e7661735f6361636865a6707265666978aa616363657074616e6365a9"
+            "72656a656374696f6eb6736b69705f7665726966795f636f6e666964656e6365cb3fe8000000"
+            "000000ae6170645f6d69785f776569676874cb3fd0000000000000ad6170645f6c6f6f6b6168"
+            "65616410aa6170645f77696e646f770cb06170645f6d61785f706172616c6c656c06ad617064"
+            "5f7468726573686f6c64cb3fe0000000000000aa70726564696374696f6ea3796573a8737566"
+            "666978657392a161a162"
+        ),
+    ),
+    "filled delta": (
+        Delta("j1", 4, 1, [65, 66], "AB", "stop", None, ["A", "B"]),
+        "99a564656c7461a26a310401924142a24142a473746f70c092a141a142",
+    ),
+    "finished, with statistics": (
+        Finished(
+            "j1",
+            5,
+            Usage(3, 2, 1),
+            None,
+            1,
+            GenerationStats("spec_diff", True, 9),
+            PredictionStats(6, 2),
+        ),
+        "98a866696e6973686564a26a310593030201c00193a9737065635f64696666c309920602",
+    ),
     "accepted": (Accepted("j1", 3), "93a86163636570746564a26a3103"),
     "rejected": (
         Rejected("j1", 400, "too long", "max_tokens", "invalid_value"),
@@ -123,13 +185,13 @@ MESSAGES: dict[str, tuple[object, str]] = {
     "delta": (
         _DELTA,
         (
-            "98a564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe0000000000000"
-            "919342c40142cbbff0000000000000"
+            "99a564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe0000000000000"
+            "919342c40142cbbff0000000000000c0"
         ),
     ),
     "finished": (
         Finished("j1", 5, Usage(3, 2, 1), DraftStats(8, [1, 0, 2]), 2),
-        "96a866696e6973686564a26a31059303020192089301000202",
+        "98a866696e6973686564a26a31059303020192089301000202c0c0",
     ),
     "failed": (
         Failed("j1", 504, "timed out", "timeout"),
@@ -138,15 +200,15 @@ MESSAGES: dict[str, tuple[object, str]] = {
     "frame": (
         Frame("w1", [Accepted("j1", 3), _DELTA]),
         (
-            "92a277319293a86163636570746564a26a310398a564656c7461a26a310401924142a24142a4"
-            "73746f70919441c40141cbbfe0000000000000919342c40142cbbff0000000000000"
+            "92a277319293a86163636570746564a26a310399a564656c7461a26a310401924142a24142a4"
+            "73746f70919441c40141cbbfe0000000000000919342c40142cbbff0000000000000c0"
         ),
     ),
     "log entry": (
         LogEntry([_DELTA]),
         (
-            "919198a564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe000000000"
-            "0000919342c40142cbbff0000000000000"
+            "919199a564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe000000000"
+            "0000919342c40142cbbff0000000000000c0"
         ),
     ),
     "worker": (
@@ -168,7 +230,8 @@ MESSAGES: dict[str, tuple[object, str]] = {
     ),
 }
 
-# From before `Sampling` had more than 15 fields, which msgpack counts in a longer header.
+# From before `Sampling` had more than 15 fields, which msgpack counts in a longer header, and from
+# before deltas and endings had their last fields.
 EARLIER: dict[str, str] = {
     "chat job": (
         "8da66a6f625f6964a26a31a66170695f6964a26131a56d6f64656ca96f72672f6d6f64656ca6"
@@ -188,5 +251,18 @@ EARLIER: dict[str, str] = {
         "87a66a6f625f6964a26a31a66170695f6964a26131a56d6f64656ca16da674656e616e74a274"
         "31a763726561746564cb3ff8000000000000a5696e70757483a474797065a770726f6d707473"
         "a770726f6d70747392a26869920102a46563686fc3a873616d706c696e6781a47365656407"
+    ),
+    "delta": (
+        "98a564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe0000000000000"
+        "919342c40142cbbff0000000000000"
+    ),
+    "finished": "96a866696e6973686564a26a31059303020192089301000202",
+    "frame": (
+        "92a277319293a86163636570746564a26a310398a564656c7461a26a310401924142a24142a4"
+        "73746f70919441c40141cbbfe0000000000000919342c40142cbbff0000000000000"
+    ),
+    "log entry": (
+        "919198a564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe000000000"
+        "0000919342c40142cbbff0000000000000"
     ),
 }

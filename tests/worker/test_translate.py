@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import Grammar, GrammarKind
+from engine.request.options import NO_OPTIONS
 from engine.request.outputs import SequenceSummary
 from tests.fakes import FakeEngine, FakeSequence
 from tests.worker_bench import QUEUE, make_job, texts_of
 from worker.job_store import Claim
 from worker.running_job import RunningJob
-from worker.translate import draft_stats, sampling_params
+from worker.translate import draft_stats, generation_options, rejection, sampling_params
 from worker.wire import messages
-from worker.wire.messages import Delta, DraftStats, GenerateJob, Prompts, Usage
+from worker.wire.messages import (
+    Delta,
+    DraftStats,
+    Finished,
+    GenerateJob,
+    GenerationStats,
+    Options,
+    PredictionStats,
+    Prompts,
+    Usage,
+)
 
 
 def claim(job: GenerateJob, deltas: list[Delta] | None = None, attempt: int = 1) -> Claim:
@@ -157,3 +170,62 @@ def test_speculation_is_summed_over_sequences_of_different_depth() -> None:
     ]
     assert draft_stats(summaries) == DraftStats(10, [1, 3, 3])
     assert draft_stats([SequenceSummary(1, 1, 0, 0, ())]) is None
+
+
+def test_every_knob_reaches_the_engine() -> None:
+    values: dict[str, Any] = {
+        "denoising_steps": 4,
+        "block_length": 8,
+        "confidence_threshold": 0.5,
+        "unmasking_factor": 1.5,
+        "remasking": "margin",
+        "canvas_cache": "prefix",
+        "acceptance": "rejection",
+        "skip_verify_confidence": 0.75,
+    }
+    given = Options(**values, prediction="yes", suffixes=["a", "bc"])
+    job = RunningJob(claim(make_job("job", draft_length=3, options=given)), FakeEngine())
+    (sequence,) = job.sequences
+    assert isinstance(sequence, FakeSequence)
+    options = sequence.options
+    assert {name: getattr(options, name) for name in values} == values
+    assert (options.draft_length, options.prediction) == (3, tuple(b"yes"))
+    assert options.suffixes == (tuple(b"a"), tuple(b"bc"))
+
+
+def test_a_job_without_knobs_leaves_all_to_the_engine() -> None:
+    assert generation_options(make_job("job"), FakeEngine().tokenizer) == NO_OPTIONS
+
+
+def test_a_knob_of_a_later_version_is_refused_by_name() -> None:
+    job = make_job("job", options=Options(acceptance="typical"))
+    with pytest.raises(InvalidRequestError, match="coupled, rejection") as caught:
+        generation_options(job, FakeEngine().tokenizer)
+    assert caught.value.param == "acceptance"
+
+
+def test_a_refusal_has_the_clients_name_of_the_field() -> None:
+    assert rejection("job", InvalidRequestError("no", "suffixes")).param == "suffix"
+    assert rejection("job", InvalidRequestError("no", "seed")).param == "seed"
+
+
+def test_an_ending_says_how_the_job_was_generated() -> None:
+    def ending(**fields: Any) -> Finished:
+        job = RunningJob(claim(make_job("job", n=2, max_tokens=3, **fields)), FakeEngine())
+        run(FakeEngine(), job)
+        return job.finished()
+
+    plain = ending()
+    assert (plain.generation, plain.prediction) == (GenerationStats("deer", True, 6), None)
+    lossy = ending(mode="ar", options=Options(skip_verify_confidence=0.5))
+    assert lossy.generation == GenerationStats("ar", False, 6)
+    predicted = ending(options=Options(prediction="four"))
+    assert predicted.prediction == PredictionStats(num_accepted=4, num_rejected=4)
+
+
+def test_the_last_delta_of_a_choice_tells_its_holes_apart() -> None:
+    given = Options(suffixes=["a", "b"])
+    job = RunningJob(claim(make_job("job", max_tokens=3, options=given)), FakeEngine())
+    *others, last = run(FakeEngine(), job)
+    assert [delta.holes for delta in others] == [None, None]
+    assert last.holes == ["".join(delta.text for delta in [*others, last]), ""]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from engine.build import EMBEDDED, resolve
 from engine.entropy_controller import EntropyConfig
+from engine.request.options import NO_OPTIONS, GenerationOptions
 from worker.engine_config import engine_config
 from worker.settings import SettingsError, WorkerSettings, changed_settings, read_settings
 from worker.wire.known_settings import KNOWN, WORKER, settings_of
@@ -68,6 +72,64 @@ def test_what_this_version_does_not_have_is_refused_and_not_ignored() -> None:
     with pytest.raises(SettingsError, match=r"VDIFF_COMPILE: this version has no such thing"):
         read_settings({"VDIFF_COMPILE": "true"})
     assert read_settings({"VDIFF_COMPILE": "false"}) == WorkerSettings()
+
+
+def test_defaults_of_the_knobs_become_the_engines() -> None:
+    environ = {
+        "VDIFF_HYBRID_DRAFT_SIZE": "5",
+        "VDIFF_DIFFUSION_STEPS": "6",
+        "VDIFF_BLOCK_SIZE": "7",
+        "VDIFF_APD_MAX_PARALLEL": "8",
+        "VDIFF_APD_THRESHOLD": "0.5",
+    }
+    assert engine_config(read_settings(environ)).options == GenerationOptions(
+        draft_length=5,
+        denoising_steps=6,
+        block_length=7,
+        apd_max_parallel=8,
+        apd_threshold=0.5,
+    )
+    assert engine_config(WorkerSettings()).options == NO_OPTIONS
+
+
+def test_apd_is_offered_unless_it_is_switched_off() -> None:
+    assert engine_config(WorkerSettings()).disabled_modes == frozenset()
+    off = read_settings({"VDIFF_ENABLE_APD": "false"})
+    assert engine_config(off).disabled_modes == {"apd"}
+    with pytest.raises(SettingsError, match="VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false"):
+        read_settings({"VDIFF_ENABLE_APD": "false", "VDIFF_HYBRID_MODE": "apd"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "roles"),
+    [
+        ({}, ("verifier", "drafter", "diffusion")),
+        ({"VDIFF_MODEL": "diffusion"}, ("diffusion",)),
+        ({"VDIFF_MODEL": "verifier"}, ("verifier",)),
+        ({"VDIFF_AR_VERIFIER_MODEL": "verifier"}, ("verifier",)),
+        (
+            {"VDIFF_AR_VERIFIER_MODEL": "verifier", "VDIFF_MODEL": "diffusion"},
+            ("verifier", "diffusion"),
+        ),
+        (
+            {"VDIFF_AR_VERIFIER_MODEL": "verifier", "VDIFF_MODEL": "drafter"},
+            ("verifier", "drafter"),
+        ),
+    ],
+)
+def test_models_are_told_apart_by_what_they_are(
+    environ: dict[str, str], roles: tuple[str, ...]
+) -> None:
+    folders = {name: str(EMBEDDED / folder) for name, folder in environ.items()}
+    config = resolve(engine_config(read_settings(folders)))
+    found = {
+        "verifier": config.model_path,
+        "drafter": config.drafter_path,
+        "diffusion": config.diffusion_path,
+    }
+    assert {role: Path(path).name for role, path in found.items() if path} == dict(
+        zip(roles, roles, strict=True)
+    )
 
 
 def test_a_wrong_address_is_refused_without_showing_its_password() -> None:

@@ -59,7 +59,7 @@ _ALL = (
         "MODEL",
         (WORKER,),
         "embedded",
-        "folder of the diffusion model or drafter, or of a lone verifier",
+        "folder of the diffusion model or drafter, or of a model that stands alone",
     ),
     _setting("AR_VERIFIER_MODEL", (WORKER,), "embedded", "folder of the autoregressive verifier"),
     _setting("TOKENIZER", (WORKER,), "the verifier's", "folder of the tokenizer"),
@@ -71,14 +71,22 @@ _ALL = (
     _setting("DEVICE", (WORKER,), "auto", "auto, cpu, cuda or cuda:N"),
     _setting("CPU_THREADS", (WORKER,), "cores / workers", "threads that torch may use on a CPU"),
     _setting(
-        "HYBRID_ENABLED", (WORKER,), "true", "draft with the diffusion model; false: verifier alone"
+        "HYBRID_ENABLED",
+        (WORKER,),
+        "true",
+        "draft with the diffusion model; false: mode ar where none is named",
     ),
-    _setting("HYBRID_MODE", (WORKER,), "deer", "mode of requests that name none"),
+    _setting(
+        "HYBRID_MODE",
+        (WORKER,),
+        "deer, or what the models allow",
+        "mode of requests that name none: deer, spec_diff, semi_ar, diffusion, apd or ar",
+    ),
     _setting(
         "HYBRID_DRAFT_SIZE",
         (WORKER,),
         "auto",
-        "draft length; auto: the planner decides each step [not yet]",
+        "draft length of requests that name none; auto: the planner decides each step",
     ),
     _setting(
         "HYBRID_MAX_DRAFT", (WORKER,), "from the drafter", "longest draft the planner may choose"
@@ -109,20 +117,31 @@ _ALL = (
         "nats up to which a draft token counts as certain, until that is learnt",
     ),
     _setting(
-        "DIFFUSION_STEPS", (WORKER,), "from the strategy", "denoising steps a block [not yet]"
+        "DIFFUSION_STEPS",
+        (WORKER,),
+        "from the strategy",
+        "denoising_steps of requests that name none: forwards a block, canvas or draft takes",
     ),
-    _setting("BLOCK_SIZE", (WORKER,), "from the model", "tokens denoised together [not yet]"),
     _setting(
-        "ENABLE_APD", (WORKER,), "false", "offer the mode apd where its models are there [not yet]"
+        "BLOCK_SIZE",
+        (WORKER,),
+        "from the model",
+        "block_length of requests that name none: tokens denoised together",
+    ),
+    _setting(
+        "ENABLE_APD", (WORKER,), "true", "offer the lossy mode apd where its models are there"
     ),
     _setting(
         "APD_MAX_PARALLEL",
         (WORKER,),
         "from the strategy",
-        "apd: most tokens accepted at once [not yet]",
+        "apd by confidence: most tokens that may stand at once",
     ),
     _setting(
-        "APD_THRESHOLD", (WORKER,), "from the strategy", "apd: acceptance threshold [not yet]"
+        "APD_THRESHOLD",
+        (WORKER,),
+        "from the strategy",
+        "apd by confidence: tokens stand while the model is this sure",
     ),
     _setting("LEASE", (WORKER,), "30", "seconds after which a silent worker's jobs go to another"),
     _setting("DRAIN_TIMEOUT", (WORKER,), "20", "seconds a stopping worker lets its jobs run on"),

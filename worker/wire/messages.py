@@ -59,6 +59,26 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     grammar: Grammar | None = None
 
 
+class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Knobs of the ways of generating; None leaves a choice to the worker."""
+
+    denoising_steps: int | None = None
+    block_length: int | None = None
+    confidence_threshold: float | None = None
+    unmasking_factor: float | None = None
+    remasking: str | None = None
+    canvas_cache: str | None = None
+    acceptance: str | None = None  # "coupled" | "rejection"
+    skip_verify_confidence: float | None = None
+    apd_mix_weight: float | None = None
+    apd_lookahead: int | None = None
+    apd_window: int | None = None
+    apd_max_parallel: int | None = None
+    apd_threshold: float | None = None
+    prediction: str = ""  # the answer that the client expects
+    suffixes: list[str] = field(default_factory=list)  # what follows each hole to be filled
+
+
 class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request. Travels as the msgpack field `dfl` of the RQ job hash."""
 
@@ -79,6 +99,7 @@ class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     draft_length: int | None = None  # None: the planner decides; 0: no draft
     timeout_s: float | None = None
     cache_salt: str = ""
+    options: Options | None = None
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
@@ -101,6 +122,21 @@ class DraftStats(Struct, frozen=True, array_like=True):
 
     num_draft_tokens: int
     histogram: list[int]
+
+
+class GenerationStats(Struct, frozen=True, array_like=True):
+    """How a job's choices came about."""
+
+    mode: str
+    is_lossless: bool  # whether the output, or its distribution, is that of the verifier alone
+    num_forwards: int  # of any model, over all choices; a batch shares them
+
+
+class PredictionStats(Struct, frozen=True, array_like=True):
+    """Of the tokens that the client predicted, those that were tried."""
+
+    num_accepted: int
+    num_rejected: int
 
 
 class Accepted(Struct, frozen=True, array_like=True, tag="accepted"):
@@ -130,6 +166,7 @@ class Delta(Struct, frozen=True, array_like=True, tag="delta"):
     text: str
     finish_reason: str | None = None  # "stop" | "length", on the choice's last delta
     logprobs: list[TokenLogprob] | None = None
+    holes: list[str] | None = None  # the text of each hole, on the last delta of a filled-in text
 
 
 class Finished(Struct, frozen=True, array_like=True, tag="finished"):
@@ -140,6 +177,8 @@ class Finished(Struct, frozen=True, array_like=True, tag="finished"):
     usage: Usage
     draft: DraftStats | None = None
     attempt: int = 1
+    generation: GenerationStats | None = None
+    prediction: PredictionStats | None = None  # where the client gave one
 
 
 class Failed(Struct, frozen=True, array_like=True, tag="failed"):

@@ -1,0 +1,178 @@
+"""What all strategies share that let the verifier judge drafts: which, how long, and what stands.
+
+The rule is the drafter-invariant one of Daliri et al. (arXiv 2408.07978): drafter and verifier draw
+with the same noise, so every committed token is the one that the verifier alone would have drawn,
+wherever the draft came from. A request may choose another (`draft_judge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from engine.base import BaseStats
+from engine.generation.draft_judge import DraftJudge
+from engine.generation.draft_lengths import DraftLengths
+from engine.generation.draft_source import DraftSource, draft_source
+from engine.generation.predicted_output import MAX_PREDICTED, predicted_draft
+from engine.generation.strategy import (
+    GenerationStrategy,
+    ModelRole,
+    Rows,
+    RowsOutput,
+    StepTiming,
+    StrategyContext,
+)
+from engine.request.errors import InvalidRequestError
+from engine.request.options import Acceptance, GenerationOptions
+from engine.request.sampling_params import SamplingParams
+from engine.request.sequence import Sequence
+
+
+@dataclass
+class DraftStats(BaseStats):
+    """Counts over all sequences since the last reset."""
+
+    num_verify_steps: int = 0  # a sequence in a step is one
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_undrafted_steps: int = 0
+    num_predicted_tokens: int = 0  # of the draft tokens: those that the client gave
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted share of the drafted tokens; 0 before the first draft."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+
+class DraftAndVerify(GenerationStrategy):
+    """Plans drafts, shows them to the verifier, and counts what became of them."""
+
+    honours: ClassVar[frozenset[str]] = frozenset(
+        {"draft_length", "prediction", "acceptance", "skip_verify_confidence"}
+    )
+    allows_rejection: ClassVar[bool] = True
+    """Whether every drafted token is drawn from a distribution that is known, given those before
+    it alone; elsewhere every draft is judged by the coupled rule."""
+
+    def __init__(self, context: StrategyContext) -> None:
+        super().__init__(context)
+        self.stats = DraftStats()
+        self.source = self.make_source(context)
+        self.lengths = DraftLengths(self.source, context.verify_costs)
+        self.judge = DraftJudge(context.sampler)
+
+    @classmethod
+    def can_run(cls, available: frozenset[ModelRole]) -> bool:
+        return ModelRole.VERIFIER in available and len(available) > 1
+
+    def make_source(self, context: StrategyContext) -> DraftSource:
+        return draft_source(context)
+
+    @property
+    def shares_pages(self) -> bool:
+        diffusion = self.context.diffusion
+        return diffusion is None or diffusion.kv_is_prefix_function
+
+    def is_lossless_with(self, options: GenerationOptions) -> bool:
+        return options.skip_verify_confidence is None
+
+    def check(
+        self, num_prompt_tokens: int, params: SamplingParams, options: GenerationOptions
+    ) -> None:
+        if options.acceptance is not Acceptance.REJECTION:
+            return
+        if options.skip_verify_confidence is not None:
+            message = "skip_verify_confidence and acceptance 'rejection' exclude each other"
+            raise InvalidRequestError(message, "skip_verify_confidence")
+
+    def max_rows(self, sequence: Sequence) -> int:
+        longest = self.source.max_length
+        return 1 + (max(longest, MAX_PREDICTED) if sequence.options.prediction else longest)
+
+    def draft(self, sequences: Seq[Sequence]) -> list[Rows]:
+        """Blocks for those sequences for which a draft is worth its cost."""
+        self.judge.forget_drafts()
+        rows = []
+        for sequence, length in zip(sequences, self.plan(sequences), strict=True):
+            missing = self.source.reading_rows(sequence)
+            if missing is not None:
+                rows.append(missing)
+            elif length:
+                rows.append(self.draft_rows(sequence, length))
+        return rows
+
+    def plan(self, sequences: Seq[Sequence]) -> list[int]:
+        """Tokens to draft for each; 0 where that does not pay, or the client has given a draft."""
+        return self.lengths.plan(sequences)
+
+    def draft_rows(self, sequence: Sequence, length: int, revealed: Seq[int | None] = ()) -> Rows:
+        """A block, asking for what the rule will want to know of it."""
+        return replace(
+            self.source.rows(sequence, length, revealed),
+            wants_logits=sequence.options.skip_verify_confidence is not None,
+            wants_logprobs=self.judges_by_rejection(sequence),
+        )
+
+    def verify(self, sequences: Seq[Sequence], drafts: Mapping[str, list[int]]) -> list[Rows]:
+        """The last token and what was drafted after it, for the verifier to judge."""
+        rows = []
+        for seq in sequences:
+            draft = seq.legal_prefix(predicted_draft(seq) or drafts.get(seq.sequence_id, ()))
+            token_ids = [seq.token_ids[-1], *draft]
+            rows.append(
+                Rows(
+                    seq,
+                    ModelRole.VERIFIER,
+                    token_ids,
+                    seq.num_tokens - 1,
+                    len(token_ids),
+                    wants_logprobs=self.judges_by_rejection(seq),
+                )
+            )
+        return rows
+
+    def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
+        committed = self.judge.judge(outputs)
+        for output, token_ids in zip(outputs, committed, strict=True):
+            num_drafted = len(output.rows.token_ids) - 1
+            self._count(output.rows.sequence, num_drafted, len(token_ids) - 1)
+        return committed
+
+    def judges_by_rejection(self, sequence: Sequence) -> bool:
+        return self.allows_rejection and sequence.options.acceptance is Acceptance.REJECTION
+
+    def cut_off(self, sequence: Sequence, num_verified: int) -> list[float]:
+        """Chances of the tokens that were drafted for a sequence but not verified."""
+        return []
+
+    def observe(self, timing: StepTiming) -> None:
+        self.lengths.observe(timing)
+
+    def release(self, sequence: Sequence) -> None:
+        self.lengths.acceptance.forget(sequence.sequence_id)
+        self.source.forget(sequence)
+
+    def get_stats(self) -> dict[str, Any]:
+        return self.stats.to_dict()
+
+    def reset_stats(self) -> None:
+        self.stats.reset()
+
+    def _count(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+        acceptance = self.lengths.acceptance
+        self.stats.num_verify_steps += 1
+        is_predicted = bool(predicted_draft(sequence))
+        if is_predicted:
+            self.stats.num_predicted_tokens += num_drafted
+        elif num_drafted:
+            cut_off = self.cut_off(sequence, num_drafted)
+            acceptance.update(sequence.sequence_id, num_drafted, num_accepted, cut_off)
+        else:
+            self.stats.num_undrafted_steps += 1
+            acceptance.rest(sequence.sequence_id)
+        self.stats.num_draft_tokens += num_drafted
+        self.stats.num_accepted_tokens += num_accepted
+        sequence.record_draft(num_drafted, num_accepted, is_predicted=is_predicted)

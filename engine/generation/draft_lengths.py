@@ -1,0 +1,84 @@
+"""How many tokens to draft for each sequence: the planner, and what it is fed with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import NamedTuple
+
+from engine.draft_planner import AcceptanceModel, Candidate, CostCurve, plan_lengths
+from engine.generation.draft_source import DraftSource
+from engine.generation.predicted_output import predicted_draft
+from engine.generation.strategy import StepTiming
+from engine.request.sequence import Sequence
+
+_PROBE_EVERY = 32
+"""Steps between full-length drafts, which keep the estimates of deep positions fresh."""
+_PROBE_SHARE = 8
+"""One sequence in so many is probed: a full draft of a whole large batch is a dear step."""
+
+
+class Plan(NamedTuple):
+    """What was chosen for the candidates of one step, drafts that are there already included."""
+
+    candidates: Seq[Candidate]
+    lengths: Seq[int]
+
+
+class DraftLengths:
+    """Chooses lengths before anything is drawn, from measured costs and acceptance so far."""
+
+    def __init__(self, source: DraftSource, verify_costs: Seq[tuple[int, float]]) -> None:
+        self.acceptance = AcceptanceModel(source.max_length)
+        self.verify_cost = CostCurve(verify_costs)
+        self.fixed: set[str] = set()
+        """Sequences whose length in this step is not the planner's choice."""
+        self.latest = Plan((), ())
+        self._source = source
+        self._num_steps = 0
+
+    def plan(self, sequences: Seq[Sequence]) -> list[int]:
+        """Tokens to draft for each; 0 also where the client has given a draft."""
+        self._num_steps += 1
+        probed = self._probed(len(sequences))
+        candidates = [
+            self._candidate(seq, is_probed=index in probed) for index, seq in enumerate(sequences)
+        ]
+        self.fixed = {
+            seq.sequence_id
+            for seq, candidate in zip(sequences, candidates, strict=True)
+            if candidate.fixed_length is not None
+        }
+        lengths = plan_lengths(candidates, self.verify_cost, self._source.cost)
+        self.latest = Plan(candidates, lengths)
+        return [
+            length if candidate.needs_block else 0
+            for length, candidate in zip(lengths, candidates, strict=True)
+        ]
+
+    def limit(self, sequence: Sequence) -> int:
+        """The most tokens that a draft for it may have now."""
+        return min(self._source.max_length, sequence.num_remaining - 1)
+
+    def observe(self, timing: StepTiming) -> None:
+        if timing.num_prefill_rows:
+            return  # the planner chooses between decode steps; a prompt would drown the difference
+        if timing.verify.size:
+            self.verify_cost.update(*timing.verify)
+        self._source.observe(timing)
+
+    def _candidate(self, seq: Sequence, *, is_probed: bool) -> Candidate:
+        limit = self.limit(seq)
+        predicted = len(predicted_draft(seq))
+        if predicted:
+            return Candidate((), predicted, needs_block=False)
+        fixed = limit if is_probed else None
+        if seq.options.draft_length is not None:
+            fixed = min(seq.options.draft_length, limit)
+        return Candidate(self.acceptance.survivals(seq.sequence_id, limit), fixed)
+
+    def _probed(self, num_sequences: int) -> range:
+        """Which sequences get a full draft in this step whatever it costs; none in most steps."""
+        turn, rest = divmod(self._num_steps, _PROBE_EVERY)
+        if rest:
+            return range(0)
+        return range(turn % min(_PROBE_SHARE, num_sequences), num_sequences, _PROBE_SHARE)

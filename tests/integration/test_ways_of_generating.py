@@ -1,0 +1,142 @@
+"""Every way of generating through API, queue and a worker with the shipped models."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from api.app import create_app
+from api.settings import ApiSettings
+from engine.build import EMBEDDED_NAME
+from tests.api.fakes import serving
+from tests.api.scripted_worker import wait_until
+from tests.valkey import Valkey
+from worker.child_process import start_child
+
+START_LIMIT_S = 60.0  # a real worker imports torch and measures its models
+HELLO: Any = [{"role": "user", "content": "Tell me a short story about a cat."}]
+START = "Once upon a time there was a"
+LOSSLESS = {"ar": True, "deer": True, "spec_diff": True}
+LOSSY = {"semi_ar": False, "diffusion": False, "apd": False}
+
+
+def _wait_until_ready(url: str) -> None:
+    def is_ready() -> bool:
+        return httpx.get(f"{url}/ready").status_code == 200
+
+    wait_until(is_ready, "the server is ready", START_LIMIT_S)
+
+
+@contextmanager
+def _client(server: Valkey) -> Iterator[openai.OpenAI]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VDIFF_")}
+    environ = {**kept, "VDIFF_REDIS_URL": server.url, "VDIFF_CPU_THREADS": "1"}
+    command = [sys.executable, "-m", "worker", "--name", "w1"]
+    worker = start_child(command, death_signal=signal.SIGKILL, env=environ)
+    try:
+        with (
+            serving(create_app(ApiSettings(redis_url=server.url))) as url,
+            openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=60) as client,
+        ):
+            _wait_until_ready(url)
+            yield client
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_a_client_gets_every_way_of_generating(valkey: Valkey) -> None:
+    with _client(valkey) as client:
+        (model,) = client.models.list().data
+        assert set(model.model_extra["modes"]) == {*LOSSLESS, *LOSSY}
+        _ask_in_every_mode(client)
+        _predict_the_answer(client)
+        _fill_in(client)
+        _ask_for_what_a_mode_cannot_do(client)
+
+
+def _ask(client: openai.OpenAI, **fields: Any) -> Any:
+    return client.chat.completions.create(
+        model=EMBEDDED_NAME, messages=HELLO, temperature=0, max_tokens=24, **fields
+    )
+
+
+def _ask_in_every_mode(client: openai.OpenAI) -> None:
+    texts = {}
+    for mode, is_lossless in (LOSSLESS | LOSSY).items():
+        answer = _ask(client, extra_body={"mode": mode})
+        texts[mode] = answer.choices[0].message.content
+        generation = answer.model_extra["metrics"]["generation"]
+        assert (generation["mode"], generation["lossless"]) == (mode, is_lossless)
+        assert generation["num_forwards"] > 0
+    assert texts["deer"] == texts["spec_diff"] == texts["ar"]
+    assert all(texts.values())
+    knobs = {"block_length": 8, "confidence_threshold": 0.5, "remasking": "entropy"}
+    answer = _ask(client, extra_body={"mode": "semi_ar", **knobs})
+    assert answer.choices[0].message.content
+
+
+def _predict_the_answer(client: openai.OpenAI) -> None:
+    plain = _ask(client, extra_body={"mode": "ar"})
+    assert plain.usage.completion_tokens_details is None
+    text = plain.choices[0].message.content
+    prediction: Any = {"type": "content", "content": text}
+    for mode in LOSSLESS:
+        answer = _ask(client, prediction=prediction, extra_body={"mode": mode})
+        assert answer.choices[0].message.content == text
+        details = answer.usage.completion_tokens_details
+        assert details.accepted_prediction_tokens > 0
+        assert details.rejected_prediction_tokens == 0
+
+
+def _fill_in(client: openai.OpenAI) -> None:
+    def fill(suffix: Any, **fields: Any) -> Any:
+        return client.completions.create(
+            model=EMBEDDED_NAME,
+            prompt=START,
+            suffix=suffix,
+            temperature=0,
+            max_tokens=12,
+            **fields,
+        )
+
+    one = fill(" and the dog ran home.")
+    assert one.choices[0].text
+    assert one.model_extra["metrics"]["generation"]["mode"] == "diffusion"
+    several = fill([" and", " ran home."]).choices[0]
+    assert "".join(several.model_extra["holes"]) == several.text
+    assert all(several.model_extra["holes"])
+    *_, last = fill([" and", " ran home."], stream=True)
+    assert last.choices[0].model_extra["holes"] == several.model_extra["holes"]
+
+
+def _ask_for_what_a_mode_cannot_do(client: openai.OpenAI) -> None:
+    for param, fields in (
+        ("block_length", {"extra_body": {"mode": "ar", "block_length": 8}}),
+        ("draft_length", {"extra_body": {"mode": "semi_ar", "draft_length": 2}}),
+        ("prediction", {"extra_body": {"mode": "diffusion"}, "prediction": _content("x")}),
+        ("acceptance", {"extra_body": {"mode": "semi_ar", "acceptance": "rejection"}}),
+        ("logprobs", {"extra_body": {"mode": "semi_ar"}, "logprobs": True}),
+    ):
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError) as caught:
+                _ask(client, stream=stream, **fields)
+            assert caught.value.param == param
+    for fields in ({"logprobs": 0}, {"logprobs": 1, "echo": True}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(
+                model=EMBEDDED_NAME, prompt=START, extra_body={"mode": "diffusion"}, **fields
+            )
+        assert caught.value.param == "logprobs"
+
+
+def _content(text: str) -> dict[str, str]:
+    return {"type": "content", "content": text}
