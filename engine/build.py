@@ -46,6 +46,7 @@ _ROLE_NAMES = {
     ModelRole.VERIFIER: "a verifier",
     ModelRole.DRAFTER: "a drafter",
     ModelRole.DIFFUSION: "a diffusion model",
+    ModelRole.CANVAS: "a diffusion model",
 }
 
 
@@ -115,6 +116,7 @@ def _model_runner(config: EngineConfig, models: Models, num_pages: int) -> Model
         page_size=config.page_size,
         backend=backend,
         diffusion=models.diffusion,
+        canvas=models.canvas,
     )
     on_cpu = runner.device.type == "cpu"
     if config.self_test:
@@ -131,6 +133,7 @@ def _available(models: Models) -> frozenset[ModelRole]:
         ModelRole.VERIFIER: models.verifier,
         ModelRole.DRAFTER: models.drafter,
         ModelRole.DIFFUSION: models.diffusion,
+        ModelRole.CANVAS: models.canvas,
     }
     return frozenset(role for role, model in named.items() if model is not None)
 
@@ -154,10 +157,10 @@ def _wanting(mode: str, available: frozenset[ModelRole]) -> str:
     kind = strategy_kinds().get(mode)
     if kind is None:
         return "no strategy has this name, and "
-    choices = [
+    choices = dict.fromkeys(
         " and ".join(_ROLE_NAMES[role] for role in roles)
         for roles in missing_roles(kind, available)
-    ]
+    )
     return f"it needs {' or '.join(choices)}, too; " if any(choices) else ""
 
 
@@ -174,12 +177,8 @@ def _max_model_len(config: EngineConfig, models: Models) -> int:
 def _num_pages(config: EngineConfig, models: Models, max_model_len: int) -> int:
     """Enough for a full batch of full contexts, or what the memory budget allows; and page 0."""
     first = models.first
-    shapes = [
-        m.kv_shape for m in (models.verifier, models.diffusion and models.diffusion.backbone) if m
-    ]
-    if models.drafter is not None:
-        shapes.append(models.drafter.config.kv_shape)
-    per_page = sum(bytes_per_token(shape, first.dtype) for shape in shapes) * config.page_size
+    per_token = sum(bytes_per_token(shape, first.dtype) for shape in models.kv_shapes)
+    per_page = per_token * config.page_size
     one_sequence = -(-max_model_len // config.page_size)
     wanted = one_sequence * config.max_batch_size
     budget = (config.kv_memory_bytes or _default_kv_memory(first.device)) // per_page
@@ -213,6 +212,7 @@ def _strategy_context(
         sampler=sampler,
         defaults=config.options,
         diffusion=runner.diffusion.config if runner.diffusion else None,
+        canvas=runner.canvas.config if runner.canvas else None,
         denoise_costs=denoise_costs(runner),
         entropy=config.entropy,
     )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+from transformers import DiffusionGemmaForBlockDiffusion
 
 from engine.models.attention import sdpa_backend
 from engine.models.canvas_lm import CanvasLM, load_canvas_lm
@@ -16,52 +15,15 @@ from engine.models.causal_lm import UnsupportedModelError, load_causal_lm
 from engine.models.diffusion_lm import load_diffusion_lm
 from engine.models.kv_pool import KvPool
 from engine.models.packing import PackedBatch, Span, pack
+from tests.engine.tiny_canvas import CANVAS, save_canvas
 
 CPU = torch.device("cpu")
-CANVAS, PAGE = 8, 4
-TEXT: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "global_head_dim": 16,
-    "num_global_key_value_heads": 1,
-    "sliding_window": 6,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-    "max_position_embeddings": 128,
-    "num_experts": 3,
-    "top_k_experts": 2,
-    "moe_intermediate_size": 16,
-    "use_bidirectional_attention": "vision",
-}
-VISION = {
-    "model_type": "gemma4_vision",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "global_head_dim": 8,
-    "patch_size": 4,
-    "position_embedding_size": 16,
-}
+PAGE = 4
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = DiffusionGemmaConfig(text_config=TEXT, vision_config=VISION, canvas_length=CANVAS)
-    model = DiffusionGemmaForBlockDiffusion(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    for weight in {id(p): p for p in model.parameters()}.values():
-        noise = torch.randn(weight.shape, generator=generator)
-        weight.data = 0.2 * noise if weight.ndim > 1 else weight.data + 0.2 * noise
-    path = tmp_path_factory.mktemp("canvas")
-    model.save_pretrained(path)
-    return path
+    return save_canvas(tmp_path_factory.mktemp("canvas"))
 
 
 class Paged:
@@ -75,7 +37,8 @@ class Paged:
         self.model.read(self._batch(spans), self.pool, sdpa_backend)
 
     def denoise(self, *spans: Span, conditioning: Tensor | None = None) -> Tensor:
-        return self.model.denoise(self._batch(spans), self.pool, sdpa_backend, conditioning)
+        told = None if conditioning is None else self.model.soften(conditioning)
+        return self.model.denoise(self._batch(spans), self.pool, sdpa_backend, told)
 
     def _batch(self, spans: tuple[Span, ...]) -> PackedBatch:
         return pack(spans, PAGE, CPU)
@@ -89,7 +52,7 @@ def ids(count: int, seed: int) -> list[int]:
 def test_canvases_of_a_batch_get_the_logits_that_transformers_gives_each(folder: Path) -> None:
     theirs = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, attn_implementation="eager")
     paged = Paged(load_canvas_lm(folder, dtype=torch.float32, device=CPU))
-    assert paged.model.canvas_length == CANVAS
+    assert paged.model.config.canvas_length == CANVAS
     texts, pages = (ids(13, 1), ids(3, 2)), ([9, 2, 4, 1, 7, 5, 3, 6], [20, 21, 22, 23, 24])
     paged.read(Span(texts[0][:7], 0, pages[0]))
     paged.read(Span(texts[1], 0, pages[1]), Span(texts[0][7:], 7, pages[0]))
@@ -128,7 +91,7 @@ def test_a_finished_canvas_is_read_as_text_and_the_next_one_sees_it(folder: Path
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_server_says_why_it_cannot_serve_it(folder: Path) -> None:
+def test_it_is_loaded_neither_as_a_model_with_masks_nor_as_a_verifier(folder: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="random tokens, not masks"):
         load_diffusion_lm(folder, dtype=torch.float32, device=CPU)
     with pytest.raises(UnsupportedModelError, match="holds no causal LM, but a diffusion LM"):

@@ -1,0 +1,58 @@
+"""A tiny DiffusionGemma in its published format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+CANVAS, VOCAB = 8, 96
+_TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 1,
+    "sliding_window": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "max_position_embeddings": 128,
+    "num_experts": 3,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 16,
+    "use_bidirectional_attention": "vision",
+}
+_VISION = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 8,
+    "patch_size": 4,
+    "position_embedding_size": 16,
+}
+
+
+def save_canvas(
+    folder: Path, *, vocab_size: int = VOCAB, sharpness: float = 1.0, **generation: object
+) -> Path:
+    """Random weights; logits grow with `sharpness`; `generation` goes to generation_config.json."""
+    config = DiffusionGemmaConfig(
+        text_config=_TEXT | {"vocab_size": vocab_size}, vision_config=_VISION, canvas_length=CANVAS
+    )
+    model = DiffusionGemmaForBlockDiffusion(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for weight in {id(p): p for p in model.parameters()}.values():
+        noise = torch.randn(weight.shape, generator=generator)
+        weight.data = 0.2 * noise if weight.ndim > 1 else weight.data + 0.2 * noise
+    model.model.decoder.norm.weight.data *= sharpness
+    model.generation_config.update(**generation)
+    model.save_pretrained(folder)
+    return folder
