@@ -41,9 +41,18 @@ _VISION = {
 
 
 def save_canvas(
-    folder: Path, *, vocab_size: int = VOCAB, sharpness: float = 1.0, **generation: object
+    folder: Path,
+    *,
+    vocab_size: int = VOCAB,
+    sharpness: float = 1.0,
+    mixing: float = 1.0,
+    **generation: object,
 ) -> Path:
-    """Random weights; logits grow with `sharpness`; `generation` goes to generation_config.json."""
+    """Random weights; `generation` goes to generation_config.json.
+
+    Logits grow with `sharpness`; with little `mixing` a token says much of its own place, so that a
+    canvas comes to rest, and rounding errors do not grow from pass to pass.
+    """
     config = DiffusionGemmaConfig(
         text_config=_TEXT | {"vocab_size": vocab_size}, vision_config=_VISION, canvas_length=CANVAS
     )
@@ -53,6 +62,10 @@ def save_canvas(
         noise = torch.randn(weight.shape, generator=generator)
         weight.data = 0.2 * noise if weight.ndim > 1 else weight.data + 0.2 * noise
     model.model.decoder.norm.weight.data *= sharpness
+    model.model.decoder.self_conditioning.down_proj.weight.data *= mixing
+    for layer in model.model.decoder.layers:
+        layer.post_attention_layernorm.weight.data *= mixing
+        layer.post_feedforward_layernorm.weight.data *= mixing
     model.generation_config.update(**generation)
     model.save_pretrained(folder)
     return folder
