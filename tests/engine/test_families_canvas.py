@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion
+from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
+    DiffusionGemmaGenerationConfig,
+    EntropyBoundSamplerConfig,
+)
 
+from engine.decoding.entropy_bound import EntropyBound
 from engine.models.attention import sdpa_backend
 from engine.models.canvas_lm import CanvasLM, load_canvas_lm
 from engine.models.causal_lm import UnsupportedModelError, load_causal_lm
 from engine.models.diffusion_lm import load_diffusion_lm
 from engine.models.kv_pool import KvPool
+from engine.models.model_runner import ModelRunner
 from engine.models.packing import PackedBatch, Span, pack
 from tests.engine.tiny_canvas import CANVAS, save_canvas
 
@@ -89,6 +96,49 @@ def test_a_finished_canvas_is_read_as_text_and_the_next_one_sees_it(folder: Path
         input_ids=torch.tensor([text + finished]), decoder_input_ids=torch.tensor([canvas])
     ).logits[0]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_logits_are_those_of_the_rows_that_were_asked_for(folder: Path) -> None:
+    """Among texts that are read in the same pack, and canvases that are told of a pass or not."""
+    model = load_canvas_lm(folder, dtype=torch.float32, device=CPU)
+    runner = ModelRunner(
+        None, None, num_pages=33, page_size=PAGE, backend=sdpa_backend, canvas=model
+    )
+    text, pages = ids(5, 1), ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10])
+    told = Span(ids(CANVAS, 3), 5, pages[1], 13, feedback=torch.ones(CANVAS, 32))
+    first = [Span(text, 0, pages[0]), Span(ids(CANVAS, 2), 5, pages[0], 13)]
+    second = [Span(text, 0, pages[1]), told]
+    alone = [runner.denoise(spans, list(range(5, 13))) for spans in (first, second)]
+    untold = runner.denoise([replace(told, feedback=None)], list(range(CANVAS)))
+    pack_of_all = [*first, Span(ids(4, 4), 0, pages[2]), *second]
+    found = runner.denoise(pack_of_all, [6, 12, 22, 24])
+    expected = torch.stack([alone[0][1], alone[0][7], alone[1][0], alone[1][2]])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (alone[1] - untold).abs().max() > 0.1
+    assert runner.denoise([Span(ids(4, 4), 0, pages[2])], []).shape == (0, 96)
+
+
+def test_its_rule_is_what_the_generation_config_says_or_what_transformers_takes(
+    folder: Path, tmp_path: Path
+) -> None:
+    said = {"t_min": 0.1, "t_max": 0.9, "stability_threshold": 2, "confidence_threshold": 0.3}
+    own = save_canvas(
+        tmp_path, max_denoising_steps=7, sampler_config=EntropyBoundSamplerConfig(0.5), **said
+    )
+    rules = []
+    for path in (folder, own):
+        rules.append(load_canvas_lm(path, dtype=torch.float32, device=CPU).config.rule)
+    (own / "generation_config.json").unlink()
+    rules.append(load_canvas_lm(own, dtype=torch.float32, device=CPU).config.rule)
+    defaults = DiffusionGemmaGenerationConfig._get_default_generation_params()
+    assert rules[0] == rules[2] == EntropyBound()
+    assert asdict(rules[0]) == {
+        "num_steps": defaults["max_denoising_steps"],
+        "entropy_bound": defaults["sampler_config"].entropy_bound,
+        **{name: defaults[name] for name in said},
+    }
+    assert rules[1] == EntropyBound(num_steps=7, entropy_bound=0.5, **said)
 
 
 def test_it_is_loaded_neither_as_a_model_with_masks_nor_as_a_verifier(folder: Path) -> None:
