@@ -13,7 +13,8 @@ from benchmarks.options import RESULTS, Options
 from worker.cpu_threads import set_cpu_policy
 
 TABLES = {
-    "modes": "ar against deer inside one process: tokens/s, forwards, acceptance",
+    "modes": "every way of generating inside one process: tokens/s, forwards, agreement",
+    "backends": "a verifier forward eager or compiled, in 8 bits or not, by attention",
     "entropy": "drafts cut by certainty against fixed lengths and no drafts, one process",
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
     "prefix": "time to first token behind a 512-token prefix, cold and warm",

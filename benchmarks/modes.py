@@ -1,4 +1,4 @@
-"""Table `modes`: ar against deer in this process, without HTTP and without the queue."""
+"""Table `modes`: every way of generating in this process, without HTTP and without the queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from benchmarks.prompts import Prompt, prompts_of_round, tokens_of_round
 from benchmarks.results import Cell, Chart, Table
 from benchmarks.rounds import Sample, interleave, middle, ratio
 from engine.build import build_engine
+from engine.decoding.verification import count_accepted_prefix
 from engine.dfastllm_engine import DFastLLMEngine
+from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions
 from engine.request.outputs import SequenceSummary, StepOutput
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
@@ -22,8 +24,27 @@ from worker.settings import read_settings
 
 COLUMNS = (
     "mode", "T", "at once", "tokens/s", "x ar", "tokens / CPU s", "verify fwd / token",
-    "draft fwd / token", "tokens / verify", "accepted", "same as ar",
+    "draft fwd / token", "denoise fwd / token", "own fwd / token", "committed", "accepted",
+    "same as ar", "agrees for",
 )  # fmt: skip
+
+AT_ONCE = (1, 8)
+CASES: dict[str, tuple[str, GenerationOptions]] = {
+    "ar": ("ar", NO_OPTIONS),
+    "deer": ("deer", NO_OPTIONS),
+    "deer, p/q": ("deer", GenerationOptions(acceptance=Acceptance.REJECTION)),
+    "spec_diff": ("spec_diff", NO_OPTIONS),
+    "spec_diff, 7 in 2 steps": (
+        "spec_diff",
+        GenerationOptions(draft_length=7, denoising_steps=2),
+    ),
+    "semi_ar": ("semi_ar", NO_OPTIONS),
+    "semi_ar, from 0.6": ("semi_ar", GenerationOptions(confidence_threshold=0.6)),
+    "diffusion": ("diffusion", NO_OPTIONS),
+    "apd": ("apd", NO_OPTIONS),
+    "apd, R = 0.9": ("apd", GenerationOptions(apd_mix_weight=0.9)),
+}
+"""Modes, and what some of them become with another setting."""
 
 
 @dataclass
@@ -49,7 +70,7 @@ class Run:
 
 
 class ModesBench:
-    """One engine, measured in both modes over the same prompts and seeds."""
+    """One engine, measured in all its modes over the same prompts and seeds."""
 
     def __init__(self, options: Options) -> None:
         settings = read_settings({**os.environ, "VDIFF_REDIS_URL": "unix:///not-used"})
@@ -59,35 +80,46 @@ class ModesBench:
         self._references: dict[tuple[float, int, int], dict[str, list[int]]] = {}
 
     @property
-    def modes(self) -> list[str]:
-        return [mode for mode in ("ar", "deer") if mode in self._engine.modes]
+    def cases(self) -> list[str]:
+        return [name for name, (mode, _) in CASES.items() if mode in self._engine.modes]
 
-    def measure(self, mode: str, temperature: float, at_once: int, number: int) -> Sample:
+    def measure(self, case: str, temperature: float, at_once: int, number: int) -> Sample:
         """Run a closed loop: whenever a sequence ends, the next prompt takes its place."""
         asked = prompts_of_round(self._options, at_once, number)
         num_tokens = tokens_of_round(self._options, number)
-        waiting = deque(self._sequences(asked, num_tokens, mode, temperature))
+        waiting = deque(self._sequences(asked, num_tokens, case, temperature))
         self._engine.reset_stats()
         run = drive(self._engine, waiting, at_once)
-        same = self._compare(run, mode, (temperature, at_once, number))
-        return {**_figures(run, self._engine.metrics()), "same": same}
+        figures = _figures(run, self._engine.metrics())
+        return {**figures, **self._compare(run, case, (temperature, at_once, number))}
 
     def _sequences(
-        self, asked: list[Prompt], num_tokens: int, mode: str, temperature: float
+        self, asked: list[Prompt], num_tokens: int, case: str, temperature: float
     ) -> Iterator[Sequence]:
+        mode, knobs = CASES[case]
         for index, prompt in enumerate(asked):
             token_ids = encoded(self._engine, prompt, num_tokens)
             params = SamplingParams(
                 seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
             )
-            yield self._engine.make_sequence(str(index), token_ids, params, mode=mode)
+            yield self._engine.make_sequence(
+                str(index), token_ids, params, mode=mode, options=knobs
+            )
 
-    def _compare(self, run: Run, mode: str, key: tuple[float, int, int]) -> float:
-        """The share of sequences that have, token for token, what ar gave in this round."""
-        if mode == "ar":
+    def _compare(self, run: Run, case: str, key: tuple[float, int, int]) -> dict[str, float]:
+        """Against what ar gave in this round: sequences equal to it, and tokens until they differ.
+
+        `agrees` is the mean share of a sequence before its first difference.
+        """
+        if case == "ar":
             self._references[key] = run.tokens
         reference = self._references[key]
-        return sum(run.tokens[name] == reference[name] for name in reference) / len(reference)
+        shares = [
+            count_accepted_prefix(run.tokens[name], tokens) / len(tokens)
+            for name, tokens in reference.items()
+        ]
+        same = sum(share == 1.0 for share in shares) / len(shares)
+        return {"same": same, "agrees": sum(shares) / len(shares)}
 
 
 def run(options: Options) -> Table:
@@ -96,22 +128,22 @@ def run(options: Options) -> Table:
     bars: dict[str, dict[str, float]] = {}
     kept: dict[str, object] = {}
     for temperature in (0.0, 1.0):
-        for at_once in (1, 4) if options.quick else (1, 4, 16):
+        for at_once in AT_ONCE:
             cases = {
-                mode: lambda number, m=mode, t=temperature, c=at_once: bench.measure(
-                    m, t, c, number
+                name: lambda number, n=name, t=temperature, c=at_once: bench.measure(
+                    n, t, c, number
                 )
-                for mode in bench.modes
+                for name in bench.cases
             }
             samples = interleave(cases, options.num_rounds)
-            for mode, own in samples.items():
-                rows.append(_row(mode, temperature, at_once, own, samples["ar"]))
+            for name, own in samples.items():
+                rows.append(_row(name, temperature, at_once, own, samples["ar"]))
                 group = bars.setdefault(f"{at_once} at once\nT = {temperature:g}", {})
-                group[mode] = middle(own, "tokens_s")
-                kept[f"{mode}, T={temperature:g}, {at_once} at once"] = own
+                group[name] = middle(own, "tokens_s")
+                kept[f"{name}, T={temperature:g}, {at_once} at once"] = own
     return Table(
         "modes",
-        "Autoregressive against hybrid decoding, one process",
+        "Every way of generating, one process",
         COLUMNS,
         rows,
         _NOTES,
@@ -123,10 +155,15 @@ def run(options: Options) -> Table:
 _NOTES = (
     "Medians over interleaved rounds; `x ar` is the median of each round's own ratio. 128 new "
     "tokens a sequence, end of text ignored, prompts read within the time, prefix cache off.",
-    "`tokens / verify`: tokens that a sequence commits in one verifier forward after its first. "
-    "`accepted`: share of the drafted tokens that the verifier kept.",
-    "`same as ar`: share of sequences equal to those of ar, token for token; below 100 % only "
-    "where two tokens are so close that the batch's shape decides in floating point.",
+    "Forwards a token are those of the whole batch over all its tokens; `own fwd / token` counts "
+    "for each sequence the forwards of any model that had rows of it (nfe), its prompt's included.",
+    "`committed`: tokens that a sequence commits in a step that ends in the verifier, after its "
+    "first; where there is no verifier, tokens a forward. `accepted`: share of the judged draft "
+    "tokens that stood.",
+    "`same as ar`: share of sequences equal to those of ar, token for token; `agrees for`: mean "
+    "share of a sequence before its first difference. `deer` and `spec_diff` promise 100 % but for "
+    "ties in floating point; `p/q` promises the distribution; the others are lossy or the "
+    "diffusion model's own.",
 )
 
 
@@ -160,24 +197,31 @@ def _figures(run: Run, metrics: dict[str, float]) -> dict[str, float]:
     histograms = [summary.acceptance_histogram for summary in run.summaries]
     num_accepted = sum(length * n for h in histograms for length, n in enumerate(h))
     num_drafted = sum(summary.num_draft_tokens for summary in run.summaries)
-    decoded = run.num_tokens - len(run.tokens)
+    own_forwards = sum(summary.num_forwards for summary in run.summaries)
+    if metrics["num_verify_forwards"]:
+        committed = (run.num_tokens - len(run.tokens)) / max(1, run.num_places)
+    else:
+        committed = run.num_tokens / own_forwards
     return {
         "tokens_s": run.num_tokens / run.seconds,
         "tokens_cpu_s": run.num_tokens / run.cpu_seconds,
         "verify_forwards": metrics["num_verify_forwards"],
         "draft_forwards": metrics["num_draft_forwards"],
+        "denoise_forwards": metrics["num_denoise_forwards"],
         "verify_per_token": metrics["num_verify_forwards"] / run.num_tokens,
         "draft_per_token": metrics["num_draft_forwards"] / run.num_tokens,
-        "tokens_per_verify": decoded / max(1, run.num_places),
+        "denoise_per_token": metrics["num_denoise_forwards"] / run.num_tokens,
+        "own_per_token": own_forwards / run.num_tokens,
+        "committed": committed,
         "acceptance": num_accepted / num_drafted if num_drafted else float("nan"),
     }
 
 
 def _row(
-    mode: str, temperature: float, at_once: int, own: list[Sample], base: list[Sample]
+    name: str, temperature: float, at_once: int, own: list[Sample], base: list[Sample]
 ) -> list[Cell]:
     return [
-        mode,
+        name,
         f"{temperature:g}",
         at_once,
         middle(own, "tokens_s"),
@@ -185,9 +229,12 @@ def _row(
         middle(own, "tokens_cpu_s"),
         middle(own, "verify_per_token"),
         middle(own, "draft_per_token"),
-        middle(own, "tokens_per_verify"),
+        middle(own, "denoise_per_token"),
+        middle(own, "own_per_token"),
+        middle(own, "committed"),
         _percent(middle(own, "acceptance")),
         _percent(middle(own, "same")),
+        _percent(middle(own, "agrees")),
     ]
 
 

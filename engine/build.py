@@ -18,8 +18,9 @@ from engine.engine_config import DTYPES, EMBEDDED, EMBEDDED_NAME, EngineConfig, 
 from engine.generation.registry import load_strategies, missing_roles, strategy_kinds
 from engine.generation.step_runner import StepRunner
 from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyContext
-from engine.models.attention import choose_backend
+from engine.models.attention_choice import AttentionChoice, AttentionNeed, choose_attention
 from engine.models.causal_lm import UnsupportedModelError
+from engine.models.compiled import check_compiler
 from engine.models.forward_costs import denoise_costs, draft_costs, verify_costs
 from engine.models.fused_drafter import fuse_drafter
 from engine.models.kv_pool import bytes_per_token
@@ -27,6 +28,7 @@ from engine.models.loader import Models, check_models, load_models
 from engine.models.model_runner import ModelRunner
 from engine.models.self_test import check_against_eager
 from engine.models.token_sampler import TokenSampler
+from engine.models.warm_up import compile_forwards, quantize
 from engine.request.tokenizer import Tokenizer
 
 __all__ = [
@@ -57,6 +59,8 @@ class ModeNotOfferedError(UnsupportedModelError):
 def build_engine(config: EngineConfig | None = None) -> DFastLLMEngine:
     """Load the models, test them, measure what their forwards cost, and join the parts."""
     config = resolve(config or EngineConfig())
+    if config.compile:
+        check_compiler(torch.device(config.device))
     dtype = DTYPES[config.dtype]
     assert dtype is not None
     models = load_models(
@@ -76,14 +80,16 @@ def assemble_engine(
 ) -> DFastLLMEngine:
     """An engine around models that are loaded; `config` must be resolved."""
     check_models(models, tokenizer.vocab_size)
+    _check_plain(config, models)
     max_model_len = _max_model_len(config, models)
-    num_pages = _num_pages(config, models, max_model_len)
-    runner = _model_runner(config, models, num_pages)
+    attention = _attention(config, models)
+    num_pages = _num_pages(config, models, max_model_len, attention.page_size)
+    runner = _model_runner(config, models, num_pages, attention)
     sampler = TokenSampler(tokenizer, runner.device)
     context = _strategy_context(config, runner, sampler, max_model_len)
     available = _available(models)
     strategies = load_strategies(context, available, config.disabled_modes)
-    pool = PagePool(num_pages, config.page_size)
+    pool = PagePool(num_pages, runner.page_size)
     step_tokens = config.max_step_tokens or (2048 if runner.device.type == "cuda" else 256)
     batcher = RequestBatcher(
         BatcherConfig(config.max_batch_size, step_tokens),
@@ -105,16 +111,33 @@ def assemble_engine(
     )
 
 
-def _model_runner(config: EngineConfig, models: Models, num_pages: int) -> ModelRunner:
-    """The models with their pages: tested, and on a CPU fused."""
+def _attention(config: EngineConfig, models: Models) -> AttentionChoice:
+    """For the pools that paged attention reads; the drafter's own blocks always take SDPA."""
+    backbones = (models.verifier, models.denoiser)
     first = models.first
-    backend = choose_backend(first.device, first.dtype, config.attention)
+    need = AttentionNeed(
+        first.device,
+        first.dtype,
+        [model.kv_shape for model in backbones if model is not None],
+        config.page_size,
+    )
+    choice = choose_attention(need, config.attention)
+    if choice.refused:
+        reasons = "; ".join(f"not {name}, it {why}" for name, why in choice.refused.items())
+        logger.info("attention %s: %s", choice.name, reasons)
+    return choice
+
+
+def _model_runner(
+    config: EngineConfig, models: Models, num_pages: int, attention: AttentionChoice
+) -> ModelRunner:
+    """The models with their pages: tested, on a CPU fused, and then as the config wants them."""
     runner = ModelRunner(
         models.verifier,
         models.drafter,
         num_pages=num_pages,
-        page_size=config.page_size,
-        backend=backend,
+        page_size=attention.page_size,
+        backend=attention.backend,
         diffusion=models.diffusion,
         canvas=models.canvas,
     )
@@ -124,8 +147,20 @@ def _model_runner(config: EngineConfig, models: Models, num_pages: int) -> Model
         check_against_eager(runner, fuse=on_cpu)
     if models.drafter is not None and on_cpu:
         fuse_drafter(models.drafter)
-    _log_choices(models, backend.__name__, num_pages * config.page_size)
+    _log_choices(models, attention, num_pages)
+    if config.use_8bit:
+        quantize(runner, models)
+    if config.compile:
+        compile_forwards(runner, config.max_batch_size)
     return runner
+
+
+def _check_plain(config: EngineConfig, models: Models) -> None:
+    """A canvas model's forwards are neither compiled nor put in 8 bits yet."""
+    chosen = {"compile": config.compile, "use_8bit": config.use_8bit}
+    for name, is_chosen in chosen.items():
+        if is_chosen and models.canvas is not None:
+            raise UnsupportedModelError(f"{name} is not for {models.canvas.model_type} yet")
 
 
 def _available(models: Models) -> frozenset[ModelRole]:
@@ -174,12 +209,12 @@ def _max_model_len(config: EngineConfig, models: Models) -> int:
     return config.max_model_len or known
 
 
-def _num_pages(config: EngineConfig, models: Models, max_model_len: int) -> int:
+def _num_pages(config: EngineConfig, models: Models, max_model_len: int, page_size: int) -> int:
     """Enough for a full batch of full contexts, or what the memory budget allows; and page 0."""
     first = models.first
     per_token = sum(bytes_per_token(shape, first.dtype) for shape in models.kv_shapes)
-    per_page = per_token * config.page_size
-    one_sequence = -(-max_model_len // config.page_size)
+    per_page = per_token * page_size
+    one_sequence = -(-max_model_len // page_size)
     wanted = one_sequence * config.max_batch_size
     budget = (config.kv_memory_bytes or _default_kv_memory(first.device)) // per_page
     if budget < one_sequence:
@@ -230,21 +265,23 @@ def _fingerprint(config: EngineConfig) -> str:
                 with file.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "blake2b").digest())
     options = replace(config.options, draft_length=None)  # which no token hangs on
-    chosen = [config.dtype, config.device, config.default_mode, repr(options)]
+    modes = [config.default_mode, repr(options)]
+    chosen = [config.dtype, config.device, config.compile, config.use_8bit, *modes]
     digest.update(json.dumps(chosen).encode())
     return digest.hexdigest()
 
 
-def _log_choices(models: Models, backend: str, num_tokens: int) -> None:
+def _log_choices(models: Models, attention: AttentionChoice, num_pages: int) -> None:
     sizes = ", ".join(
         f"{name} {sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters"
         for name, module in models.modules.items()
     )
     logger.info(
-        "%s; %s on %s, attention %s, KV memory for %d tokens",
+        "%s; %s on %s, attention %s, KV memory for %d tokens in pages of %d",
         sizes,
         models.first.dtype,
         models.first.device,
-        backend,
-        num_tokens,
+        attention.name,
+        num_pages * attention.page_size,
+        attention.page_size,
     )

@@ -33,17 +33,19 @@ class EngineConfig:
     model_name: str | None = None  # None: the folder's name
     device: str = "auto"
     dtype: str = "auto"
-    attention: str = "auto"
+    attention: str = "auto"  # or flash, flash3, varlen, flash2, sdpa
     max_model_len: int | None = None  # None: what the model was trained for
     max_batch_size: int = 16
     max_step_tokens: int | None = None
-    page_size: int = 16
+    page_size: int | None = None  # None: what suits the attention, 16 where all do
     kv_memory_bytes: int | None = None
     default_mode: str | None = None  # None: deer where something drafts, else what there is
     disabled_modes: frozenset[str] = frozenset()  # not offered, whatever the models allow
     max_draft_length: int = 15
     prefix_cache: bool = True
     self_test: bool = True
+    compile: bool = False  # through torch.compile, once at the start
+    use_8bit: bool = False  # weights in int8, activations too while they are multiplied
     options: GenerationOptions = field(default_factory=GenerationOptions)
     """What a request that says nothing gets."""
     entropy: EntropyConfig | None = None

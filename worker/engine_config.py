@@ -25,6 +25,8 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         kv_memory_bytes=None if settings.kv_cache_mb is None else settings.kv_cache_mb << 20,
         prefix_cache=settings.prefix_cache,
+        compile=settings.compile,
+        use_8bit=settings.use_8bit,
         options=GenerationOptions(
             draft_length=settings.hybrid_draft_size,
             denoising_steps=settings.diffusion_steps,
@@ -42,7 +44,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
     if settings.hybrid_max_draft is not None:
         config = replace(config, max_draft_length=settings.hybrid_max_draft)
     if settings.flash_attention is not None:
-        config = replace(config, attention="varlen" if settings.flash_attention else "sdpa")
+        config = replace(config, attention="flash" if settings.flash_attention else "sdpa")
     return config
 
 

@@ -16,13 +16,6 @@ Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
-# Names that stay, for ways of generating that this version does not have yet.
-NOT_IN_THIS_VERSION = (
-    "compile",
-    "use_8bit",
-)
-
-
 class SettingsError(ValueError):
     """A setting that cannot be meant; the message names it."""
 
@@ -113,16 +106,4 @@ def _checked(settings: WorkerSettings) -> WorkerSettings:
             raise SettingsError(
                 f"{PREFIX}{name.upper()}: means nothing without {PREFIX}ADAPTIVE_ENTROPY=true"
             )
-    _refuse_unfinished(settings)
     return settings
-
-
-def _refuse_unfinished(settings: WorkerSettings) -> None:
-    for name in NOT_IN_THIS_VERSION:
-        if getattr(settings, name) != getattr(_DEFAULTS, name):
-            raise SettingsError(
-                f"{PREFIX}{name.upper()}: this version has no such thing yet; leave it unset"
-            )
-
-
-_DEFAULTS = WorkerSettings()

@@ -18,7 +18,7 @@ from engine.decoding.verification import count_accepted_ragged
 
 
 @dataclass(frozen=True, slots=True)
-class APDDecoder:
+class APDRule:
     """The rule and its knobs, by the paper's letters."""
 
     mix_weight: float = 0.5

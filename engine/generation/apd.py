@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.decoding.apd import AdaptiveThreshold, APDDecoder, count_confident
+from engine.decoding.apd import AdaptiveThreshold, APDRule, count_confident
 from engine.decoding.diffusion_sampler import DiffusionSampler
 from engine.decoding.verification import count_accepted_prefix
 from engine.generation.apd_form import APDForm, check_form, choose_form
@@ -218,5 +218,5 @@ class APD(GenerationStrategy):
 def _mixed(draft: RowsOutput, verified: RowsOutput) -> Tensor:
     """Logits [M, V] of the mixture, row for row at the same position."""
     weight = verified.rows.sequence.options.apd_mix_weight
-    rule = APDDecoder(DEFAULT_MIX_WEIGHT if weight is None else weight)
+    rule = APDRule(DEFAULT_MIX_WEIGHT if weight is None else weight)
     return rule.mixed_logits(draft.logits, verified.logits)

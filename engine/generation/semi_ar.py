@@ -19,7 +19,10 @@ from engine.request.options import CanvasCache, GenerationOptions
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
-DEFAULT_BLOCK = 32
+DEFAULT_BLOCK = 32  # of LLaDA
+SHORT_BLOCK = 8
+"""Default where the context is causal: masks behind an end of text are wasted, and with the shipped
+model that outweighs what a longer block reveals at once (1.2 against 0.8 tokens a forward)."""
 
 
 class SemiAR(Denoising):
@@ -72,7 +75,9 @@ class SemiAR(Denoising):
         Its blocks are counted from the prompt's end, those of a block-causal model from position 0.
         """
         num_prompt, trained = sequence.num_prompt_tokens, self._trained_length
-        length = trained or sequence.options.block_length or DEFAULT_BLOCK
+        is_causal = self.config.context is ContextKind.CAUSAL
+        default = SHORT_BLOCK if is_causal else DEFAULT_BLOCK
+        length = trained or sequence.options.block_length or default
         offset = 0 if trained else num_prompt
         start = sequence.num_tokens - (sequence.num_tokens - offset) % length
         end = min(start + length, num_prompt + sequence.max_output_tokens)

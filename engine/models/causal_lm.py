@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,19 @@ from torch.nn import functional as F
 
 from engine.models.attention import PAGED_ATTENTION, Backend, PagedContext
 from engine.models.checkpoint import UnsupportedModelError, read_config
+from engine.models.compiled import (
+    OpaqueContext,
+    compile_forward,
+    new_context,
+    num_padded_logits,
+    num_padded_rows,
+    pad_logit_rows,
+    pad_spans,
+)
 from engine.models.families import CANVAS_TYPE, FAMILIES, CheckpointKind, checkpoint_kind
 from engine.models.fused_layers import FusedLayer, can_fuse
 from engine.models.kv_pool import KvPool, KvShape, LayerShape
-from engine.models.packing import PackedBatch
+from engine.models.packing import PackedBatch, pack
 from engine.models.pretrained import pretrained
 
 __all__ = ["CausalLM", "KvShape", "UnsupportedModelError", "load_causal_lm"]
@@ -34,6 +44,8 @@ class CausalLM:
         self.kv_shape = kv_shape(text_config)
         self._taps: dict[int, Tensor] = {}
         self._tap_layers = tap_layers
+        self._compiled: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
+        self._context = OpaqueContext(-1)  # of no forward until `compile`
         self._hook_taps()
 
     @property
@@ -61,10 +73,53 @@ class CausalLM:
         self, batch: PackedBatch, pool: KvPool, backend: Backend, logit_rows: Tensor
     ) -> Tensor:
         """Run all T rows and write their keys and values; logits of `logit_rows` [R] -> [R, V]."""
+        if self._compiled is not None:
+            num_rows = num_padded_rows(len(batch.token_ids), self.device)
+            if num_rows is not None:
+                return self._forward_compiled(batch, pool, backend, logit_rows, num_rows)
         context = PagedContext(batch, pool, backend)
+        return self._run(batch.token_ids, batch.positions, logit_rows, context)
+
+    def compile(self) -> None:
+        """From now on run through torch.compile, which compiles in the first forwards.
+
+        The layers must be what they are to remain: fused, quantised, or neither.
+        """
+        self._context = new_context()
+        self._compiled = compile_forward(self._graph, self.device)
+
+    def _forward_compiled(
+        self, batch: PackedBatch, pool: KvPool, backend: Backend, logit_rows: Tensor, num_rows: int
+    ) -> Tensor:
+        """As `forward`, with rows of no meaning behind the real ones where a graph wants them."""
+        assert self._compiled is not None
+        num_real, num_logits = len(batch.token_ids), len(logit_rows)
+        if num_rows > num_real:
+            batch = pack(pad_spans(batch.spans, num_rows), batch.page_size, batch.device)
+        self._context.set(PagedContext(batch, pool, backend))
+        rows = pad_logit_rows(logit_rows, num_padded_logits(num_logits, num_rows, self.device))
+        logits, taps = self._compiled(batch.token_ids, batch.positions, rows)
+        for index, hidden in zip(self._tap_layers, taps, strict=True):
+            self._taps[index] = hidden[:, :num_real]
+        # A CUDA graph writes its next output to the same place.
+        return logits[:num_logits].clone() if logits.is_cuda else logits[:num_logits]
+
+    def _graph(
+        self, token_ids: Tensor, positions: Tensor, logit_rows: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        logits = self._run(token_ids, positions, logit_rows, self._context)
+        return logits, [self._taps[index] for index in self._tap_layers]
+
+    def _run(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        logit_rows: Tensor,
+        context: PagedContext | OpaqueContext,
+    ) -> Tensor:
         output = self.model(
-            input_ids=batch.token_ids[None],
-            position_ids=batch.positions[None],
+            input_ids=token_ids[None],
+            position_ids=positions[None],
             use_cache=False,
             logits_to_keep=logit_rows,
             paged=context,

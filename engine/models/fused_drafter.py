@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from engine.models.dflash import Attend, DFlashDrafter, DFlashLayer
 from engine.models.fused_layers import rotate
+from engine.models.int8 import Int8Matrix, add_linear, linear
 
 
 def fuse_drafter(drafter: DFlashDrafter) -> None:
@@ -23,6 +24,13 @@ def fuse_drafter(drafter: DFlashDrafter) -> None:
 
 class FusedDraftLayer(nn.Module):
     """One drafter layer, with the weights of a `DFlashLayer`."""
+
+    MATRICES = ("qkv", "out", "gate_up", "down")  # what may be held in 8 bits
+
+    qkv: Tensor | Int8Matrix
+    out: Tensor | Int8Matrix
+    gate_up: Tensor | Int8Matrix
+    down: Tensor | Int8Matrix
 
     def __init__(self, layer: DFlashLayer) -> None:
         super().__init__()
@@ -45,20 +53,20 @@ class FusedDraftLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, index: int, attend: Attend) -> Tensor:
         """Rows of all blocks [N, H] at positions [N] -> [N, H]"""
-        heads = F.linear(self._norm(x, self.input_norm), self.qkv)
+        heads = linear(self._norm(x, self.input_norm), self.qkv)
         heads = heads.view(len(x), -1, self.head_dim)  # [N, Hq + 2 Hkv, D]
         num_rotated = self.num_heads + self.num_kv_heads
         rotated = self._place(heads[:, :num_rotated], self.head_norm, positions)
         queries, keys = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
         mixed = attend(index, queries, keys, heads[:, num_rotated:])
-        x = torch.addmm(x, mixed.flatten(1), self.out.t())
-        gate, up = F.linear(self._norm(x, self.post_norm), self.gate_up).chunk(2, dim=-1)
-        return torch.addmm(x, F.silu(gate) * up, self.down.t())
+        x = add_linear(x, mixed.flatten(1), self.out)
+        gate, up = linear(self._norm(x, self.post_norm), self.gate_up).chunk(2, dim=-1)
+        return add_linear(x, F.silu(gate) * up, self.down)
 
     def context_kv(self, context: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Context features [T, H] at positions [T] -> k (normed, roped) and v, both [T, Hkv, D]."""
         weight = self.qkv[self.num_heads * self.head_dim :]
-        heads = F.linear(context, weight).view(len(context), -1, self.head_dim)
+        heads = linear(context, weight).view(len(context), -1, self.head_dim)
         keys, values = heads[:, : self.num_kv_heads], heads[:, self.num_kv_heads :]
         return self._place(keys, self.head_norm[self.num_heads :], positions), values
 

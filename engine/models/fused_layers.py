@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.models.attention import PagedContext
+from engine.models.compiled import OpaqueContext
+from engine.models.int8 import Int8Matrix, add_linear, linear
 
 _KNOWN_LAYERS = frozenset(
     {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -35,14 +37,16 @@ def can_fuse(layer: nn.Module) -> bool:
 class FusedLayer(nn.Module):
     """One pre-norm decoder layer over packed rows, with the weights of a transformers layer."""
 
+    MATRICES = ("qkv", "out", "gate_up", "down")  # what may be held in 8 bits
+
     input_norm: Tensor
-    qkv: Tensor
+    qkv: Tensor | Int8Matrix
     qkv_bias: Tensor | None
     head_norm: Tensor | None
-    out: Tensor
+    out: Tensor | Int8Matrix
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Tensor | Int8Matrix
+    down: Tensor | Int8Matrix
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -72,12 +76,12 @@ class FusedLayer(nn.Module):
         hidden_states: Tensor,
         *,
         position_embeddings: tuple[Tensor, Tensor],
-        paged: PagedContext,
+        paged: PagedContext | OpaqueContext,
         **_: Any,
     ) -> Tensor:
         """hidden_states: [1, T, H]; cos and sin: [1, T, D] -> [1, T, H]"""
         x = hidden_states[0]
-        qkv = F.linear(self._norm(x, self.input_norm), self.qkv, self.qkv_bias)
+        qkv = linear(self._norm(x, self.input_norm), self.qkv, self.qkv_bias)
         heads = qkv.view(len(x), -1, self.head_dim)  # [T, Hq + 2 Hkv, D]
         num_rotated = self.num_heads + self.num_kv_heads
         rotated = heads[:, :num_rotated]
@@ -85,12 +89,12 @@ class FusedLayer(nn.Module):
             rotated = F.rms_norm(rotated, (self.head_dim,), None, self.eps) * self.head_norm
         rotated = rotate(rotated, *position_embeddings)
         queries, keys = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
-        paged.pool.write(self.layer_idx, paged.batch.slots, keys, heads[:, num_rotated:])
-        attended = paged.backend(queries, self.layer_idx, paged, self.scale, self.window)
-        x = torch.addmm(x, attended.flatten(1), self.out.t())
-        gate_up = F.linear(self._norm(x, self.post_norm), self.gate_up)
+        values = heads[:, num_rotated:]
+        attended = paged.attend(queries, keys, values, self.layer_idx, self.scale, self.window)
+        x = add_linear(x, attended.flatten(1), self.out)
+        gate_up = linear(self._norm(x, self.post_norm), self.gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        return torch.addmm(x, F.silu(gate) * up, self.down.t())[None]
+        return add_linear(x, F.silu(gate) * up, self.down)[None]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)

@@ -13,6 +13,7 @@ from engine.base import BaseStats
 from engine.models.attention import Backend, gather_pages
 from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
+from engine.models.compiled import CompiledDrafter
 from engine.models.dflash import DFlashConfig, DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
 from engine.models.kv_pool import KvPool, KvShape
@@ -59,6 +60,7 @@ class ModelRunner:
         self.page_size = page_size
         self.counts = ForwardCounts()
         self._backend = backend
+        self._compiled_drafter: CompiledDrafter | None = None
         denoiser = canvas if diffusion is None else diffusion.backbone
         first = verifier or denoiser
         assert first is not None, "there must be a model to run"
@@ -67,6 +69,15 @@ class ModelRunner:
         self._pool = None if verifier is None else self._kv_pool(verifier.kv_shape)
         self._context_pool = None if drafter is None else self._kv_pool(drafter.config.kv_shape)
         self._diffusion_pool = None if denoiser is None else self._kv_pool(denoiser.kv_shape)
+
+    def compile(self) -> None:
+        """From now on run every model through torch.compile; their layers must stay as they are."""
+        if self._verifier is not None:
+            self._verifier.compile()
+        if self.diffusion is not None:
+            self.diffusion.backbone.compile()
+        if self.drafter is not None:
+            self._compiled_drafter = CompiledDrafter(self.drafter, self.device)
 
     @property
     def verifier(self) -> CausalLM:
@@ -120,7 +131,8 @@ class ModelRunner:
         config = self.drafter.config
         attend = _BlockAttention(self._context_pool, blocks, starts, width, config)
         embeds = self.verifier.embed(token_ids.flatten(), config.input_embedding_scale)
-        hidden = self.drafter(embeds, positions.flatten(), attend)
+        draft = self._compiled_drafter or self.drafter
+        hidden = draft(embeds, positions.flatten(), attend)
         wanted = [i * width + k for i, length in enumerate(lengths) for k in range(1, length + 1)]
         self.counts.num_draft_forwards += 1
         self.counts.num_draft_rows += token_ids.numel()

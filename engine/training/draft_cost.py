@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.models.attention import choose_backend
+from engine.models.attention_choice import AttentionNeed, choose_attention
 from engine.models.fused_drafter import fuse_drafter
 from engine.models.loader import check_pair, load_pair
 from engine.models.model_runner import ModelRunner
@@ -83,12 +83,13 @@ def _load_runner(
     verifier, drafter = load_pair(str(verifier_path), str(drafter_path), dtype, device)
     assert drafter is not None
     check_pair(verifier, drafter, num_tokens=0)
+    need = AttentionNeed(device, dtype, [verifier.kv_shape], PAGE_SIZE)
     runner = ModelRunner(
         verifier,
         drafter,
         num_pages=2 + (CONTEXT + drafter.config.block_size) // PAGE_SIZE,
         page_size=PAGE_SIZE,
-        backend=choose_backend(device, dtype, "auto"),
+        backend=choose_attention(need).backend,
     )
     check_against_eager(runner, fuse=device.type == "cpu")
     if device.type == "cpu":

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.models.attention import choose_backend
+from engine.models.attention import sdpa_backend
 from engine.models.causal_lm import CausalLM, UnsupportedModelError, load_causal_lm
 from engine.models.loader import check_pair
 from engine.models.model_runner import ModelRunner
@@ -42,8 +42,7 @@ def load_own_verifier(path: str, device: torch.device) -> OwnVerifier:
     try:
         served = load_causal_lm(Path(path), dtype=dtype, device=device)
         # SDPA: what its answer decides is whether the server can compute the attention at all.
-        backend = choose_backend(device, dtype, "sdpa")
-        runner = ModelRunner(served, None, num_pages=4, page_size=16, backend=backend)
+        runner = ModelRunner(served, None, num_pages=4, page_size=16, backend=sdpa_backend)
         check_against_eager(runner)
         tokenizer = Tokenizer(path)
         check_pair(served, None, tokenizer.vocab_size)

@@ -11,6 +11,7 @@ import torch
 from engine.build import build_engine
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.engine_config import EMBEDDED, EngineConfig
+from engine.generation.apd_window import WindowReader
 from engine.models.diffusion_lm import ContextKind
 from engine.models.loader import load_models
 from engine.request.errors import InvalidRequestError
@@ -209,6 +210,37 @@ def test_a_window_reads_only_the_last_tokens_anew(bidirectional: TinyModels, alo
     narrow_rows, narrow_ids = rows_and_tokens(bidirectional, replace(whole, apd_window=4))
     assert len(narrow_ids) == len(token_ids)
     assert narrow_rows < rows / 2
+
+
+def test_a_window_leaves_out_only_what_was_read_before(bidirectional: TinyModels) -> None:
+    sequence = make_engine(bidirectional).make_sequence(
+        "a", tokens(20, 1), SamplingParams(), mode="apd"
+    )
+    reader, starts = WindowReader(mask_token_id=511), []
+    for num_new in (0, 2, 9, 1):
+        sequence.token_ids += tokens(num_new, 2)
+        rows = reader.block_rows(sequence, 3, window=4, is_final=True)
+        assert list(rows.token_ids) == [*sequence.token_ids[rows.start :], 511, 511, 511]
+        starts.append(rows.start)
+    sequence.num_preemptions += 1
+    starts.append(reader.block_rows(sequence, 3, window=4, is_final=True).start)
+    # All; the last 4 of 22; of 31 the 9 that were masks before; the last 4 of 32; all again.
+    assert starts == [0, 18, 22, 28, 0]
+
+
+def test_pre_emption_leaves_a_mixture_what_it_is(both: TinyModels) -> None:
+    """The verifier, which reads the output again, must not write a token of its own."""
+    options = Options(apd_mix_weight=0.5, apd_lookahead=4)
+    asks = [
+        Ask(tokens(4, seed), SamplingParams(seed=seed, max_tokens=20, ignore_eos=True), "apd")
+        for seed in range(8)
+    ]
+    asks = [replace(one, options=options) for one in asks]
+    alone = [run_all(make_engine(both), [one])[0].token_ids for one in asks]
+    engine = make_engine(both, num_pages=20)
+    assert [result.token_ids for result in run_all(engine, asks)] == alone
+    assert batcher_of(engine).stats.num_preemptions > 3
+    check_nothing_leaked(engine)
 
 
 def test_an_aborted_sequence_leaves_nothing(both: TinyModels) -> None:

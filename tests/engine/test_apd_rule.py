@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.decoding.apd import AdaptiveThreshold, APDDecoder, count_confident
+from engine.decoding.apd import AdaptiveThreshold, APDRule, count_confident
 from engine.decoding.sampler import sample
 from engine.decoding.sampling_table import SamplingTable
 from engine.request.sampling_params import SamplingParams
@@ -35,7 +35,7 @@ def drawn(logits: Tensor, temperature: float) -> Tensor:
 def agreement(mix_weight: float, temperature: float) -> float:
     """Share of rows in which x and y are equal."""
     diffusion, ar = two_models()
-    mixed = APDDecoder(mix_weight).mixed_logits(diffusion, ar)
+    mixed = APDRule(mix_weight).mixed_logits(diffusion, ar)
     same = drawn(diffusion, temperature) == drawn(mixed, temperature)
     return same.double().mean().item()
 
@@ -50,7 +50,7 @@ def test_more_of_a_draft_stands_the_more_the_drafter_weighs(temperature: float) 
 def test_without_the_drafters_weight_y_is_what_the_other_model_writes() -> None:
     """Coupled speculation: then APD differs from it only in what follows a refusal."""
     diffusion, ar = two_models()
-    mixed = APDDecoder(0.0).mixed_logits(diffusion, ar)
+    mixed = APDRule(0.0).mixed_logits(diffusion, ar)
     assert torch.equal(drawn(mixed, 1.0), drawn(ar, 1.0))
 
 
@@ -58,15 +58,14 @@ def test_greedy_is_the_argmax_of_the_mixture() -> None:
     diffusion = torch.tensor([[0.6, 0.3, 0.1]]).log()
     ar = torch.tensor([[0.05, 0.75, 0.2]]).log()
     picks = [
-        int(drawn(APDDecoder(weight).mixed_logits(diffusion, ar), 0.0))
-        for weight in (0.0, 0.5, 0.9)
+        int(drawn(APDRule(weight).mixed_logits(diffusion, ar), 0.0)) for weight in (0.0, 0.5, 0.9)
     ]
     assert picks == [1, 1, 0]  # 0.6^0.5 * 0.05^0.5 < 0.3^0.5 * 0.75^0.5; and at 0.9 the reverse
 
 
 def test_the_mixture_is_the_weighted_geometric_mean() -> None:
     diffusion, ar = two_models()
-    mixed = APDDecoder(0.3).mixed_logits(diffusion, ar).log_softmax(-1)
+    mixed = APDRule(0.3).mixed_logits(diffusion, ar).log_softmax(-1)
     product = diffusion.softmax(-1) ** 0.3 * ar.softmax(-1) ** 0.7
     expected = product / product.sum(-1, keepdim=True)
     assert torch.allclose(mixed.exp(), expected, atol=1e-5)
@@ -76,7 +75,7 @@ def test_the_mixture_is_the_weighted_geometric_mean() -> None:
 def test_a_token_that_a_model_excludes_makes_no_nan(mix_weight: float) -> None:
     diffusion = torch.tensor([[-math.inf, 0.0, 1.0]])
     ar = torch.tensor([[2.0, 0.5, -math.inf]])
-    mixed = APDDecoder(mix_weight).mixed_logits(diffusion, ar)
+    mixed = APDRule(mix_weight).mixed_logits(diffusion, ar)
     assert not mixed.isnan().any()
     excluded = (mixed == -math.inf).tolist()[0]
     assert excluded == [mix_weight > 0.0, False, mix_weight < 1.0]
@@ -86,9 +85,9 @@ def test_the_first_token_stands_and_each_draft_counts_for_itself() -> None:
     draft = torch.tensor([1, 2, 3, 4, 5, 6, 7])
     target = torch.tensor([9, 2, 3, 4, 9, 6, 9])
     lengths = [3, 3, 1]
-    assert APDDecoder().count_accepted(draft, target, lengths) == [1, 1, 1]
+    assert APDRule().count_accepted(draft, target, lengths) == [1, 1, 1]
     target[0], target[4] = 1, 5
-    assert APDDecoder().count_accepted(draft, target, lengths) == [3, 3, 1]
+    assert APDRule().count_accepted(draft, target, lengths) == [3, 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_the_first_token_stands_and_each_draft_counts_for_itself() -> None:
 )
 def test_a_knob_out_of_its_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
-        APDDecoder(**{name: value})  # type: ignore[arg-type]
+        APDRule(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_drafts_are_judged_by_the_logits_that_they_were_drawn_from(
     monkeypatch.setattr(DraftCutter, "_judge", spy)
     deer = batcher_of(shipped).strategies["deer"]
     assert isinstance(deer, Deer)
-    monkeypatch.setattr(deer, "_verify_cost", CostCurve(STEEP))
+    monkeypatch.setattr(deer.lengths, "verify_cost", CostCurve(STEEP))
     monkeypatch.setattr(deer._cutter, "_look_s", 0.0)
     run_all(shipped, [replace(ask(shipped, 0.0, seed), mode="deer") for seed in range(3)])
     assert sum(len(output.token_ids) for output in seen) > 20

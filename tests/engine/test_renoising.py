@@ -16,13 +16,14 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSamplerConfig,
 )
 
-from engine.build import EngineConfig, build_engine
+from engine.build import EngineConfig, assemble_engine, build_engine
 from engine.decoding.noise import NoiseStream, gumbel, integers
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.generation import renoising
 from engine.models.attention import PagedContext, sdpa_backend
 from engine.models.canvas_lm import load_canvas_lm
 from engine.models.causal_lm import UnsupportedModelError
+from engine.models.loader import Models
 from engine.models.model_runner import ModelRunner
 from engine.models.self_test import check_against_eager
 from engine.request.errors import InvalidRequestError
@@ -317,6 +318,16 @@ def test_a_server_of_such_a_model_alone_offers_semi_ar_alone(folder: Path) -> No
     assert len(engine.generate(["Once upon"], replace(PARAMS, max_tokens=CANVAS))) == 1
     with pytest.raises(InvalidRequestError, match="this worker offers: semi_ar"):
         engine.make_sequence("0", [1], PARAMS, mode="diffusion")
+
+
+@pytest.mark.parametrize("name", ["compile", "use_8bit"])
+def test_what_its_forwards_cannot_be_yet_is_refused_by_name(
+    gemma: TinyModels, folder: Path, name: str
+) -> None:
+    config = EngineConfig(model_path=str(folder), device="cpu", **{name: True})
+    models = Models(None, None, None, gemma.canvas)
+    with pytest.raises(UnsupportedModelError, match=f"{name} is not for diffusion_gemma"):
+        assemble_engine(config, models, gemma.tokenizer)
 
 
 def test_the_self_test_refuses_attention_that_is_blind_to_what_follows(gemma: TinyModels) -> None:

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from worker.settings import NOT_IN_THIS_VERSION
-from worker.wire.known_settings import KNOWN, SERVE, settings_of
+from worker.wire.known_settings import SERVE, settings_of
 
 BLOCK = "import sys\nfor name in {names}: sys.modules[name] = None\n"
 
@@ -52,16 +51,6 @@ def test_a_misspelt_flag_is_refused() -> None:
     done = run_cli("serve", "--prot", "8081")
     assert done.returncode == 2
     assert "--prot" in done.stderr
-
-
-@pytest.mark.parametrize("field", NOT_IN_THIS_VERSION)
-def test_the_help_says_what_this_version_cannot_do(field: str) -> None:
-    assert KNOWN[f"VDIFF_{field.upper()}"].help.endswith("[not yet]")
-
-
-def test_nothing_is_called_unfinished_that_works() -> None:
-    unfinished = {name for name, one in KNOWN.items() if one.help.endswith("[not yet]")}
-    assert unfinished == {f"VDIFF_{field.upper()}" for field in NOT_IN_THIS_VERSION}
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,22 @@ def test_entropy_thresholds_reach_the_engine_and_mean_nothing_without_the_switch
         engine_config(read_settings(environ))
 
 
-def test_what_this_version_does_not_have_is_refused_and_not_ignored() -> None:
-    with pytest.raises(SettingsError, match=r"VDIFF_COMPILE: this version has no such thing"):
-        read_settings({"VDIFF_COMPILE": "true"})
-    assert read_settings({"VDIFF_COMPILE": "false"}) == WorkerSettings()
+@pytest.mark.parametrize(
+    ("given", "attention"), [("auto", "auto"), ("true", "flash"), ("false", "sdpa")]
+)
+def test_flash_attention_is_demanded_or_refused_or_left_to_the_engine(
+    given: str, attention: str
+) -> None:
+    config = engine_config(read_settings({"VDIFF_FLASH_ATTENTION": given}))
+    assert config.attention == attention
+
+
+def test_compilation_and_8_bits_reach_the_engine_and_are_off_by_default() -> None:
+    names = {"VDIFF_COMPILE": "true", "VDIFF_USE_8BIT": "true"}
+    config = engine_config(read_settings(names))
+    assert (config.compile, config.use_8bit) == (True, True)
+    plain = engine_config(read_settings({}))
+    assert (plain.compile, plain.use_8bit) == (False, False)
 
 
 def test_defaults_of_the_knobs_become_the_engines() -> None:

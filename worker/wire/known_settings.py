@@ -91,9 +91,14 @@ _ALL = (
     _setting(
         "HYBRID_MAX_DRAFT", (WORKER,), "from the drafter", "longest draft the planner may choose"
     ),
-    _setting("COMPILE", (WORKER,), "false", "compile the models with torch.compile [not yet]"),
-    _setting("FLASH_ATTENTION", (WORKER,), "auto", "use flash attention: auto, true or false"),
-    _setting("USE_8BIT", (WORKER,), "false", "hold the weights in 8 bits [not yet]"),
+    _setting("COMPILE", (WORKER,), "false", "compile the models at the start, with torch.compile"),
+    _setting(
+        "FLASH_ATTENTION",
+        (WORKER,),
+        "auto",
+        "flash attention: auto, true (or do not start) or false",
+    ),
+    _setting("USE_8BIT", (WORKER,), "false", "multiply in 8 bits (int8)"),
     _setting(
         "ENABLE_BATCHING", (WORKER,), "true", "run several requests at once; false: one by one"
     ),
