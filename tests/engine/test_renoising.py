@@ -13,15 +13,12 @@ from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSampler,
-    EntropyBoundSamplerConfig,
 )
 
 from engine.build import EngineConfig, assemble_engine, build_engine
 from engine.decoding.noise import NoiseStream, gumbel, integers
 from engine.dfastllm_engine import DFastLLMEngine
-from engine.generation import renoising
 from engine.models.attention import PagedContext, sdpa_backend
-from engine.models.canvas_lm import load_canvas_lm
 from engine.models.causal_lm import UnsupportedModelError
 from engine.models.loader import Models
 from engine.models.model_runner import ModelRunner
@@ -31,64 +28,35 @@ from engine.request.options import GenerationOptions, Remasking
 from engine.request.outputs import FinishReason
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import (
-    CPU,
     Ask,
-    Result,
     TinyModels,
     add,
-    batcher_of,
-    check_nothing_leaked,
     make_engine,
     run_all,
     tokens,
 )
-from tests.engine.tiny_canvas import CANVAS, save_canvas
+from tests.engine.tiny_canvas import (
+    CANVAS,
+    LENGTH,
+    PARAMS,
+    STEPS,
+    asks_of,
+    beside,
+    check_no_state_left,
+    num_forwards,
+    save_resting,
+)
 from tests.engine.tiny_models import VOCAB_SIZE
-from tests.engine.tiny_tokenizers import make_byte_level
-
-STEPS, LENGTH = 12, 20  # two canvases and a half
-PARAMS = SamplingParams(max_tokens=LENGTH, seed=11, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its canvases come to rest after some passes."""
-    path = save_canvas(
-        tmp_path_factory.mktemp("canvas"),
-        vocab_size=VOCAB_SIZE,
-        sharpness=4.0,
-        mixing=0.3,
-        max_denoising_steps=STEPS,
-        sampler_config=EntropyBoundSamplerConfig(1.0),
-        confidence_threshold=1.0,
-    )
-    make_byte_level(path)
-    return path
+    return save_resting(tmp_path_factory.mktemp("canvas"))
 
 
 @pytest.fixture(scope="module")
 def gemma(models: TinyModels, folder: Path) -> TinyModels:
-    canvas = load_canvas_lm(folder, dtype=torch.float32, device=CPU)
-    return replace(models, drafter=None, drafter_path=None, canvas=canvas)
-
-
-def asks_of(params: SamplingParams = PARAMS, **options: Any) -> list[Ask]:
-    chosen = GenerationOptions(**options)
-    return [
-        Ask(tokens(count, count), params, "semi_ar", options=chosen, choice=count)
-        for count in (3, 8, 21)
-    ]
-
-
-def num_forwards(result: Result) -> int:
-    assert result.summary is not None
-    return result.summary.num_forwards
-
-
-def check_no_state_left(engine: DFastLLMEngine) -> None:
-    check_nothing_leaked(engine)
-    strategy: Any = batcher_of(engine).strategies["semi_ar"]
-    assert not strategy._canvases and not strategy._read
+    return beside(models, folder)
 
 
 class SharedNoise:
@@ -171,88 +139,11 @@ def test_tokens_are_a_function_of_prompt_and_seed(gemma: TinyModels) -> None:
     assert all(a.token_ids != b.token_ids for a, b in zip(together, other, strict=True))
 
 
-def test_canvases_at_different_passes_share_one_forward_and_are_told_their_own(
-    gemma: TinyModels,
-) -> None:
-    asks = asks_of()
-    expected = run_all(make_engine(gemma), asks)
-    engine = make_engine(gemma)
-    results: dict[str, Result] = {}
-    for number, ask in enumerate(asks):
-        add(engine, str(number), ask)
-        for _ in range(3):
-            _step(engine, results)
-    while engine.has_work:
-        _step(engine, results)
-    assert [results[str(i)].token_ids for i in range(3)] == [r.token_ids for r in expected]
-    total = sum(map(num_forwards, expected))
-    assert engine.metrics()["num_denoise_forwards"] < 0.6 * total
-    check_no_state_left(engine)
-
-
 def test_it_shares_a_batch_with_a_verifiers_sequences(gemma: TinyModels) -> None:
     asks = [*asks_of(), Ask(tokens(9, 1), PARAMS, "ar")]
     alone = [run_all(make_engine(gemma), [ask])[0] for ask in asks]
     together = run_all(make_engine(gemma), asks)
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]
-
-
-def test_too_few_pages_cost_forwards_and_no_token(gemma: TinyModels) -> None:
-    asks = [replace(ask, prompt=tokens(12, ask.choice)) for ask in asks_of()]
-    expected = run_all(make_engine(gemma), asks)
-    engine = make_engine(gemma, num_pages=17, max_model_len=64)
-    assert [r.token_ids for r in run_all(engine, asks)] == [r.token_ids for r in expected]
-    assert engine.metrics()["num_preemptions"] > 0
-    check_no_state_left(engine)
-
-
-def test_a_canvas_outlives_the_loss_of_its_pages(gemma: TinyModels) -> None:
-    ask = asks_of()[1]
-    (expected,) = run_all(make_engine(gemma), [ask])
-    engine = make_engine(gemma)
-    add(engine, "0", ask)
-    results: dict[str, Result] = {}
-    while engine.has_work:
-        _step(engine, results)
-        for sequence in batcher_of(engine).running:
-            batcher_of(engine)._release_pages(sequence)
-            sequence.num_preemptions += 1
-    assert results["0"].token_ids == expected.token_ids
-    assert num_forwards(results["0"]) == num_forwards(expected)
-
-
-def test_an_abort_in_the_middle_of_a_canvas_leaves_nothing_behind(gemma: TinyModels) -> None:
-    engine = make_engine(gemma)
-    for number, ask in enumerate(asks_of()):
-        add(engine, str(number), ask)
-    for _ in range(3):
-        engine.step()
-    for number in range(3):
-        engine.abort(str(number))
-    check_no_state_left(engine)
-
-
-@pytest.mark.parametrize("num_given", [CANVAS, CANVAS + 3])
-def test_a_rerun_goes_on_after_what_was_given_out(gemma: TinyModels, num_given: int) -> None:
-    asks = asks_of()
-    expected = run_all(make_engine(gemma), asks)
-    again = [
-        replace(ask, replay=result.token_ids[:num_given])
-        for ask, result in zip(asks, expected, strict=True)
-    ]
-    results = run_all(make_engine(gemma), again)
-    assert [r.token_ids for r in results] == [r.token_ids[num_given:] for r in expected]
-
-
-def test_a_long_prompt_is_read_in_pieces_that_change_nothing(
-    gemma: TinyModels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (ask,) = [replace(ask, prompt=tokens(40, 5)) for ask in asks_of()[:1]]
-    (at_once,) = run_all(make_engine(gemma), [ask])
-    monkeypatch.setattr(renoising, "MAX_READ_ROWS", 16)
-    (in_pieces,) = run_all(make_engine(gemma), [ask])
-    assert in_pieces.token_ids == at_once.token_ids
-    assert num_forwards(in_pieces) == num_forwards(at_once) + 2
 
 
 def test_denoising_steps_limit_the_passes_over_a_canvas(gemma: TinyModels) -> None:
@@ -345,11 +236,6 @@ def test_the_self_test_refuses_attention_that_is_blind_to_what_follows(gemma: Ti
     check_against_eager(runners[0])
     with pytest.raises(UnsupportedModelError, match=r"diffusion_gemma.*differ"):
         check_against_eager(runners[1])
-
-
-def _step(engine: DFastLLMEngine, results: dict[str, Result]) -> None:
-    for output in engine.step():
-        results.setdefault(output.sequence_id, Result()).take(output)
 
 
 def _outputs(engine: DFastLLMEngine) -> Iterator[tuple[int, ...]]:

@@ -1,14 +1,36 @@
-"""A tiny DiffusionGemma in its published format."""
+"""A tiny DiffusionGemma in its published format, and what tests ask of it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
+    EntropyBoundSamplerConfig,
+)
+
+from engine.dfastllm_engine import DFastLLMEngine
+from engine.models.canvas_lm import load_canvas_lm
+from engine.request.options import GenerationOptions
+from engine.request.sampling_params import SamplingParams
+from tests.engine.engines import (
+    CPU,
+    Ask,
+    Result,
+    TinyModels,
+    batcher_of,
+    check_nothing_leaked,
+    tokens,
+)
+from tests.engine.tiny_models import VOCAB_SIZE
+from tests.engine.tiny_tokenizers import make_byte_level
 
 CANVAS, VOCAB = 8, 96
+STEPS, LENGTH = 12, 20  # two canvases and a half
+PARAMS = SamplingParams(max_tokens=LENGTH, seed=11, ignore_eos=True)
 _TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -69,3 +91,43 @@ def save_canvas(
     model.generation_config.update(**generation)
     model.save_pretrained(folder)
     return folder
+
+
+def save_resting(folder: Path) -> Path:
+    """One whose canvases come to rest after some passes, with the tokenizer of the tiny models."""
+    save_canvas(
+        folder,
+        vocab_size=VOCAB_SIZE,
+        sharpness=4.0,
+        mixing=0.3,
+        max_denoising_steps=STEPS,
+        sampler_config=EntropyBoundSamplerConfig(1.0),
+        confidence_threshold=1.0,
+    )
+    make_byte_level(folder)
+    return folder
+
+
+def beside(models: TinyModels, folder: Path) -> TinyModels:
+    """The tiny verifier beside the canvas model of a folder, and no drafter."""
+    canvas = load_canvas_lm(folder, dtype=torch.float32, device=CPU)
+    return replace(models, drafter=None, drafter_path=None, canvas=canvas)
+
+
+def asks_of(params: SamplingParams = PARAMS, **options: Any) -> list[Ask]:
+    chosen = GenerationOptions(**options)
+    return [
+        Ask(tokens(count, count), params, "semi_ar", options=chosen, choice=count)
+        for count in (3, 8, 21)
+    ]
+
+
+def num_forwards(result: Result) -> int:
+    assert result.summary is not None
+    return result.summary.num_forwards
+
+
+def check_no_state_left(engine: DFastLLMEngine) -> None:
+    check_nothing_leaked(engine)
+    strategy: Any = batcher_of(engine).strategies["semi_ar"]
+    assert not strategy._canvases and not strategy._read
