@@ -66,7 +66,8 @@ class DraftAndVerify(GenerationStrategy):
 
     @classmethod
     def can_run(cls, available: frozenset[ModelRole]) -> bool:
-        return ModelRole.VERIFIER in available and len(available) > 1
+        drafting = {ModelRole.DRAFTER, ModelRole.DIFFUSION}
+        return ModelRole.VERIFIER in available and not drafting.isdisjoint(available)
 
     def make_source(self, context: StrategyContext) -> DraftSource:
         return draft_source(context)
