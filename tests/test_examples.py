@@ -122,9 +122,8 @@ def _run(name: str, *args: str) -> str:
 def _python(*args: str, path: Path | None = None) -> str:
     """Run in a process of its own, as a reader would, and return what it prints."""
     # One thread: several that spin while they wait stand still where tests share the cores.
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if path is not None:
-        environ["PYTHONPATH"] = str(path)
+    packages = os.pathsep.join(str(folder) for folder in (path, ROOT) if folder)
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": packages}
     done = subprocess.run(
         [sys.executable, *args],
         capture_output=True,

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from engine.entropy_controller import EntropyConfig
+from engine.generation.deer import Deer
+from engine.generation.spec_diff import SpecDiff
+from engine.generation.strategy import GenerationStrategy
 from engine.request.options import GenerationOptions as Options
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import (
@@ -22,6 +26,7 @@ from tests.engine.engines import (
     check_nothing_leaked,
     make_engine,
     run_all,
+    strategy_context,
     tokens,
 )
 from tests.engine.test_grammar_decoding import ASKS as WITHIN_GRAMMARS
@@ -115,6 +120,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def by_entropy(models: TinyModels) -> dict[str, GenerationStrategy]:
+    """Drafts that are cut, and whose steps are counted, by how uncertain they are."""
+    context = replace(strategy_context(models), entropy=EntropyConfig(low=2.0, high=5.0))
+    return {"deer": Deer(context), "spec_diff": SpecDiff(context)}
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_way_gives_the_tokens_of_ar_beside_all_others(deal: Deal, name: str) -> None:
     engine = make_engine(deal.models, **VARIANTS[name])
@@ -127,8 +138,10 @@ def test_every_way_gives_the_tokens_of_ar_beside_all_others(deal: Deal, name: st
     check_nothing_leaked(engine)
 
 
-def test_a_warm_cache_gives_every_way_the_same_tokens(deal: Deal) -> None:
-    engine = make_engine(deal.models)
+def test_a_warm_cache_gives_every_way_the_same_tokens_and_so_does_control_by_entropy(
+    deal: Deal,
+) -> None:
+    engine = make_engine(deal.models, extra=by_entropy(deal.models))
     same(run_all(engine, deal.asks), deal.expected)
     again = run_all(engine, deal.asks)
     same(again, deal.expected)
