@@ -167,3 +167,49 @@ def test_the_help_states_the_defaults_that_hold() -> None:
             assert stated == str(field.default).lower(), field.name
         elif isinstance(field.default, int | float):
             assert float(stated) == field.default, field.name
+
+
+REACHING_THE_ENGINE = {
+    "MODEL": "/some/model",
+    "AR_VERIFIER_MODEL": "/some/verifier",
+    "TOKENIZER": "/some/tokenizer",
+    "MODEL_NAME": "mine",
+    "MAX_MODEL_LEN": "64",
+    "DTYPE": "bfloat16",
+    "DEVICE": "cpu",
+    "HYBRID_ENABLED": "false",
+    "HYBRID_MODE": "spec_diff",
+    "HYBRID_DRAFT_SIZE": "3",
+    "HYBRID_MAX_DRAFT": "5",
+    "COMPILE": "true",
+    "FLASH_ATTENTION": "false",
+    "USE_8BIT": "true",
+    "ENABLE_BATCHING": "false",
+    "MAX_BATCH_SIZE": "3",
+    "MAX_STEP_TOKENS": "32",
+    "KV_CACHE_MB": "7",
+    "PREFIX_CACHE": "false",
+    "ADAPTIVE_ENTROPY": "true",
+    "DIFFUSION_STEPS": "4",
+    "BLOCK_SIZE": "4",
+    "ENABLE_APD": "false",
+    "APD_MAX_PARALLEL": "2",
+    "APD_THRESHOLD": "0.5",
+}
+OF_THE_PROCESS = {
+    *("REDIS_URL", "RESULT_TTL", "FAILURE_TTL", "LOG_LEVEL", "CPU_THREADS"),
+    *("LEASE", "DRAIN_TIMEOUT", "OUTAGE_BUFFER_MB"),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), REACHING_THE_ENGINE.items())
+def test_a_setting_of_the_engine_changes_what_is_built(name: str, value: str) -> None:
+    plain = engine_config(WorkerSettings())
+    assert engine_config(read_settings({f"VDIFF_{name}": value})) != plain
+
+
+def test_no_setting_of_a_worker_is_without_effect() -> None:
+    with_entropy = {"ENTROPY_LOW", "ENTROPY_HIGH"}  # which need the switch, and have their own test
+    known = {setting.name.removeprefix("VDIFF_") for setting in settings_of(WORKER)}
+    assert known == {*REACHING_THE_ENGINE, *OF_THE_PROCESS, *with_entropy}
+    assert not any("[" in setting.help for setting in KNOWN.values()), "announced, but not there"

@@ -107,7 +107,10 @@ _ALL = (
     _setting("KV_CACHE_MB", (WORKER,), "auto", "memory for the KV cache, in MiB"),
     _setting("PREFIX_CACHE", (WORKER,), "true", "share the KV of equal prompt beginnings"),
     _setting(
-        "ADAPTIVE_ENTROPY", (WORKER,), "false", "cut drafts where their own logits are uncertain"
+        "ADAPTIVE_ENTROPY",
+        (WORKER,),
+        "false",
+        "cut drafts and limit their steps where logits are uncertain",
     ),
     _setting(
         "ENTROPY_HIGH",
