@@ -49,7 +49,11 @@ WAYS: dict[str, tuple[str, Options]] = {
 }
 PLANNED = {"ar", "deer", "spec_diff"}
 """How much these draft hangs on what it costs here."""
-ASKS = [*PLAIN, *WITHIN_GRAMMARS[::3]]
+TURNED: dict[str, Any] = {"frequency_penalty": 0.5, "logit_bias": {97: 1.5, 98: -1.0}}
+ASKS = [
+    *PLAIN,
+    *(replace(one, params=replace(one.params, **TURNED)) for one in WITHIN_GRAMMARS[::3]),
+]
 BESIDE = [  # what is not lossless has the same tokens in any company
     Ask(tokens(9, 1), SamplingParams(seed=1, max_tokens=n, ignore_eos=True), mode, options=options)
     for mode, n, options in (

@@ -50,7 +50,7 @@ def check(expected: torch.Tensor, got: list[TokenLogprobs], token_ids: list[int]
         torch.testing.assert_close(values, row.topk(len(values)).values, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("mode", ["ar", "deer"])
+@pytest.mark.parametrize("mode", ["ar", "deer", "spec_diff"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_logprobs_are_the_log_softmax_of_transformers_before_any_setting(
     models: TinyModels, reference: torch.nn.Module, mode: str, temperature: float
