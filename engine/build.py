@@ -110,15 +110,9 @@ def assemble_engine(
 
 
 def _attention(config: EngineConfig, models: Models) -> AttentionChoice:
-    """For the pools that paged attention reads; the drafter's own blocks always take SDPA."""
-    backbones = (models.verifier, None if models.diffusion is None else models.diffusion.backbone)
+    """The best that these models' pools and this machine allow."""
     first = models.first
-    need = AttentionNeed(
-        first.device,
-        first.dtype,
-        [model.kv_shape for model in backbones if model is not None],
-        config.page_size,
-    )
+    need = AttentionNeed(first.device, first.dtype, models.paged_shapes, config.page_size)
     choice = choose_attention(need, config.attention)
     if choice.refused:
         reasons = "; ".join(f"not {name}, it {why}" for name, why in choice.refused.items())
@@ -200,12 +194,7 @@ def _max_model_len(config: EngineConfig, models: Models) -> int:
 def _num_pages(config: EngineConfig, models: Models, max_model_len: int, page_size: int) -> int:
     """Enough for a full batch of full contexts, or what the memory budget allows; and page 0."""
     first = models.first
-    shapes = [
-        m.kv_shape for m in (models.verifier, models.diffusion and models.diffusion.backbone) if m
-    ]
-    if models.drafter is not None:
-        shapes.append(models.drafter.config.kv_shape)
-    per_page = sum(bytes_per_token(shape, first.dtype) for shape in shapes) * page_size
+    per_page = sum(bytes_per_token(shape, first.dtype) for shape in models.kv_shapes) * page_size
     one_sequence = -(-max_model_len // page_size)
     wanted = one_sequence * config.max_batch_size
     budget = (config.kv_memory_bytes or _default_kv_memory(first.device)) // per_page

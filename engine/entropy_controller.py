@@ -236,25 +236,6 @@ class EntropyAwareDraftController(BaseController[Seq[DraftOutcome], SurvivalMode
         stats.sum_entropy += float(entropies.sum())
 
 
-def denoising_pays(
-    survivals: Seq[float],
-    survivals_after: Seq[float],
-    *,
-    step_s: float,
-    spent_s: float,
-    verify_s: float,
-) -> bool:
-    """Whether to denoise a draft once more before it is verified.
-
-    It pays where the predicted gain in accepted tokens is worth more than the step costs, a token
-    being worth what it costs at the rate reached by verifying now: (1 + sum a) / (spent + verify).
-    `step_s` is one more draft forward, `spent_s` those made for this draft, all in seconds.
-    """
-    gain = sum(survivals_after) - sum(survivals)
-    rate = (1.0 + sum(survivals)) / (spent_s + verify_s)
-    return gain > rate * step_s
-
-
 # Weights of: 1, log-odds by acceptance so far, log-odds of the likeliest token, entropy, lead and
 # its logarithm. The last four are scaled so that they seldom leave [-2, 2].
 _FIRST_WEIGHTS: Array = np.array([0.0, 1.0, 0.0, -1.0, 0.0, 0.0])

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from engine.decoding.apd import AdaptiveThreshold, APDRule, count_confident
 from engine.decoding.diffusion_sampler import DiffusionSampler
-from engine.decoding.verification import count_accepted_prefix
 from engine.generation.apd_form import APDForm, check_form, choose_form
 from engine.generation.apd_window import WindowReader
 from engine.generation.diffusion_reader import Block, DiffusionReader
@@ -33,7 +32,6 @@ from engine.request.options import GenerationOptions
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
-DEFAULT_MIX_WEIGHT = 0.5
 DEFAULT_THRESHOLD = 0.9
 
 
@@ -185,8 +183,9 @@ class APD(GenerationStrategy):
         commits = []
         for output, draft, target in zip(outputs, drafts, drawn, strict=True):
             x = draft.token_ids
-            count = max(1, count_accepted_prefix(x, target))
-            output.rows.sequence.record_draft(len(x) - 1, count - 1)  # the first is not judged
+            sequence = output.rows.sequence
+            count = _rule(sequence).count_accepted(x, target)
+            sequence.record_draft(len(x) - 1, count - 1)  # the first is not judged
             commits.append(x[:count])
         return commits
 
@@ -217,6 +216,9 @@ class APD(GenerationStrategy):
 
 def _mixed(draft: RowsOutput, verified: RowsOutput) -> Tensor:
     """Logits [M, V] of the mixture, row for row at the same position."""
-    weight = verified.rows.sequence.options.apd_mix_weight
-    rule = APDRule(DEFAULT_MIX_WEIGHT if weight is None else weight)
-    return rule.mixed_logits(draft.logits, verified.logits)
+    return _rule(verified.rows.sequence).mixed_logits(draft.logits, verified.logits)
+
+
+def _rule(sequence: Sequence) -> APDRule:
+    weight = sequence.options.apd_mix_weight
+    return APDRule() if weight is None else APDRule(weight)

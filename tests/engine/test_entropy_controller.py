@@ -23,7 +23,6 @@ from engine.entropy_controller import (
     EntropyConfig,
     EntropyStats,
     certainty,
-    denoising_pays,
 )
 
 LENGTH = 7
@@ -212,33 +211,6 @@ def test_both_controllers_have_the_two_verbs() -> None:
         EntropyAwareDraftController(EntropyConfig()),
     ):
         assert isinstance(controller, BaseController)
-
-
-def test_another_step_pays_while_it_gains_more_than_the_time_would_otherwise() -> None:
-    """Verifying now commits 1 + 1 tokens in 10 ms: a step of 2 ms must gain 0.4 tokens."""
-    costs = {"step_s": 2e-3, "spent_s": 2e-3, "verify_s": 8e-3}
-    now = [0.6, 0.4]
-    assert denoising_pays(now, [0.8, 0.61], **costs)
-    assert not denoising_pays(now, [0.8, 0.59], **costs)
-    assert not denoising_pays(now, now, **costs)
-    assert denoising_pays(now, [0.8, 0.59], **(costs | {"step_s": 1e-3}))
-
-
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=8),
-    st.lists(st.floats(0, 1), min_size=1, max_size=8),
-    st.floats(1e-4, 1e-1),
-    st.floats(0, 1e-1),
-    st.floats(1e-4, 1e-1),
-)
-def test_another_step_is_taken_just_where_it_raises_tokens_a_second(
-    now: list[float], after: list[float], step_s: float, spent_s: float, verify_s: float
-) -> None:
-    rate_now = (1 + sum(now)) / (spent_s + verify_s)
-    rate_after = (1 + sum(after)) / (spent_s + step_s + verify_s)
-    pays = denoising_pays(now, after, step_s=step_s, spent_s=spent_s, verify_s=verify_s)
-    if rate_after != pytest.approx(rate_now, rel=1e-9):
-        assert pays is (rate_after > rate_now)
 
 
 def test_ratios_of_nothing_are_zero() -> None:
