@@ -25,15 +25,10 @@ from tests.engine.engines import (
     run_all,
     tokens,
 )
-from tests.engine.tiny_diffusion import drafting_diffusion, load_shipped
+from tests.engine.tiny_diffusion import drafting_diffusion
 
 Options = GenerationOptions
 TEXT = "I would like to book a table for two people at an Italian place in San Jose."
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    return load_shipped()
 
 
 @pytest.fixture(scope="module")

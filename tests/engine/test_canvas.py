@@ -32,7 +32,6 @@ from tests.engine.tiny_diffusion import (
     MASK,
     THRESHOLD,
     by_reference,
-    load_shipped,
     plain_denoise,
     tiny_diffusion,
 )
@@ -41,11 +40,6 @@ START = "Once upon a time there was a little"
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)
 SAMPLED = replace(GREEDY, temperature=1.0, seed=5)
 ANY_ORDER = GenerationOptions(confidence_threshold=THRESHOLD)
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    return load_shipped()
 
 
 @pytest.fixture(params=["llada", "dream", "ours"])

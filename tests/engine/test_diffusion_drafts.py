@@ -16,14 +16,9 @@ from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 from engine.training.denoise import block_logits
 from tests.engine.engines import CPU, Ask, TinyModels, count_drafts, make_engine, run_all
-from tests.engine.tiny_diffusion import by_reference, load_shipped
+from tests.engine.tiny_diffusion import by_reference
 
 PROMPT = "I would like to book a table for two people at an Italian place in San Jose."
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    return load_shipped()
 
 
 def test_blocks_read_in_turns_through_pages_equal_the_reference(shipped: TinyModels) -> None:

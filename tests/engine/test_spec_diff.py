@@ -28,7 +28,6 @@ from tests.engine.engines import (
     tokens,
 )
 from tests.engine.test_token_identity import ASKS
-from tests.engine.tiny_diffusion import load_shipped
 
 MASK = 511
 WAYS = (
@@ -44,11 +43,6 @@ WAYS = (
 @pytest.fixture(scope="module")
 def expected(models: TinyModels) -> list[Result]:
     return run_all(make_engine(models), [replace(one, mode="ar") for one in ASKS])
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    return load_shipped()
 
 
 @pytest.mark.parametrize("num_pages", [512, 32], ids=["room", "pre-emption"])
