@@ -185,8 +185,7 @@ def _max_model_len(config: EngineConfig, models: Models) -> int:
     known = models.first.max_positions
     if config.max_model_len is not None and config.max_model_len > known:
         raise UnsupportedModelError(
-            f"max_model_len is {config.max_model_len}, but the verifier knows only "
-            f"{known} positions"
+            f"max_model_len is {config.max_model_len}, but the model knows only {known} positions"
         )
     return config.max_model_len or known
 

@@ -74,7 +74,7 @@ _ALL = (
         "HYBRID_ENABLED",
         (WORKER,),
         "true",
-        "draft with the diffusion model; false: mode ar where none is named",
+        "HYBRID_MODE is the mode of requests that name none; false: ar is",
     ),
     _setting(
         "HYBRID_MODE",
@@ -89,7 +89,10 @@ _ALL = (
         "draft length of requests that name none; auto: the planner decides each step",
     ),
     _setting(
-        "HYBRID_MAX_DRAFT", (WORKER,), "from the drafter", "longest draft the planner may choose"
+        "HYBRID_MAX_DRAFT",
+        (WORKER,),
+        "15, or less where the drafter's blocks are shorter",
+        "longest draft the planner may choose",
     ),
     _setting("COMPILE", (WORKER,), "false", "compile the models at the start, with torch.compile"),
     _setting(
@@ -130,7 +133,7 @@ _ALL = (
     _setting(
         "BLOCK_SIZE",
         (WORKER,),
-        "from the model",
+        "from model and strategy",
         "block_length of requests that name none: tokens denoised together",
     ),
     _setting(
