@@ -27,6 +27,9 @@ from engine.request.outputs import TokenLogprobs
 from engine.request.tokenizer import Tokenizer
 
 
+_MAX_TABLES = 64  # batches that are remembered; a running one keeps its own for many steps
+
+
 class _KnownTable(NamedTuple):
     """A table, and what it was made of: the key's ids are of these objects while they live."""
 
@@ -256,6 +259,3 @@ def _needs_processing(pick: Pick) -> bool:
     return pick.count > 0 and (
         has_grammar or needs_processing(sequence.params, sequence.num_output_tokens)
     )
-
-
-_MAX_TABLES = 64
