@@ -15,7 +15,7 @@ from worker.cpu_threads import set_cpu_policy
 TABLES = {
     "modes": "every way of generating inside one process: tokens/s, forwards, agreement",
     "backends": "a verifier forward eager or compiled, in 8 bits or not, by attention",
-    "entropy": "drafts cut by certainty against fixed lengths and no drafts, one process",
+    "entropy": "length, steps and fallback by entropy against each fixed setting, one process",
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
     "prefix": "time to first token behind a 512-token prefix, cold and warm",
     "queue_path": "what HTTP and the queue add: latency, Redis traffic, jobs/s (no model)",

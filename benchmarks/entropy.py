@@ -1,4 +1,4 @@
-"""Table `entropy`: drafts cut by how certain they are, against each fixed setting they replace."""
+"""Table `entropy`: what entropy and acceptance decide, against each fixed setting they replace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.build import build_engine
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.engine_config import EngineConfig
 from engine.entropy_controller import EntropyConfig
-from engine.request.options import GenerationOptions
+from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 from worker.engine_config import engine_config
@@ -28,17 +28,24 @@ COLUMNS = (
 )  # fmt: skip
 
 FIXED_LENGTHS = (2, 4, 7)
+FIXED_STEPS = (1, 2, 3)
+STEPPED_LENGTH = 7
 
 
 class Setting:
     """One way of deciding how much to draft, on an engine of its own or a shared one."""
 
     def __init__(
-        self, engine: DFastLLMEngine, mode: str = "deer", draft_length: int | None = None
+        self,
+        engine: DFastLLMEngine,
+        mode: str = "deer",
+        options: GenerationOptions = NO_OPTIONS,
+        against: str = "adaptive",
     ) -> None:
         self.engine = engine
+        self.against = against  # the name of the setting that it is compared with
         self._mode = mode
-        self._options = GenerationOptions(draft_length=draft_length)
+        self._options = options
 
     def measure(self, options: Options, temperature: float, at_once: int, number: int) -> Sample:
         """Run a closed loop: whenever a sequence ends, the next prompt takes its place."""
@@ -46,14 +53,15 @@ class Setting:
         self.engine.reset_stats()
         run = drive(self.engine, waiting, at_once)
         metrics = self.engine.metrics()
-        num_drafted = metrics["deer_num_draft_tokens"]
+        num_drafted = metrics.get(f"{self._mode}_num_draft_tokens", 0.0)
+        num_forwards = metrics["num_draft_forwards"] + metrics["num_denoise_forwards"]
         num_cut = metrics.get("deer_entropy_num_cut_tokens", 0.0)
         num_judged = metrics.get("deer_entropy_num_positions", 0.0)
         loss = metrics.get("deer_entropy_sum_log_loss", 0.0)
         return {
             "tokens_s": run.num_tokens / run.seconds,
             "verify_per_token": metrics["num_verify_forwards"] / run.num_tokens,
-            "draft_per_token": metrics["num_draft_forwards"] / run.num_tokens,
+            "draft_per_token": num_forwards / run.num_tokens,
             "drafted_per_token": num_drafted / run.num_tokens,
             "cut": num_cut / max(1.0, num_cut + num_drafted),
             "log_loss": loss / num_judged if num_judged else float("nan"),
@@ -79,7 +87,7 @@ def run(options: Options) -> Table:
     bars: dict[str, dict[str, float]] = {}
     kept: dict[str, object] = {}
     for temperature in (0.0, 1.0):
-        for at_once in (1, 4) if options.quick else (1, 4, 16):
+        for at_once in (1,) if options.quick else (1, 8):
             cases = {
                 name: lambda number, s=setting, t=temperature, c=at_once: s.measure(
                     options, t, c, number
@@ -88,7 +96,7 @@ def run(options: Options) -> Table:
             }
             samples = interleave(cases, options.num_rounds)
             for name, own in samples.items():
-                rows.append(_row(name, temperature, at_once, own, samples["adaptive"]))
+                rows.append(_row(name, temperature, at_once, own, samples[settings[name].against]))
                 group = bars.setdefault(f"{at_once} at once\nT = {temperature:g}", {})
                 group[name] = middle(own, "tokens_s")
                 kept[f"{name}, T={temperature:g}, {at_once} at once"] = own
@@ -101,6 +109,8 @@ _NOTES = (
     "`adaptive`: above 1 the fixed setting was faster. Prefix cache off.",
     "`adaptive`: drafts are cut by certainty; `planned`: lengths by acceptance so far alone; "
     "`fixed n`: always n draft tokens; `ar`: no drafts, what the planner may fall back to.",
+    "`spec_diff, adaptive`: length, denoising steps and fallback by entropy alone; `planned`: by "
+    "measured costs and acceptance; `7 in n`: 7 tokens in n steps, always.",
     "`cut`: share of the drafted tokens that the verifier was not shown. `log-loss`: of the "
     "chances foretold for those that it was, nats a token.",
 )
@@ -111,12 +121,32 @@ def _settings() -> dict[str, Setting]:
     config: EngineConfig = replace(engine_config(settings), prefix_cache=False)
     plain = build_engine(replace(config, entropy=None))
     cutting = build_engine(replace(config, entropy=config.entropy or EntropyConfig()))
-    fixed = {f"fixed {n}": Setting(plain, draft_length=n) for n in FIXED_LENGTHS}
+    fixed = {
+        f"fixed {n}": Setting(plain, options=GenerationOptions(draft_length=n))
+        for n in FIXED_LENGTHS
+    }
     return {
         "adaptive": Setting(cutting),
         "planned": Setting(plain),
         **fixed,
         "ar": Setting(plain, mode="ar"),
+        **_stepped(plain, cutting),
+    }
+
+
+def _stepped(plain: DFastLLMEngine, paced: DFastLLMEngine) -> dict[str, Setting]:
+    """The same for drafts of several denoising steps."""
+    name = "spec_diff, adaptive"
+    fixed = {
+        f"spec_diff, {STEPPED_LENGTH} in {steps}": GenerationOptions(
+            draft_length=STEPPED_LENGTH, denoising_steps=steps
+        )
+        for steps in FIXED_STEPS
+    }
+    return {
+        name: Setting(paced, "spec_diff", against=name),
+        "spec_diff, planned": Setting(plain, "spec_diff", against=name),
+        **{own: Setting(plain, "spec_diff", knobs, name) for own, knobs in fixed.items()},
     }
 
 

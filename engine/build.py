@@ -48,6 +48,7 @@ _ROLE_NAMES = {
     ModelRole.VERIFIER: "a verifier",
     ModelRole.DRAFTER: "a drafter",
     ModelRole.DIFFUSION: "a diffusion model",
+    ModelRole.CANVAS: "a diffusion model",
 }
 
 
@@ -79,6 +80,7 @@ def assemble_engine(
 ) -> DFastLLMEngine:
     """An engine around models that are loaded; `config` must be resolved."""
     check_models(models, tokenizer.vocab_size)
+    _check_plain(config, models)
     max_model_len = _max_model_len(config, models)
     attention = _attention(config, models)
     num_pages = _num_pages(config, models, max_model_len, attention.page_size)
@@ -131,6 +133,7 @@ def _model_runner(
         page_size=attention.page_size,
         backend=attention.backend,
         diffusion=models.diffusion,
+        canvas=models.canvas,
     )
     on_cpu = runner.device.type == "cpu"
     if config.self_test:
@@ -146,11 +149,20 @@ def _model_runner(
     return runner
 
 
+def _check_plain(config: EngineConfig, models: Models) -> None:
+    """A canvas model's forwards are neither compiled nor put in 8 bits yet."""
+    chosen = {"compile": config.compile, "use_8bit": config.use_8bit}
+    for name, is_chosen in chosen.items():
+        if is_chosen and models.canvas is not None:
+            raise UnsupportedModelError(f"{name} is not for {models.canvas.model_type} yet")
+
+
 def _available(models: Models) -> frozenset[ModelRole]:
     named = {
         ModelRole.VERIFIER: models.verifier,
         ModelRole.DRAFTER: models.drafter,
         ModelRole.DIFFUSION: models.diffusion,
+        ModelRole.CANVAS: models.canvas,
     }
     return frozenset(role for role, model in named.items() if model is not None)
 
@@ -174,10 +186,10 @@ def _wanting(mode: str, available: frozenset[ModelRole]) -> str:
     kind = strategy_kinds().get(mode)
     if kind is None:
         return "no strategy has this name, and "
-    choices = [
+    choices = dict.fromkeys(
         " and ".join(_ROLE_NAMES[role] for role in roles)
         for roles in missing_roles(kind, available)
-    ]
+    )
     return f"it needs {' or '.join(choices)}, too; " if any(choices) else ""
 
 
@@ -193,7 +205,8 @@ def _max_model_len(config: EngineConfig, models: Models) -> int:
 def _num_pages(config: EngineConfig, models: Models, max_model_len: int, page_size: int) -> int:
     """Enough for a full batch of full contexts, or what the memory budget allows; and page 0."""
     first = models.first
-    per_page = sum(bytes_per_token(shape, first.dtype) for shape in models.kv_shapes) * page_size
+    per_token = sum(bytes_per_token(shape, first.dtype) for shape in models.kv_shapes)
+    per_page = per_token * page_size
     one_sequence = -(-max_model_len // page_size)
     wanted = one_sequence * config.max_batch_size
     budget = (config.kv_memory_bytes or _default_kv_memory(first.device)) // per_page
@@ -227,6 +240,7 @@ def _strategy_context(
         sampler=sampler,
         defaults=config.options,
         diffusion=runner.diffusion.config if runner.diffusion else None,
+        canvas=runner.canvas.config if runner.canvas else None,
         denoise_costs=denoise_costs(runner),
         entropy=config.entropy,
     )

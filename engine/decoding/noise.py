@@ -24,10 +24,11 @@ LOW_32 = 0xFFFFFFFF
 class NoiseStream(IntEnum):
     """What is drawn at one position independently of each other: values of `steps`.
 
-    A canvas counts its denoising steps up from 0 and never comes near the last of them.
+    A canvas counts its denoising steps up from 0 and never comes near the next of them.
     """
 
     TOKEN = 0  # of drafter and verifier alike: what the coupled rule shares
+    RENOISING = MAX_CHOICE // 2  # tokens drawn blindly, and as many numbers more as there are steps
     REMASKING = MAX_CHOICE - 3
     RESIDUAL = MAX_CHOICE - 2  # the token after a draft under the rule of p/q
     ACCEPT = MAX_CHOICE - 1
@@ -81,6 +82,19 @@ def uniform(
     counter = _counter(1, positions, prompt_indices, streams)
     word = philox(counter, seeds[:, None])[0].squeeze(1)
     return word.float().add_(0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
+
+
+def integers(
+    seeds: Tensor,
+    prompt_indices: Tensor,
+    choices: Tensor,
+    positions: Tensor,
+    steps: Tensor,
+    end: int,
+) -> Tensor:
+    """A number in [0, end) a row, all as likely to within end / 2^32: [R] int64 each -> [R]."""
+    counter = _counter(1, positions, prompt_indices, choices + steps * MAX_CHOICE)
+    return (philox(counter, seeds[:, None])[0].squeeze(1) * end) >> 32
 
 
 def philox(counter: Words, key: Tensor) -> Words:

@@ -67,18 +67,10 @@ class Denoising(GenerationStrategy):
     def check(
         self, num_prompt_tokens: int, params: SamplingParams, options: GenerationOptions
     ) -> None:
-        if params.logprobs is not None or params.prompt_logprobs:
-            name = "prompt_logprobs" if params.logprobs is None else "logprobs"
-            message = f"{name}: tokens revealed in any order have no log-probability after a prefix"
-            raise InvalidRequestError(message, name)
         limit = params.max_tokens
         if limit is None:
             limit = self.default_max_tokens(num_prompt_tokens, options)
-        if limit == 0:
-            raise InvalidRequestError("max_tokens must be at least 1 in this mode", "max_tokens")
-        if limit is not None and params.min_tokens > limit:
-            message = f"min_tokens is {params.min_tokens}, but only {limit} tokens are written"
-            raise InvalidRequestError(message, "min_tokens")
+        check_limits(params, limit)
         DiffusionSampler.of(options)
 
     def max_rows(self, sequence: Sequence) -> int:
@@ -146,3 +138,19 @@ class Denoising(GenerationStrategy):
             num_tail=len(block.token_ids) - asked.stop,
         )
         return self._reader.block_rows(sequence, rows, sequence.token_ids[: block.start])
+
+
+def check_limits(params: SamplingParams, max_tokens: int | None) -> None:
+    """Raise `InvalidRequestError` for what no text has that is denoised.
+
+    `max_tokens` is what will be written at most, where that is known.
+    """
+    if params.logprobs is not None or params.prompt_logprobs:
+        name = "prompt_logprobs" if params.logprobs is None else "logprobs"
+        message = f"{name}: tokens revealed in any order have no log-probability after a prefix"
+        raise InvalidRequestError(message, name)
+    if max_tokens == 0:
+        raise InvalidRequestError("max_tokens must be at least 1 in this mode", "max_tokens")
+    if max_tokens is not None and params.min_tokens > max_tokens:
+        message = f"min_tokens is {params.min_tokens}, but only {max_tokens} tokens are written"
+        raise InvalidRequestError(message, "min_tokens")

@@ -60,8 +60,12 @@ class DiffusionReader:
 
     def is_behind(self, sequence: Sequence, num_known: int | None = None) -> bool:
         """Whether there is more to read than one forward should, before all or `num_known`."""
+        return self.num_unread(sequence, num_known) > MAX_READ_ROWS
+
+    def num_unread(self, sequence: Sequence, num_known: int | None = None) -> int:
+        """Tokens that can get lasting KV and have none yet."""
         num_known = sequence.num_tokens if num_known is None else num_known
-        return self._num_unread(sequence, num_known) > MAX_READ_ROWS
+        return self.num_readable(num_known) - self.num_read(sequence)
 
     def reading_rows(self, sequence: Sequence, *, is_final: bool) -> Rows:
         """The next piece of a long context; asks for no logits."""
@@ -105,9 +109,6 @@ class DiffusionReader:
     def _block_length(self) -> int:
         assert self.config.block_length is not None, "block-causal models have a block length"
         return self.config.block_length
-
-    def _num_unread(self, sequence: Sequence, num_known: int) -> int:
-        return self.num_readable(num_known) - self.num_read(sequence)
 
     def _context_pieces(self, start: int, end: int) -> Iterator[Piece]:
         if start >= end:

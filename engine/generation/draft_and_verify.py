@@ -66,7 +66,8 @@ class DraftAndVerify(GenerationStrategy):
 
     @classmethod
     def can_run(cls, available: frozenset[ModelRole]) -> bool:
-        return ModelRole.VERIFIER in available and len(available) > 1
+        drafting = {ModelRole.DRAFTER, ModelRole.DIFFUSION}
+        return ModelRole.VERIFIER in available and not drafting.isdisjoint(available)
 
     def make_source(self, context: StrategyContext) -> DraftSource:
         return draft_source(context)
@@ -142,7 +143,9 @@ class DraftAndVerify(GenerationStrategy):
         return committed
 
     def judges_by_rejection(self, sequence: Sequence) -> bool:
-        return self.allows_rejection and sequence.options.acceptance is Acceptance.REJECTION
+        """A greedy sequence's distributions are points, where both rules say the same."""
+        asks = sequence.options.acceptance is Acceptance.REJECTION
+        return asks and self.allows_rejection and not sequence.params.is_greedy
 
     def cut_off(self, sequence: Sequence, num_verified: int) -> list[float]:
         """Chances of the tokens that were drafted for a sequence but not verified."""

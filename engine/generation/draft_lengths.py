@@ -15,6 +15,8 @@ _PROBE_EVERY = 32
 """Steps between full-length drafts, which keep the estimates of deep positions fresh."""
 _PROBE_SHARE = 8
 """One sequence in so many is probed: a full draft of a whole large batch is a dear step."""
+_CHEAP_TO_READ = 128
+"""Tokens: what is written between two probes, and some more."""
 
 
 class Plan(NamedTuple):
@@ -39,7 +41,7 @@ class DraftLengths:
     def plan(self, sequences: Seq[Sequence]) -> list[int]:
         """Tokens to draft for each; 0 also where the client has given a draft."""
         self._num_steps += 1
-        probed = self._probed(len(sequences))
+        probed = self._probed(sequences)
         candidates = [
             self._candidate(seq, is_probed=index in probed) for index, seq in enumerate(sequences)
         ]
@@ -76,9 +78,17 @@ class DraftLengths:
             fixed = min(seq.options.draft_length, limit)
         return Candidate(self.acceptance.survivals(seq.sequence_id, limit), fixed)
 
-    def _probed(self, num_sequences: int) -> range:
-        """Which sequences get a full draft in this step whatever it costs; none in most steps."""
+    def _probed(self, sequences: Seq[Sequence]) -> set[int]:
+        """Which sequences get a full draft in this step whatever it costs; none in most steps.
+
+        All in turn, but those first of which the drafter has little to read: to read a long prompt
+        only to probe would cost more than the estimates are worth.
+        """
         turn, rest = divmod(self._num_steps, _PROBE_EVERY)
         if rest:
-            return range(0)
-        return range(turn % min(_PROBE_SHARE, num_sequences), num_sequences, _PROBE_SHARE)
+            return set()
+        count = len(sequences)
+        first = turn % min(_PROBE_SHARE, count)
+        order = sorted(range(count), key=lambda index: (index - first) % _PROBE_SHARE)
+        order.sort(key=lambda index: self._source.num_unread(sequences[index]) > _CHEAP_TO_READ)
+        return set(order[: len(range(first, count, _PROBE_SHARE))])

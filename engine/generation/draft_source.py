@@ -35,6 +35,10 @@ class DraftSource(ABC):
         """Rows that must be read before a block can be drafted; None where nothing is missing."""
         return None
 
+    def num_unread(self, sequence: Sequence) -> int:
+        """Tokens that a block's forward would have to read first."""
+        return 0
+
     def forget(self, sequence: Sequence) -> None:  # noqa: B027 an optional hook
         """Drop what was kept for an ended sequence."""
 
@@ -88,6 +92,9 @@ class DiffusionSource(DraftSource):
         if not self._reader.is_behind(sequence):
             return None
         return self._reader.reading_rows(sequence, is_final=False)
+
+    def num_unread(self, sequence: Sequence) -> int:
+        return self._reader.num_unread(sequence)
 
     def observe(self, timing: StepTiming) -> None:
         for size, seconds in timing.denoises:

@@ -54,8 +54,7 @@ class Forwards:
 
     def denoise(self, all_rows: Seq[Rows]) -> list[RowsOutput]:
         """Of the diffusion model: contexts that are read, drafts, and blocks of a canvas."""
-        assert self._runner.diffusion is not None
-        shift = int(self._runner.diffusion.config.logit_shift)
+        shift = int(self._runner.shifts_logits)
         spans: list[Span] = []
         wanted: list[int] = []
         offset = 0
@@ -66,6 +65,10 @@ class Forwards:
             wanted.extend(range(end - rows.num_logits, end))
         logits = self._runner.denoise(spans, wanted)
         picks = [denoise_pick(rows) for rows in all_rows]
+        if self._runner.canvas is not None and len(logits):
+            logits = self._sampler.process(logits, picks)
+            tokens = self._sampler.draw(logits, picks)
+            return _outputs(all_rows, logits, tokens, self._runner.canvas.soften(logits))
         tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
         return self._with_logprobs(_outputs(all_rows, logits, tokens), picks)
 
@@ -113,6 +116,7 @@ def denoise_pick(rows: Rows) -> Pick:
         rows.num_logits,
         is_drafter=True,
         denoising_step=rows.denoising_step,
+        temperature=rows.temperature,
     )
 
 
@@ -126,15 +130,23 @@ def _spans(rows: Rows) -> list[Span]:
         own = rows.token_ids[first : first + piece.num_rows]
         spans.append(Span(own, rows.start + first, pages, piece.visible_end))
         first += piece.num_rows
+    if rows.feedback is not None:
+        spans[-1] = replace(spans[-1], feedback=rows.feedback)
     assert first == len(rows.token_ids), "the pieces must cover the rows"
     return spans
 
 
-def _outputs(all_rows: Seq[Rows], logits: Tensor, tokens: Seq[list[int]]) -> list[RowsOutput]:
+def _outputs(
+    all_rows: Seq[Rows],
+    logits: Tensor,
+    tokens: Seq[list[int]],
+    feedback: Tensor | None = None,
+) -> list[RowsOutput]:
     outputs, start = [], 0
     for rows, token_ids in zip(all_rows, tokens, strict=True):
         rows.sequence.num_forwards += 1
-        own = logits[start : start + rows.num_logits]
-        outputs.append(RowsOutput(rows, token_ids, own))
+        part = slice(start, start + rows.num_logits)
+        own = None if feedback is None else feedback[part]
+        outputs.append(RowsOutput(rows, token_ids, logits[part], feedback=own))
         start += rows.num_logits
     return outputs

@@ -20,7 +20,7 @@ def load_strategies(
 ) -> dict[str, GenerationStrategy]:
     """Make every installed strategy whose models are there; raises `StrategyLoadError`."""
     return {
-        name: kind(context)
+        name: kind.make(context)
         for name, kind in strategy_kinds().items()
         if name not in disabled and kind.can_run(available)
     }

@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from engine.generation.denoising import DEFAULT_CANVAS, Denoising
 from engine.generation.masked_block import MaskedBlock
+from engine.generation.renoising import Renoising
+from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyContext
 from engine.models.diffusion_lm import ContextKind
 from engine.request.errors import InvalidRequestError
 from engine.request.options import CanvasCache, GenerationOptions
@@ -40,6 +42,15 @@ class SemiAR(Denoising):
             "unmasking_factor",
         }
     )
+
+    @classmethod
+    def can_run(cls, available: frozenset[ModelRole]) -> bool:
+        return super().can_run(available) or Renoising.can_run(available)
+
+    @classmethod
+    def make(cls, context: StrategyContext) -> GenerationStrategy:
+        """Where there are no masks to be filled in, another strategy goes from left to right."""
+        return cls(context) if context.canvas is None else Renoising(context)
 
     def check(
         self, num_prompt_tokens: int, params: SamplingParams, options: GenerationOptions

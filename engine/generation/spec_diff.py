@@ -16,7 +16,9 @@ from engine.decoding.diffusion_sampler import DiffusionSampler
 from engine.denoising_planner import DenoisingModel, plan_denoising
 from engine.generation.draft_and_verify import DraftAndVerify
 from engine.generation.draft_source import DraftSource, draft_source
+from engine.generation.entropy_pace import EntropyPace
 from engine.generation.partial_draft import Denoised, PartialDraft, reveal
+from engine.generation.predicted_output import predicted_draft
 from engine.generation.strategy import ModelRole, Rows, RowsOutput, StrategyContext
 from engine.request.errors import InvalidRequestError
 from engine.request.options import Acceptance, GenerationOptions, Remasking
@@ -35,7 +37,8 @@ class SpecDiff(DraftAndVerify):
     """Several denoising steps a draft, AR verify: the tokens of `ar`.
 
     `denoising_steps` is how many a draft gets, fewer where nothing is left to reveal; without it
-    another step is made while it pays.
+    another step is made while it pays. With entropy-adaptive control what a request leaves open,
+    length, steps and whether to draft at all, follows the entropy of its drafts instead.
     """
 
     honours: ClassVar[frozenset[str]] = DraftAndVerify.honours | {
@@ -49,6 +52,10 @@ class SpecDiff(DraftAndVerify):
     def __init__(self, context: StrategyContext) -> None:
         super().__init__(context)
         self._model = DenoisingModel(MAX_STEPS)
+        self._pace: EntropyPace | None = None
+        if context.entropy is not None:
+            longest = self.source.max_length
+            self._pace = EntropyPace(context.entropy, longest, MAX_PLANNED_STEPS)
         self._drafts: dict[str, PartialDraft] = {}
         self._committed = 0.0  # expected of what has gone to the verifier in this step
         self._spent_s = 0.0
@@ -82,6 +89,17 @@ class SpecDiff(DraftAndVerify):
         finished = [seq for seq in sequences if seq.sequence_id not in again]
         return [*again.values(), *self._verify_finished(finished)]
 
+    def plan(self, sequences: Seq[Sequence]) -> list[int]:
+        lengths = super().plan(sequences)
+        if self._pace is None:
+            return lengths
+        return [
+            length
+            if seq.options.draft_length is not None or predicted_draft(seq)
+            else min(self._pace.advice(seq).draft_length, self.lengths.limit(seq))
+            for seq, length in zip(sequences, lengths, strict=True)
+        ]
+
     def draft_rows(self, sequence: Sequence, length: int, revealed: Seq[int | None] = ()) -> Rows:
         rows = super().draft_rows(sequence, length, revealed)
         return replace(rows, wants_logits=True)
@@ -90,6 +108,8 @@ class SpecDiff(DraftAndVerify):
         committed = super().accept(outputs)
         for output, token_ids in zip(outputs, committed, strict=True):
             draft = self._drafts.pop(output.rows.sequence.sequence_id, None)
+            if draft is None and self._pace is not None:
+                self._pace.rest(output.rows.sequence)
             if draft is not None:
                 num_verified = len(output.rows.token_ids) - 1
                 self._model.update(draft.masked_after, num_verified, len(token_ids) - 1)
@@ -98,9 +118,14 @@ class SpecDiff(DraftAndVerify):
     def release(self, sequence: Sequence) -> None:
         super().release(sequence)
         self._drafts.pop(sequence.sequence_id, None)
+        if self._pace is not None:
+            self._pace.forget(sequence)
 
     def _take(self, drafted: Seq[RowsOutput]) -> None:
         """Reveal, by every request's own rule."""
+        if self._pace is not None:
+            new = [o for o in drafted if o.rows.sequence.sequence_id not in self._drafts]
+            self._pace.take([output for output in new if output.token_ids])
         by_rule: dict[DiffusionSampler, list[Denoised]] = {}
         for output in drafted:
             if not output.token_ids:
@@ -121,7 +146,7 @@ class SpecDiff(DraftAndVerify):
             draft = self._drafts.get(seq.sequence_id)
             if draft is None or draft.is_finished:
                 continue
-            limit = seq.options.denoising_steps
+            limit = self._num_steps(seq)
             if limit is None and draft.num_steps < MAX_PLANNED_STEPS:
                 open_to.append(seq)
             elif limit is not None and draft.num_steps < limit:
@@ -132,6 +157,13 @@ class SpecDiff(DraftAndVerify):
             for seq in chosen
             for draft in [self._drafts[seq.sequence_id]]
         }
+
+    def _num_steps(self, sequence: Sequence) -> int | None:
+        """How many steps its draft is to have; None: as many as pay."""
+        asked = sequence.options.denoising_steps
+        if asked is not None or self._pace is None:
+            return asked
+        return self._pace.advice(sequence).denoising_steps
 
     def _worth_it(self, sequences: Seq[Sequence], candidates: Seq[Sequence]) -> list[Sequence]:
         if not candidates:

@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from engine.entropy_controller import EntropyConfig
+from engine.models.canvas_lm import CanvasConfig
 from engine.models.diffusion_lm import DiffusionConfig
 from engine.models.token_sampler import TokenSampler
 from engine.request.options import NO_OPTIONS, GenerationOptions
@@ -29,7 +30,8 @@ from engine.request.sequence import Sequence
 class ModelRole(Enum):
     VERIFIER = "verifier"
     DRAFTER = "drafter"  # of the DFlash kind: reads the verifier's hidden states
-    DIFFUSION = "diffusion"  # stands alone
+    DIFFUSION = "diffusion"  # stands alone, and fills in masks
+    CANVAS = "canvas"  # has no mask, and denoises random tokens; its rows are diffusion rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,10 @@ class Rows:
     """Whether the output's logits must be those that a chained draft was drawn from."""
     wants_logprobs: bool = False
     """Whether the output must say what its tokens were drawn from."""
+    temperature: float = 1.0
+    """Of diffusion rows: divides their logits, before the request's own does."""
+    feedback: Tensor | None = None
+    """Of diffusion rows: what the last pass over the same ones gave, if the model is told that."""
 
     @property
     def is_drafting(self) -> bool:
@@ -76,14 +82,17 @@ class Rows:
 class RowsOutput:
     """What came of `rows`: a token for each row with logits, drawn with the request's own noise.
 
-    token_ids: num_logits of them. logits: [num_logits, V], before any processing. logprobs: log p~,
-    [num_logits, V], that the tokens were drawn from; only for rows that want it.
+    token_ids: num_logits of them. logits: [num_logits, V], before any processing; those of a canvas
+    model after it and after the rows' own temperature. logprobs: log p~, [num_logits, V], that the
+    tokens were drawn from; only for rows that want it. feedback: [num_logits, H], what the next
+    pass of a canvas model over the same rows is to be told.
     """
 
     rows: Rows
     token_ids: list[int]
     logits: Tensor
     logprobs: Tensor | None = None
+    feedback: Tensor | None = None
 
 
 class Forward(NamedTuple):
@@ -127,6 +136,7 @@ class StrategyContext:
     """Measured at start: (rows, seconds) of a forward of the diffusion model."""
     entropy: EntropyConfig | None = None
     """How drafts are cut by how certain they are; None: by acceptance so far alone."""
+    canvas: CanvasConfig | None = None
 
 
 class GenerationStrategy(ABC):
@@ -152,6 +162,11 @@ class GenerationStrategy(ABC):
 
     def __init__(self, context: StrategyContext) -> None:
         self.context = context
+
+    @classmethod
+    def make(cls, context: StrategyContext) -> GenerationStrategy:
+        """The strategy for an engine's models, where those of another kind need another one."""
+        return cls(context)
 
     @classmethod
     def can_run(cls, available: frozenset[ModelRole]) -> bool:

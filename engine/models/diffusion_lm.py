@@ -103,8 +103,8 @@ def load_diffusion_lm(path: Path, *, dtype: torch.dtype, device: torch.device) -
     kind = raw.get("model_type", "unknown")
     if kind == CANVAS_TYPE:
         raise UnsupportedModelError(
-            f"{path} (model_type {kind}) denoises random tokens, not masks, and is told the logits "
-            "of each pass in the next: no mode of this engine does that yet"
+            f"{path} (model_type {kind}) denoises random tokens, not masks: no mode but semi_ar "
+            "does that"
         )
     if kind not in FAMILIES:
         raise UnsupportedModelError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from engine.models.canvas_lm import CanvasLM, is_canvas_lm, load_canvas_lm
 from engine.models.causal_lm import CausalLM, UnsupportedModelError, load_causal_lm
 from engine.models.checkpoint import read_config
 from engine.models.dflash import DFlashDrafter, load_drafter
@@ -23,11 +24,17 @@ class Models:
     verifier: CausalLM | None
     drafter: DFlashDrafter | None
     diffusion: DiffusionLM | None
+    canvas: CanvasLM | None = None
+    """A diffusion model without masks, in the place of the other."""
 
     @property
-    def first(self) -> CausalLM:
+    def denoiser(self) -> CausalLM | CanvasLM | None:
+        return self.canvas if self.diffusion is None else self.diffusion.backbone
+
+    @property
+    def first(self) -> CausalLM | CanvasLM:
         """The one that device, dtype and limits are read off."""
-        model = self.verifier or (self.diffusion.backbone if self.diffusion else None)
+        model = self.verifier or self.denoiser
         assert model is not None, "there must be a model to run"
         return model
 
@@ -39,14 +46,14 @@ class Models:
             found["verifier"] = self.verifier.model
         if self.drafter is not None:
             found["drafter"] = self.drafter
-        if self.diffusion is not None:
-            found["diffusion model"] = self.diffusion.backbone.model
+        if self.denoiser is not None:
+            found["diffusion model"] = self.denoiser.model
         return found
 
     @property
     def paged_shapes(self) -> list[KvShape]:
         """Of the pools that paged attention reads; the drafter's own blocks always take SDPA."""
-        models = (self.verifier, None if self.diffusion is None else self.diffusion.backbone)
+        models = (self.verifier, self.denoiser)
         return [model.kv_shape for model in models if model is not None]
 
     @property
@@ -64,15 +71,17 @@ def load_models(
     device: torch.device,
 ) -> Models:
     """Load what is named; raises `UnsupportedModelError` where a folder holds something else."""
-    diffusion = None
+    diffusion = canvas = None
     if diffusion_path is not None and verifier_path is not None:
         check_same_tokens(Path(diffusion_path), Path(verifier_path))
-    if diffusion_path is not None:
+    if diffusion_path is not None and is_canvas_lm(Path(diffusion_path)):
+        canvas = load_canvas_lm(Path(diffusion_path), dtype=dtype, device=device)
+    elif diffusion_path is not None:
         diffusion = load_diffusion_lm(Path(diffusion_path), dtype=dtype, device=device)
-    if verifier_path is None:
-        return Models(None, None, diffusion)
-    verifier, drafter = load_pair(verifier_path, drafter_path, dtype, device)
-    return Models(verifier, drafter, diffusion)
+    verifier = drafter = None
+    if verifier_path is not None:
+        verifier, drafter = load_pair(verifier_path, drafter_path, dtype, device)
+    return Models(verifier, drafter, diffusion, canvas)
 
 
 def load_pair(
@@ -108,8 +117,8 @@ def check_models(models: Models, num_tokens: int) -> None:
     """Raise `UnsupportedModelError` where tokenizer and models do not fit together."""
     if models.verifier is not None:
         check_pair(models.verifier, models.drafter, num_tokens)
-    if models.verifier is not None and models.diffusion is not None:
-        own, other = models.diffusion.vocab_size, models.verifier.vocab_size
+    if models.verifier is not None and models.denoiser is not None:
+        own, other = models.denoiser.vocab_size, models.verifier.vocab_size
         if own != other:
             raise UnsupportedModelError(
                 f"this diffusion model was made for another verifier: vocab_size is {own}, "

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from engine.base import BaseStats
 from engine.models.attention import Backend, gather_pages
+from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
 from engine.models.compiled import CompiledDrafter
 from engine.models.dflash import DFlashConfig, DFlashDrafter
@@ -49,16 +50,18 @@ class ModelRunner:
         page_size: int,
         backend: Backend,
         diffusion: DiffusionLM | None = None,
+        canvas: CanvasLM | None = None,
     ) -> None:
         self._verifier = verifier
         self.drafter = drafter
         self.diffusion = diffusion
+        self.canvas = canvas  # in the place of the other
         self.num_pages = num_pages
         self.page_size = page_size
         self.counts = ForwardCounts()
         self._backend = backend
         self._compiled_drafter: CompiledDrafter | None = None
-        denoiser = None if diffusion is None else diffusion.backbone
+        denoiser = canvas if diffusion is None else diffusion.backbone
         first = verifier or denoiser
         assert first is not None, "there must be a model to run"
         self.vocab_size = first.vocab_size
@@ -142,15 +145,25 @@ class ModelRunner:
 
         A mask is never an answer: its logit is -inf.
         """
-        assert self.diffusion is not None and self._diffusion_pool is not None
-        batch = pack(spans, self.page_size, self.device)
+        assert self._diffusion_pool is not None
+        self.counts.num_denoise_forwards += 1
+        self.counts.num_denoise_rows += sum(len(span.token_ids) for span in spans)
         rows = torch.tensor(logit_rows, dtype=torch.int64).to(self.device)
+        if self.canvas is not None:
+            return self.canvas.forward(
+                spans, self.page_size, self._diffusion_pool, self._backend, rows
+            )
+        assert self.diffusion is not None
+        batch = pack(spans, self.page_size, self.device)
         backbone = self.diffusion.backbone
         logits = backbone.forward(batch, self._diffusion_pool, self._backend, rows)
         logits[:, self.diffusion.config.mask_token_id] = -torch.inf
-        self.counts.num_denoise_forwards += 1
-        self.counts.num_denoise_rows += batch.token_ids.shape[0]
         return logits
+
+    @property
+    def shifts_logits(self) -> bool:
+        """Whether row p of the diffusion model predicts position p + 1."""
+        return self.diffusion is not None and self.diffusion.config.logit_shift
 
     def _kv_pool(self, shape: KvShape) -> KvPool:
         return KvPool(shape, self.num_pages, self.page_size, self._dtype, self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -22,6 +22,8 @@ class Span:
     start: int
     page_ids: Seq[int]
     visible_end: int | None = None
+    feedback: Tensor | None = field(default=None, compare=False)
+    """What the model's last pass over these rows gave, [rows, H], where it is told that."""
 
     @property
     def end(self) -> int:

@@ -23,3 +23,5 @@ class Pick:
     draft: Seq[int] = ()
     is_drafter: bool = False
     denoising_step: int = 0
+    temperature: float = 1.0
+    """The way of generating's own, by which logits are divided before the request's."""

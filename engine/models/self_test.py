@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM, UnsupportedModelError
 from engine.models.diffusion_lm import ContextKind, DiffusionConfig
 from engine.models.model_runner import ModelRunner
@@ -57,9 +58,27 @@ def check_against_eager(runner: ModelRunner, *, fuse: bool = False) -> None:
         num_tokens = max(_num_tokens(model), 2 * (config.block_length or 0))
         trial = _diffusion_trial(_random_tokens(model, min(num_tokens, room)), config)
         _check(model, runner.diffusion.model_type, trial, runner.denoise, runner, fuse=fuse)
+    if runner.canvas is not None:
+        _check_canvas(runner.canvas, runner, room)
 
 
-def _num_tokens(model: CausalLM) -> int:
+def _check_canvas(model: CanvasLM, runner: ModelRunner, room: int) -> None:
+    """Two passes over a canvas, the second told of the first."""
+    length = min(model.config.canvas_length, room // 2)
+    tokens = _random_tokens(model, length + min(_num_tokens(model), room - length))
+    text, canvas = tokens[:-length].to(runner.device), tokens[-length:].to(runner.device)
+    pages = list(range(1, -(-len(tokens) // runner.page_size) + 1))
+    span = Span(canvas.tolist(), len(text), pages, len(tokens))
+    spans, before = [Span(text.tolist(), 0, pages), span], None
+    for _ in range(2):
+        num_rows = sum(len(span.token_ids) for span in spans)
+        packed = runner.denoise(spans, list(range(num_rows - length, num_rows)))
+        before = model.eager_logits(text, canvas, before)
+        _compare(packed, before, model.model_type, model.dtype)
+        spans = [replace(span, feedback=model.soften(before))]
+
+
+def _num_tokens(model: CausalLM | CanvasLM) -> int:
     """Enough to leave a sliding window behind, where that can be afforded."""
     window = model.window or 0
     if window + _NUM_ROWS > _MAX_TOKENS:
@@ -69,7 +88,7 @@ def _num_tokens(model: CausalLM) -> int:
     return min(window + _NUM_ROWS, model.max_positions)
 
 
-def _random_tokens(model: CausalLM, num_tokens: int) -> Tensor:
+def _random_tokens(model: CausalLM | CanvasLM, num_tokens: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(model.vocab_size, (num_tokens,), generator=generator)
 

@@ -26,7 +26,6 @@ from engine.models.pick import Pick
 from engine.request.outputs import TokenLogprobs
 from engine.request.tokenizer import Tokenizer
 
-
 _MAX_TABLES = 64  # batches that are remembered; a running one keeps its own for many steps
 
 
@@ -49,7 +48,10 @@ class TokenSampler:
 
     def sample(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
         """logits: [R, V], the rows of all picks in order -> the tokens of each pick."""
-        logits = self._process(logits, picks)
+        return self.draw(self.process(logits, picks), picks)
+
+    def draw(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
+        """As `sample`, from logits that have been through `process`."""
         index, positions = self._rows(picks)
         steps = self._steps(picks)
         drawn = sample(logits, self._table(picks), index, positions, self._noise_cache, steps)
@@ -73,7 +75,7 @@ class TokenSampler:
         With the `bias` of each row, [R, V], what `sample_chained` draws from.
         """
         index, _ = self._rows(picks)
-        return processed_logprobs(self._process(logits, picks), self._table(picks), index, bias)
+        return processed_logprobs(self.process(logits, picks), self._table(picks), index, bias)
 
     def verify_by_rejection(
         self,
@@ -111,7 +113,7 @@ class TokenSampler:
         `bias` maps the tokens before, [N], to what they add to the logits of the next, [N, V];
         `anchors` are the tokens before each pick's first.
         """
-        return self._chain(self._process(logits, picks), picks, anchors, bias)
+        return self._chain(self.process(logits, picks), picks, anchors, bias)
 
     def _chain(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
@@ -163,7 +165,7 @@ class TokenSampler:
         """
         index, positions = self._rows(picks)
         table = self._table(picks)
-        logits = self._process(logits, picks)
+        logits = self.process(logits, picks)
         scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
         first, second = scores.float().topk(2, dim=-1).values.unbind(-1)
         scale = table.temperature.masked_fill(table.is_greedy, 1.0)[index]
@@ -219,8 +221,11 @@ class TokenSampler:
             known = self._tables[key] = _KnownTable(entries, table)
         return known.table
 
-    def _process(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
-        """Penalties, biases and bans along each pick's hypothetical prefix; copies if there are."""
+    def process(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
+        """Penalties, biases and bans along each pick's hypothetical prefix; copies if there are.
+
+        Then the picks' own temperatures; those of the requests are left to the drawing.
+        """
         if not any(map(_needs_processing, picks)):
             return logits
         logits = logits.float().clone()
@@ -238,6 +243,7 @@ class TokenSampler:
                     self._tokenizer.eos_token_ids | set(sequence.params.stop_token_ids),
                     pick.first_position if pick.is_drafter else None,
                 )
+            logits[start : start + pick.count] /= pick.temperature
             start += pick.count
         apply_grammars(logits, picks)
         return logits
@@ -255,7 +261,7 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
 def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
     sequence = pick.sequence
-    has_grammar = sequence.grammar is not None
+    has_own = sequence.grammar is not None or pick.temperature != 1.0
     return pick.count > 0 and (
-        has_grammar or needs_processing(sequence.params, sequence.num_output_tokens)
+        has_own or needs_processing(sequence.params, sequence.num_output_tokens)
     )

@@ -17,6 +17,7 @@ from engine.generation.registry import load_strategies
 from engine.generation.step_runner import StepRunner
 from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyContext
 from engine.models.attention import sdpa_backend
+from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
 from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
@@ -43,6 +44,7 @@ class TinyModels:
     verifier_path: Path
     drafter_path: Path | None
     diffusion: DiffusionLM | None = None
+    canvas: CanvasLM | None = None
 
 
 def save_tiny_models(folder: Path) -> tuple[Path, Path]:
@@ -86,6 +88,7 @@ def make_engine(
         page_size=page_size,
         backend=sdpa_backend,
         diffusion=models.diffusion,
+        canvas=models.canvas,
     )
     strategies = {
         **load_strategies(strategy_context(models, max_model_len), available(models)),
@@ -120,12 +123,17 @@ def strategy_context(models: TinyModels, max_model_len: int = 256) -> StrategyCo
         draft_costs=[(1, 1e-4), (16, 2e-4)],
         sampler=TokenSampler(models.tokenizer, CPU),
         diffusion=models.diffusion and models.diffusion.config,
+        canvas=models.canvas and models.canvas.config,
         denoise_costs=[(1, 1e-3), (128, 2e-3)],
     )
 
 
 def available(models: TinyModels) -> frozenset[ModelRole]:
-    optional = {ModelRole.DRAFTER: models.drafter, ModelRole.DIFFUSION: models.diffusion}
+    optional = {
+        ModelRole.DRAFTER: models.drafter,
+        ModelRole.DIFFUSION: models.diffusion,
+        ModelRole.CANVAS: models.canvas,
+    }
     there = {role for role, model in optional.items() if model is not None}
     return frozenset({ModelRole.VERIFIER, *there})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from engine.generation.deer import Deer
 from engine.generation.strategy import ModelRole
 from engine.request.sampling_params import SamplingParams
@@ -28,3 +30,23 @@ def test_where_drafts_never_pay_one_sequence_in_eight_is_probed_now_and_then(
             assert [len(row.token_ids) for row in rows] == [1] * 16
     assert [len(names) for names in probed] == [2] * 8
     assert len({name for names in probed for name in names}) == 16, "everybody has a turn"
+
+
+def test_where_to_read_a_prompt_costs_much_a_probe_takes_a_sequence_that_has_been_read(
+    models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dear = dataclasses.replace(strategy_context(models), draft_costs=[(1, 10.0), (16, 160.0)])
+    deer, engine = Deer(dear), make_engine(models)
+    monkeypatch.setattr(
+        deer.source, "num_unread", lambda sequence: 0 if sequence.sequence_id in "27" else 500
+    )
+    sequences = [
+        engine.make_sequence(str(number), tokens(5, number), SamplingParams(max_tokens=50))
+        for number in range(8)
+    ]
+    probed = set()
+    for _ in range(32 * 8):
+        rows = deer.propose(sequences, ())
+        if rows[0].model is ModelRole.DRAFTER:
+            probed |= {row.sequence.sequence_id for row in rows}
+    assert probed == {"2", "7"}

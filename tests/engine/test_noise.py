@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.decoding import noise as noise_module
 from engine.decoding import noise_cache
+from engine.decoding.entropy_bound import MAX_STEPS
 from engine.decoding.noise import (
     KEY_STEPS,
     LOW_32,
@@ -18,6 +19,7 @@ from engine.decoding.noise import (
     NUM_ROUNDS,
     NoiseStream,
     gumbel,
+    integers,
     philox,
     uniform,
 )
@@ -199,7 +201,24 @@ def test_the_first_lane_of_the_noise_is_made_of_the_same_number() -> None:
 
 def test_what_is_drawn_at_a_position_is_drawn_independently() -> None:
     # Apart from the token's own they lie where no canvas counts its denoising steps.
-    assert all(stream == 0 or MAX_CHOICE - 16 < stream < MAX_CHOICE for stream in NoiseStream)
+    first, *others = sorted(set(NoiseStream) - {NoiseStream.RENOISING})
+    assert first == 0 and all(MAX_CHOICE - 16 < stream < MAX_CHOICE for stream in others)
+    # Random tokens have a number for each pass, beside those of the passes themselves.
+    assert MAX_STEPS < NoiseStream.RENOISING < MAX_CHOICE - 16 - MAX_STEPS
     drawn = torch.stack([uniforms_of(stream, 20_000) for stream in NoiseStream])
     correlations = torch.corrcoef(drawn) - torch.eye(len(NoiseStream))
     assert correlations.abs().max() < 5.0 / math.sqrt(20_000)
+
+
+@pytest.mark.parametrize("end", [1, 7, 1 << 18])
+def test_integers_are_all_as_likely_and_made_of_the_same_number(end: int) -> None:
+    zeros = torch.zeros(20_000, dtype=torch.int64)
+    numbers = (zeros + 5, zeros, zeros, torch.arange(20_000), zeros + NoiseStream.RENOISING)
+    drawn = integers(*numbers, end)
+    shares = (drawn + 0.5) / end
+    assert int(drawn.min()) >= 0 and int(drawn.max()) < end
+    assert (shares - uniform(*numbers)).abs().max() <= 0.5 / end + 1e-6
+    if end == 7:
+        counts = torch.bincount(drawn, minlength=7).double()
+        expected = 20_000 / 7
+        assert float(((counts - expected) ** 2 / expected).sum()) < 22.5  # 0.1 % of chi-square
