@@ -135,8 +135,9 @@ class StrategyContext:
     denoise_costs: Seq[tuple[int, float]] = ()
     """Measured at start: (rows, seconds) of a forward of the diffusion model."""
     entropy: EntropyConfig | None = None
-    """How drafts are cut by how certain they are; None: by acceptance so far alone."""
+    """From which entropies on drafts are cut and paced; None: acceptance so far decides alone."""
     canvas: CanvasConfig | None = None
+    """Of a diffusion model without masks, in the place of the other."""
 
 
 class GenerationStrategy(ABC):

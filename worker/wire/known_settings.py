@@ -109,9 +109,7 @@ _ALL = (
     _setting("MAX_STEP_TOKENS", (WORKER,), "auto", "token budget of one engine step"),
     _setting("KV_CACHE_MB", (WORKER,), "auto", "memory for the KV cache, in MiB"),
     _setting("PREFIX_CACHE", (WORKER,), "true", "share the KV of equal prompt beginnings"),
-    _setting(
-        "ADAPTIVE_ENTROPY", (WORKER,), "false", "cut drafts where their own logits are uncertain"
-    ),
+    _setting("ADAPTIVE_ENTROPY", (WORKER,), "false", "cut and pace drafts by their own entropy"),
     _setting(
         "ENTROPY_HIGH",
         (WORKER,),
