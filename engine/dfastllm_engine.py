@@ -40,7 +40,7 @@ class Completion:
 
 
 class DFastLLMEngine:
-    """One verifier, its drafter and a tokenizer, ready to be stepped by one thread."""
+    """Models that fit together and a tokenizer, ready to be stepped by one thread."""
 
     def __init__(
         self,

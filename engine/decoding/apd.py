@@ -4,7 +4,7 @@ Israel et al., "Accelerating diffusion LLMs via adaptive parallel decoding" (arX
 diffusion model proposes x = argmax(log q / T + G), a small autoregressive model reads x, and
 y = argmax((R log q + (1 - R) log p) / T + G) is drawn from the mixture with the same noise; the
 longest prefix with x = y stands. The result is neither model's distribution: R trades quality for
-speed. Without an autoregressive model a prefix stands while the drafter is sure of its own tokens.
+speed. Without an autoregressive model a prefix stands while the diffusion model is sure of it.
 """
 
 from __future__ import annotations
