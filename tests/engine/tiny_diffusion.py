@@ -50,6 +50,14 @@ def tiny_diffusion(
     return replace(models, drafter=None, drafter_path=None, diffusion=diffusion)
 
 
+def load_shipped() -> TinyModels:
+    """The verifier that ships, with its diffusion model instead of its drafter."""
+    folder = EMBEDDED / "verifier"
+    found = load_models(str(folder), None, str(EMBEDDED / "diffusion"), torch.float32, CPU)
+    assert found.verifier is not None
+    return TinyModels(found.verifier, None, Tokenizer(folder), folder, None, found.diffusion)
+
+
 def drafting_diffusion(context: ContextKind = ContextKind.CAUSAL) -> DiffusionLM:
     """As unsure as the tiny verifier: of what it drafts some is accepted and some refused."""
     config = DiffusionConfig(MASK, logit_shift=True, context=context)
@@ -60,14 +68,6 @@ def _random_diffusion(config: DiffusionConfig, seed: int, **changes: object) -> 
     model: Any = tiny_qwen3(seed, **changes)
     model.set_attn_implementation(PAGED_ATTENTION)
     return DiffusionLM(CausalLM(model), config)
-
-
-def load_shipped() -> TinyModels:
-    """The verifier that ships, with its diffusion model instead of its drafter."""
-    folder = EMBEDDED / "verifier"
-    found = load_models(str(folder), None, str(EMBEDDED / "diffusion"), torch.float32, CPU)
-    assert found.verifier is not None
-    return TinyModels(found.verifier, None, Tokenizer(folder), folder, None, found.diffusion)
 
 
 def by_reference(models: TinyModels, write: Callable[..., T], *args: object) -> T:
