@@ -87,9 +87,6 @@ class RequestBatcher:
         for sequence in [*self.running, *self.waiting]:
             if sequence.sequence_id == sequence_id:
                 self._remove(sequence)
-        self._ended_before_start = [
-            sequence for sequence in self._ended_before_start if sequence.sequence_id != sequence_id
-        ]
 
     def schedule(self) -> Schedule:
         self._admit()

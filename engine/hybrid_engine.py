@@ -7,14 +7,16 @@ said by `default_mode` alone; every other mode that the models allow can be aske
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from engine.base import BaseConfig, BaseStats
 from engine.build import EngineConfig, build_engine
 from engine.dfastllm_engine import Completion, DFastLLMEngine
+from engine.entropy_controller import EntropyConfig
 from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions, Remasking
 from engine.request.sampling_params import SamplingParams
 
@@ -37,6 +39,14 @@ class HybridConfig(BaseConfig):
     prefix_cache: bool = True
     device: str = "auto"
     dtype: str = "auto"
+    entropy: EntropyConfig | None = None  # cut drafts where their own logits are uncertain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        entropy = values.get("entropy")
+        if isinstance(entropy, Mapping):
+            values = {**values, "entropy": EntropyConfig.from_dict(entropy)}
+        return super().from_dict(values)
 
     def validate(self) -> None:
         """Raise ValueError naming the first field that cannot be meant."""
@@ -67,6 +77,7 @@ class HybridConfig(BaseConfig):
             device=self.device,
             dtype=self.dtype,
             options=self.options(),
+            entropy=self.entropy,
         )
 
 

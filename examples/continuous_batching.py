@@ -1,12 +1,9 @@
 """The loop itself: requests come and go while others run, and share the KV of equal beginnings."""
 
-from engine.build import build_engine
-from engine.request.sampling_params import SamplingParams
+from engine import SamplingParams, build_engine
 
 engine = build_engine()
-batching = (
-    engine.batching
-)  # a ContinuousBatchingEngine: RequestBatcher, PrefixCache, one step at a time
+batching = engine.batching  # a ContinuousBatchingEngine, with RequestBatcher and PrefixCache
 story = engine.tokenizer.encode("Once upon a time, there was a little dog named Max. " * 4)
 
 for number, mode in enumerate(("ar", "deer", "spec_diff", "semi_ar")):

@@ -1,8 +1,6 @@
 """Infilling: the diffusion model writes what stands between given texts, here in two holes."""
 
-from engine.build import build_engine
-from engine.request.options import GenerationOptions
-from engine.request.sampling_params import SamplingParams
+from engine import GenerationOptions, SamplingParams, build_engine
 
 engine = build_engine()
 before, between, after = "Once upon a time, there was a ", " named Max. Max liked to ", " all day."

@@ -1,15 +1,15 @@
 """Every mode as a Python object: the same prompts, and what each of the engines counted."""
 
-from engine.hybrid_engine import (
+from engine import (
     APDDecoder,
     HybridConfig,
     HybridEngine,
+    SamplingParams,
     SemiAREngine,
     SpecDiffEngine,
 )
-from engine.request.sampling_params import SamplingParams
 
-prompts = ["Once upon a time, there was a little dog named Max.", "What is (3 + 4) * 2?"]
+prompts = ["Once upon a time, there was a little dog named Max.", "One day, Lily went to the park."]
 params = SamplingParams(max_tokens=32, temperature=0.0)
 
 for kind in (HybridEngine, SpecDiffEngine, SemiAREngine, APDDecoder):

@@ -1,7 +1,6 @@
 """The engine alone, without HTTP or Redis: continues a batch of prompts in this process."""
 
-from engine.build import build_engine
-from engine.request.sampling_params import SamplingParams
+from engine import SamplingParams, build_engine
 
 prompts = ["Once upon a time, there was a little dog named Max.", "One day, Lily went to the park."]
 engine = build_engine()  # the models that ship with the package; or EngineConfig(model_path=...)

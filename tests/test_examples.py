@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.server import RunningServer, served
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 150
+FACES = ("HybridEngine", "SpecDiffEngine", "SemiAREngine", "APDDecoder")
 # What follows repeats what stands here, whichever small model goes on with it.
 PROMPT = "| a | b |\n| --- | --- |\n" + 3 * "| 1 | 2 |\n" + "| 1 |"
 
@@ -43,6 +46,39 @@ def test_the_readme_asks_a_served_model_and_prints_its_answers(server: RunningSe
 def test_the_offline_example_continues_each_of_its_prompts() -> None:
     blocks = _run("offline_generate.py").strip().split("\n\n")
     assert len([block for block in blocks if block.partition("|")[2].strip()]) == 2
+
+
+IN_THIS_PROCESS = {  # what each must print, beside texts that nobody can foretell
+    "continuous_batching.py": [*(rf"(?m)^{mode}: '.*(stop|length)$" for mode in ("ar", "deer"))],
+    "diffusion_sampler.py": [r"num_steps=2, .*: \[1, 0, 1, 0\]", r"threshold=0\.9, .*: ' \w+ "],
+    "entropy_adaptive.py": [r"(?m)^spec_diff, EntropyAdvice\(denoising_steps=3.*: '.+'$"],
+    "entropy_cut_drafts.py": [r"\| \w+ ", r"num_accepted_tokens: \d", "num_cut_tokens: "],
+    "fill_in.py": [r"\[.+\] named Max\. Max liked to \[.+\] all day\."],
+    "hybrid_engine.py": [rf"(?m)^{kind}: .*Max\.\| \w+" for kind in FACES],
+}
+
+
+@pytest.mark.parametrize("name", IN_THIS_PROCESS)
+def test_an_example_without_a_server_does_what_it_says(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in a process of its own: importing torch takes longer than the examples do."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runpy.run_path(str(ROOT / "examples" / name))
+    finally:
+        torch.set_num_threads(num_threads)
+    printed = capsys.readouterr().out
+    for pattern in IN_THIS_PROCESS[name]:
+        assert re.search(pattern, printed), printed
+
+
+def test_no_example_is_left_out_or_too_long() -> None:
+    paths = list((ROOT / "examples").glob("*.py"))
+    tested = {*IN_THIS_PROCESS, "offline_generate.py", "stream_chat.py"}
+    assert {path.name for path in paths} == tested
+    assert max(len(path.read_text("utf-8").splitlines()) for path in paths) <= 35
 
 
 def test_a_strategy_of_another_package_is_installed_and_gives_the_tokens_of_ar_in_fewer_steps(

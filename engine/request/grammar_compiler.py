@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from functools import partial
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, regex_to_lark
 
+from engine.base import BaseCache
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import Grammar, GrammarKind
 from engine.request.grammar_matcher import GrammarMatcher
@@ -43,16 +43,14 @@ class GrammarCompiler:
         wrapper: Any = vocabulary
         self._vocabulary = LLTokenizer(wrapper, eos_token=vocabulary.eos_token_ids)
         self._eos_token_ids = vocabulary.eos_token_ids
-        self._compiled: OrderedDict[Grammar, _Compiled] = OrderedDict()
+        self._compiled = BaseCache[Grammar, _Compiled](MAX_COMPILED)
 
     def matcher(self, grammar: Grammar, *, ignore_eos: bool = False) -> GrammarMatcher:
         """A matcher at its start; raises `InvalidRequestError` naming the grammar's field."""
         compiled = self._compiled.get(grammar)
         if compiled is None:
-            compiled = self._compiled[grammar] = self._compile(grammar)
-            if len(self._compiled) > MAX_COMPILED:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
+            compiled = self._compile(grammar)
+            self._compiled.put(grammar, compiled)
         return GrammarMatcher(compiled, self._eos_token_ids if ignore_eos else ())
 
     def _compile(self, grammar: Grammar) -> _Compiled:

@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from engine.base import Generator, HasStats
-from engine.hybrid_engine import HybridConfig, HybridEngine
+from engine.base import BaseStats, Generator, HasStats
+from engine.entropy_controller import EntropyConfig
+from engine.hybrid_engine import (
+    APDDecoder,
+    HybridConfig,
+    HybridEngine,
+    SemiAREngine,
+    SpecDiffEngine,
+)
 from engine.models.causal_lm import UnsupportedModelError
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import TinyModels
@@ -43,6 +50,33 @@ def test_an_engine_is_a_generator_with_statistics(hybrid: HybridEngine) -> None:
         assert isinstance(one, HasStats)
 
 
+def test_every_face_is_a_generator_with_statistics_and_leaves_its_settings_alone() -> None:
+    """Once: the modes wrote what they needed into the settings that the caller had given."""
+    config = HybridConfig(device="cpu", max_model_len=128, max_batch_size=3)
+    before = config.to_dict()
+    modes = {HybridEngine: "deer", SpecDiffEngine: "spec_diff", APDDecoder: "apd"}
+    for kind, mode in {**modes, SemiAREngine: "semi_ar"}.items():
+        one = kind(config=config)
+        assert isinstance(one, Generator) and isinstance(one, HasStats)
+        texts = one.generate(PROMPTS, PARAMS)
+        assert len(texts) == 3 and all(texts)
+        assert texts == one.engine.generate(PROMPTS, PARAMS, mode=mode)
+        assert isinstance(one.stats, BaseStats) and one.get_stats()["num_output_tokens"] == 36
+        one.reset_stats()
+        assert not any(one.get_stats().values())
+    assert config.to_dict() == before
+
+
+def test_drafts_are_cut_by_their_entropy_where_the_settings_say_so(models: TinyModels) -> None:
+    settings = {"entropy": {"low": 0.1, "high": 0.2}, "device": "cpu", "max_model_len": 128}
+    config = HybridConfig.from_dict(settings)
+    assert config.entropy == EntropyConfig(0.1, 0.2)
+    assert HybridConfig.from_dict(config.to_dict()) == config
+    one = HybridEngine(models.drafter_path, models.verifier_path, None, config)
+    assert one.generate(PROMPTS, PARAMS) == one.generate(PROMPTS, PARAMS, mode="ar")
+    assert "deer_entropy_num_cut_tokens" in one.engine.get_stats()
+
+
 def test_completions_say_why_they_ended_and_what_they_cost(hybrid: HybridEngine) -> None:
     for done in hybrid.complete(PROMPTS, PARAMS):
         assert len(done.token_ids) == 12 == done.summary.num_output_tokens
@@ -61,6 +95,7 @@ def test_a_drafter_without_its_verifier_is_refused(models: TinyModels) -> None:
         ({"draft_length": -1}, "draft_length must be at least 0"),
         ({"dtype": "int3"}, "dtype must be one of"),
         ({"mode": "adaptive"}, "no field 'mode'"),
+        ({"entropy": {"low": 3.0}}, "high must be above low"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_by_name(

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from engine import continuous_batching
 from engine.base import BaseStats
+from engine.cache.prefix_cache import PrefixCache
 from engine.generation.deer import Deer
 from engine.generation.strategy import Forward, Rows, RowsOutput, StepTiming
 from engine.request.errors import InvalidRequestError
@@ -28,6 +30,7 @@ from tests.engine.engines import (
     strategy_context,
     tokens,
 )
+from tests.engine.tiny_diffusion import KINDS, twin_diffusion
 
 NUM_DRAFTED = 4
 NUM_TOKENS = 1 + 3 * (NUM_DRAFTED + 1)  # the prompt's own token, then three full steps
@@ -199,6 +202,30 @@ def test_a_mode_that_is_not_there_is_refused_and_not_replaced(
     with pytest.raises(InvalidRequestError) as caught:
         make_engine(models).make_sequence("0", [1], SamplingParams(), mode=mode)
     assert caught.value.param == "mode"
+
+
+def test_what_is_handed_on_is_the_thing_itself() -> None:
+    """Once: the scheduler's module kept a prefix cache of its own."""
+    assert continuous_batching.PrefixCache is PrefixCache
+    assert PrefixCache.__module__ == "engine.cache.prefix_cache"
+    assert set(continuous_batching.__all__) == {
+        "BatcherConfig",
+        "BatcherStats",
+        "ContinuousBatchingEngine",
+        "PrefixCache",
+        "RequestBatcher",
+    }
+
+
+@pytest.mark.parametrize("mode", ["semi_ar", "diffusion", "apd"])
+def test_short_canvases_beside_long_ones_are_what_they_are_alone(
+    models: TinyModels, mode: str
+) -> None:
+    """Once: masks stood between a short prompt and its answer, and the wrong slice came back."""
+    both = twin_diffusion(models, KINDS["dream"])
+    asks = [replace(ask(length, num_tokens=8), mode=mode) for length in LENGTHS]
+    engine = make_engine(both, max_step_tokens=256)
+    assert texts(run_all(engine, asks)) == texts(alone(both, asks))
 
 
 @dataclass

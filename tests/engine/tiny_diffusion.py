@@ -50,6 +50,16 @@ def tiny_diffusion(
     return replace(models, drafter=None, drafter_path=None, diffusion=diffusion)
 
 
+def twin_diffusion(models: TinyModels, config: DiffusionConfig) -> TinyModels:
+    """Beside verifier and drafter a diffusion model of the verifier's own weights.
+
+    A shifted one agrees with the verifier now and then, so that some of its drafts are accepted.
+    """
+    model: Any = tiny_qwen3(initializer_range=0.06)
+    model.set_attn_implementation(PAGED_ATTENTION)
+    return replace(models, diffusion=DiffusionLM(CausalLM(model), config))
+
+
 def load_shipped() -> TinyModels:
     """The verifier that ships, with its diffusion model instead of its drafter."""
     folder = EMBEDDED / "verifier"

@@ -58,6 +58,7 @@ def test_a_client_gets_every_way_of_generating(valkey: Valkey) -> None:
         (model,) = client.models.list().data
         assert set(model.model_extra["modes"]) == {*LOSSLESS, *LOSSY}
         _ask_in_every_mode(client)
+        _skip_verification(client)
         _predict_the_answer(client)
         _fill_in(client)
         _ask_for_what_a_mode_cannot_do(client)
@@ -82,6 +83,17 @@ def _ask_in_every_mode(client: openai.OpenAI) -> None:
     knobs = {"block_length": 8, "confidence_threshold": 0.5, "remasking": "entropy"}
     answer = _ask(client, extra_body={"mode": "semi_ar", **knobs})
     assert answer.choices[0].message.content
+
+
+def _skip_verification(client: openai.OpenAI) -> None:
+    """Lossy, and said: in the answer, and in the last chunk of a stream."""
+    for mode in ("deer", "spec_diff"):
+        fields: Any = {"extra_body": {"mode": mode, "skip_verify_confidence": 0.5}}
+        answer = _ask(client, **fields)
+        *_, last = _ask(client, stream=True, stream_options={"include_usage": True}, **fields)
+        for said in (answer, last):
+            generation = said.model_extra["metrics"]["generation"]
+            assert (generation["mode"], generation["lossless"]) == (mode, False)
 
 
 def _predict_the_answer(client: openai.OpenAI) -> None:
