@@ -1,0 +1,45 @@
+"""Odd requests that once ended a step for everybody in it, or held it up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.generation import diffusion_reader
+from engine.generation.predicted_output import continuation
+from engine.generation.spec_diff import MAX_STEPS, SpecDiff
+from engine.generation.strategy import GenerationStrategy
+from engine.models.diffusion_lm import ContextKind, DiffusionConfig
+from engine.request.errors import InvalidRequestError
+from engine.request.options import GenerationOptions
+from engine.request.outputs import FinishReason
+from engine.request.sampling_params import SamplingParams
+from tests.engine.engines import (
+    Ask,
+    TinyModels,
+    check_nothing_leaked,
+    make_engine,
+    run_all,
+    strategy_context,
+    tokens,
+)
+from tests.engine.tiny_diffusion import KINDS, MASK, tiny_diffusion
+
+PARAMS = SamplingParams(seed=1, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture
+def ours(models: TinyModels) -> TinyModels:
+    return tiny_diffusion(models, KINDS["ours"])
+
+
+@pytest.mark.parametrize("mode", ["ar", "deer"])
+@pytest.mark.parametrize("token_id", [-1, 512, 10**12])
+def test_a_prediction_of_tokens_that_the_model_does_not_have_is_refused(
+    models: TinyModels, mode: str, token_id: int
+) -> None:
+    options = GenerationOptions(prediction=(1, token_id))
+    with pytest.raises(InvalidRequestError) as refused:
+        make_engine(models).make_sequence("a", [1, 2], PARAMS, mode=mode, options=options)
+    assert refused.value.param == "prediction"
