@@ -43,3 +43,17 @@ def test_a_prediction_of_tokens_that_the_model_does_not_have_is_refused(
     with pytest.raises(InvalidRequestError) as refused:
         make_engine(models).make_sequence("a", [1, 2], PARAMS, mode=mode, options=options)
     assert refused.value.param == "prediction"
+
+
+@pytest.mark.parametrize("mode", ["deer", "spec_diff"])
+def test_a_prediction_is_judged_alone_while_the_drafter_still_reads(
+    ours: TinyModels, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was drafted then, so there is no draft's confidence that could let a token stand."""
+    monkeypatch.setattr(diffusion_reader, "MAX_READ_ROWS", 8)
+    ask = Ask(tokens(60, 2), PARAMS)
+    (plain,) = run_all(make_engine(ours), [ask])
+    wrong = [plain.token_ids[0], *((token_id + 1) % 500 for token_id in plain.token_ids[1:])]
+    options = GenerationOptions(prediction=tuple(wrong), skip_verify_confidence=1.0)
+    (result,) = run_all(make_engine(ours), [replace(ask, mode=mode, options=options)])
+    assert result.token_ids == plain.token_ids
