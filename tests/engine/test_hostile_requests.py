@@ -57,3 +57,15 @@ def test_a_prediction_is_judged_alone_while_the_drafter_still_reads(
     options = GenerationOptions(prediction=tuple(wrong), skip_verify_confidence=1.0)
     (result,) = run_all(make_engine(ours), [replace(ask, mode=mode, options=options)])
     assert result.token_ids == plain.token_ids
+
+
+def test_a_block_that_is_longer_than_what_is_read_at_once_is_read_as_a_whole(
+    models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DiffusionConfig(MASK, False, ContextKind.BLOCK_CAUSAL, block_length=16)
+    blocks = tiny_diffusion(models, config)
+    ask = Ask(tokens(50, 3), PARAMS, "semi_ar")
+    (expected,) = run_all(make_engine(blocks), [ask])
+    monkeypatch.setattr(diffusion_reader, "MAX_READ_ROWS", 5)
+    (result,) = run_all(make_engine(blocks), [ask])
+    assert result.token_ids == expected.token_ids
