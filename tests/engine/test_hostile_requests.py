@@ -69,3 +69,25 @@ def test_a_block_that_is_longer_than_what_is_read_at_once_is_read_as_a_whole(
     monkeypatch.setattr(diffusion_reader, "MAX_READ_ROWS", 5)
     (result,) = run_all(make_engine(blocks), [ask])
     assert result.token_ids == expected.token_ids
+
+
+def test_a_default_of_many_denoising_steps_ends_within_the_rounds_of_a_step(
+    ours: TinyModels,
+) -> None:
+    """A request may not ask for so many, but an operator may, who has the canvas modes in mind."""
+    context = replace(strategy_context(ours), max_draft_length=100)
+    extra: dict[str, GenerationStrategy] = {"patient": SpecDiff(context)}
+    options = GenerationOptions(
+        denoising_steps=MAX_STEPS, draft_length=100, confidence_threshold=1.0
+    )
+    params = replace(PARAMS, max_tokens=102)
+    engine = make_engine(ours, extra=extra)
+    ask = Ask(tokens(5, 4), params, "patient", options=options)
+    sequence = engine.make_sequence("a", ask.prompt, params, mode="patient", options=options)
+    sequence.options = replace(options, denoising_steps=128)
+    engine.add(sequence)
+    for _ in range(4):
+        engine.step()
+    (plain,) = run_all(make_engine(ours), [replace(ask, mode="ar", options=GenerationOptions())])
+    assert sequence.num_output_tokens > 1
+    assert sequence.output_token_ids == plain.token_ids[: sequence.num_output_tokens]
