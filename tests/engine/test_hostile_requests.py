@@ -34,6 +34,20 @@ def ours(models: TinyModels) -> TinyModels:
     return tiny_diffusion(models, KINDS["ours"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_written_and_nothing_breaks_where_no_token_is_wanted(
+    models: TinyModels, kind: str
+) -> None:
+    params = SamplingParams(max_tokens=0, logprobs=2)
+    options = GenerationOptions(apd_threshold=0.5)
+    engine = make_engine(tiny_diffusion(models, KINDS[kind]))
+    for length in (1, 8, 21):
+        (result,) = run_all(engine, [Ask(tokens(length, 1), params, "apd", options=options)])
+        assert (result.token_ids, result.logprobs) == ([], [])
+        assert result.finish_reason is FinishReason.LENGTH
+    check_nothing_leaked(engine)
+
+
 @pytest.mark.parametrize("mode", ["ar", "deer"])
 @pytest.mark.parametrize("token_id", [-1, 512, 10**12])
 def test_a_prediction_of_tokens_that_the_model_does_not_have_is_refused(
