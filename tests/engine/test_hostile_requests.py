@@ -105,3 +105,9 @@ def test_a_default_of_many_denoising_steps_ends_within_the_rounds_of_a_step(
     (plain,) = run_all(make_engine(ours), [replace(ask, mode="ar", options=GenerationOptions())])
     assert sequence.num_output_tokens > 1
     assert sequence.output_token_ids == plain.token_ids[: sequence.num_output_tokens]
+
+
+def test_bytes_that_agree_between_tokens_are_no_place_of_a_prediction() -> None:
+    """In little-endian order 7 lies across every border of a run of 7 * 256."""
+    assert continuation([7 * 256] * 1000, [7] * 10, 4) == []
+    assert continuation([7 * 256] * 1000 + [7, 7, 1, 2], [7] * 10, 4) == [1, 2]
