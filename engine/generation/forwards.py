@@ -113,6 +113,7 @@ def denoise_pick(rows: Rows) -> Pick:
         rows.num_logits,
         is_drafter=True,
         denoising_step=rows.denoising_step,
+        num_written=rows.num_written,
     )
 
 

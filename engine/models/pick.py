@@ -23,3 +23,9 @@ class Pick:
     draft: Seq[int] = ()
     is_drafter: bool = False
     denoising_step: int = 0
+    num_written: int | None = None
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """What penalties know of the output."""
+        return self.sequence.output_token_ids[: self.num_written]

@@ -230,7 +230,7 @@ class TokenSampler:
                     logits[start + first : start + pick.count],
                     sequence.params,
                     sequence.prompt_token_ids,
-                    sequence.output_token_ids,
+                    pick.output_token_ids,
                     pick.draft,
                     self._tokenizer.eos_token_ids | set(sequence.params.stop_token_ids),
                     pick.first_position if pick.is_drafter else None,
@@ -249,13 +249,15 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
     return tokens
 
 
+def _num_written(pick: Pick) -> int:
+    return pick.sequence.num_output_tokens if pick.num_written is None else pick.num_written
+
+
 def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
     sequence = pick.sequence
     has_grammar = sequence.grammar is not None
-    return pick.count > 0 and (
-        has_grammar or needs_processing(sequence.params, sequence.num_output_tokens)
-    )
+    return pick.count > 0 and (has_grammar or needs_processing(sequence.params, _num_written(pick)))
 
 
 _MAX_TABLES = 64
