@@ -64,6 +64,7 @@ class DiffusionReader:
         start = self.num_read(sequence)
         end = start + MAX_READ_ROWS
         if self.config.context is ContextKind.BLOCK_CAUSAL:
+            end = max(end, start + self._block_length)
             end -= end % self._block_length
         pieces = list(self._context_pieces(start, end))
         self._progress.note(sequence, end)

@@ -39,6 +39,8 @@ class DraftJudge:
     def note(self, drafted: Seq[RowsOutput]) -> None:
         """Remember what one-pass drafts were drawn from, where the rule will ask for it."""
         for output in drafted:
+            if not output.token_ids:
+                continue  # only read
             sequence_id = output.rows.sequence.sequence_id
             if output.logprobs is not None:
                 self._logprobs[sequence_id] = output.logprobs

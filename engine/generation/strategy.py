@@ -64,6 +64,8 @@ class Rows:
     denoising_step: int = 0
     """Keys the noise of diffusion rows; 0 is the noise that verifier and drafter share."""
     num_tail: int = 0
+    num_written: int | None = None
+    """How many output tokens penalties know of; None: all. A rerun has been given more at first."""
     wants_logits: bool = False
     """Whether the output's logits must be those that a chained draft was drawn from."""
     wants_logprobs: bool = False
