@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 
-from benchmarks.modes import drive, encoded
+from benchmarks.grid import measure_grid
+from benchmarks.modes import drive, sequences
 from benchmarks.options import Options
 from benchmarks.prompts import prompts_of_round, tokens_of_round
-from benchmarks.results import Cell, Chart, Table
-from benchmarks.rounds import Sample, interleave, middle, ratio
+from benchmarks.results import Cell, Table
+from benchmarks.rounds import Sample, middle, ratio
 from engine.build import build_engine
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.engine_config import EngineConfig
 from engine.entropy_controller import EntropyConfig
 from engine.request.options import NO_OPTIONS, GenerationOptions
-from engine.request.sampling_params import SamplingParams
-from engine.request.sequence import Sequence
 from worker.engine_config import engine_config
 from worker.settings import read_settings
 
@@ -49,7 +48,11 @@ class Setting:
 
     def measure(self, options: Options, temperature: float, at_once: int, number: int) -> Sample:
         """Run a closed loop: whenever a sequence ends, the next prompt takes its place."""
-        waiting = deque(self._sequences(options, temperature, at_once, number))
+        asked = prompts_of_round(options, at_once, number)
+        num_tokens = tokens_of_round(options, number)
+        waiting = deque(
+            sequences(self.engine, asked, num_tokens, temperature, self._mode, self._options)
+        )
         self.engine.reset_stats()
         run = drive(self.engine, waiting, at_once)
         metrics = self.engine.metrics()
@@ -67,41 +70,23 @@ class Setting:
             "log_loss": loss / num_judged if num_judged else float("nan"),
         }
 
-    def _sequences(
-        self, options: Options, temperature: float, at_once: int, number: int
-    ) -> Iterator[Sequence]:
-        num_tokens = tokens_of_round(options, number)
-        for index, prompt in enumerate(prompts_of_round(options, at_once, number)):
-            token_ids = encoded(self.engine, prompt, num_tokens)
-            params = SamplingParams(
-                seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
-            )
-            yield self.engine.make_sequence(
-                str(index), token_ids, params, mode=self._mode, options=self._options
-            )
-
 
 def run(options: Options) -> Table:
     settings = _settings()
-    rows: list[list[Cell]] = []
-    bars: dict[str, dict[str, float]] = {}
-    kept: dict[str, object] = {}
-    for temperature in (0.0, 1.0):
-        for at_once in (1,) if options.quick else (1, 8):
-            cases = {
-                name: lambda number, s=setting, t=temperature, c=at_once: s.measure(
-                    options, t, c, number
-                )
-                for name, setting in settings.items()
-            }
-            samples = interleave(cases, options.num_rounds)
-            for name, own in samples.items():
-                rows.append(_row(name, temperature, at_once, own, samples[settings[name].against]))
-                group = bars.setdefault(f"{at_once} at once\nT = {temperature:g}", {})
-                group[name] = middle(own, "tokens_s")
-                kept[f"{name}, T={temperature:g}, {at_once} at once"] = own
-    chart = Chart("tokens / s", bars)
-    return Table("entropy", "Entropy-adaptive drafts", COLUMNS, rows, _NOTES, kept, chart)
+
+    def measure(name: str, temperature: float, at_once: int, number: int) -> Sample:
+        return settings[name].measure(options, temperature, at_once, number)
+
+    def row(
+        name: str, temperature: float, at_once: int, samples: Mapping[str, list[Sample]]
+    ) -> list[Cell]:
+        base = samples[settings[name].against]
+        return _row(name, temperature, at_once, samples[name], base)
+
+    loads = (1,) if options.quick else (1, 8)
+    grid = measure_grid(settings, loads, options.num_rounds, measure, row)
+    title = "Entropy-adaptive drafts"
+    return Table("entropy", title, COLUMNS, grid.rows, _NOTES, grid.samples, grid.chart)
 
 
 _NOTES = (

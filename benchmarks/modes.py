@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from benchmarks.grid import measure_grid
 from benchmarks.options import Options
 from benchmarks.prompts import Prompt, prompts_of_round, tokens_of_round
-from benchmarks.results import Cell, Chart, Table
-from benchmarks.rounds import Sample, interleave, middle, ratio
+from benchmarks.results import Cell, Table
+from benchmarks.rounds import Sample, middle, ratio
 from engine.build import build_engine
 from engine.decoding.verification import count_accepted_prefix
 from engine.dfastllm_engine import DFastLLMEngine
@@ -87,24 +88,12 @@ class ModesBench:
         """Run a closed loop: whenever a sequence ends, the next prompt takes its place."""
         asked = prompts_of_round(self._options, at_once, number)
         num_tokens = tokens_of_round(self._options, number)
-        waiting = deque(self._sequences(asked, num_tokens, case, temperature))
+        mode, knobs = CASES[case]
+        waiting = deque(sequences(self._engine, asked, num_tokens, temperature, mode, knobs))
         self._engine.reset_stats()
         run = drive(self._engine, waiting, at_once)
         figures = _figures(run, self._engine.metrics())
         return {**figures, **self._compare(run, case, (temperature, at_once, number))}
-
-    def _sequences(
-        self, asked: list[Prompt], num_tokens: int, case: str, temperature: float
-    ) -> Iterator[Sequence]:
-        mode, knobs = CASES[case]
-        for index, prompt in enumerate(asked):
-            token_ids = encoded(self._engine, prompt, num_tokens)
-            params = SamplingParams(
-                seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
-            )
-            yield self._engine.make_sequence(
-                str(index), token_ids, params, mode=mode, options=knobs
-            )
 
     def _compare(self, run: Run, case: str, key: tuple[float, int, int]) -> dict[str, float]:
         """Against what ar gave in this round: sequences equal to it, and tokens until they differ.
@@ -124,32 +113,9 @@ class ModesBench:
 
 def run(options: Options) -> Table:
     bench = ModesBench(options)
-    rows: list[list[Cell]] = []
-    bars: dict[str, dict[str, float]] = {}
-    kept: dict[str, object] = {}
-    for temperature in (0.0, 1.0):
-        for at_once in AT_ONCE:
-            cases = {
-                name: lambda number, n=name, t=temperature, c=at_once: bench.measure(
-                    n, t, c, number
-                )
-                for name in bench.cases
-            }
-            samples = interleave(cases, options.num_rounds)
-            for name, own in samples.items():
-                rows.append(_row(name, temperature, at_once, own, samples["ar"]))
-                group = bars.setdefault(f"{at_once} at once\nT = {temperature:g}", {})
-                group[name] = middle(own, "tokens_s")
-                kept[f"{name}, T={temperature:g}, {at_once} at once"] = own
-    return Table(
-        "modes",
-        "Every way of generating, one process",
-        COLUMNS,
-        rows,
-        _NOTES,
-        kept,
-        Chart("tokens / s", bars),
-    )
+    grid = measure_grid(bench.cases, AT_ONCE, options.num_rounds, bench.measure, _row)
+    title = "Every way of generating, one process"
+    return Table("modes", title, COLUMNS, grid.rows, _NOTES, grid.samples, grid.chart)
 
 
 _NOTES = (
@@ -167,7 +133,24 @@ _NOTES = (
 )
 
 
-def encoded(engine: DFastLLMEngine, prompt: Prompt, num_tokens: int) -> list[int]:
+def sequences(
+    engine: DFastLLMEngine,
+    asked: Iterable[Prompt],
+    num_tokens: int,
+    temperature: float,
+    mode: str,
+    knobs: GenerationOptions,
+) -> Iterator[Sequence]:
+    """One for each prompt, its number being its seed; all write `num_tokens`."""
+    for index, prompt in enumerate(asked):
+        params = SamplingParams(
+            seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
+        )
+        token_ids = _encoded(engine, prompt, num_tokens)
+        yield engine.make_sequence(str(index), token_ids, params, mode=mode, options=knobs)
+
+
+def _encoded(engine: DFastLLMEngine, prompt: Prompt, num_tokens: int) -> list[int]:
     """The prompt's tokens, the last of them where there is no room for all and `num_tokens`."""
     if prompt.messages:
         token_ids = engine.tokenizer.apply_chat_template(list(prompt.messages))
@@ -218,14 +201,15 @@ def _figures(run: Run, metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _row(
-    name: str, temperature: float, at_once: int, own: list[Sample], base: list[Sample]
+    name: str, temperature: float, at_once: int, samples: Mapping[str, list[Sample]]
 ) -> list[Cell]:
+    own = samples[name]
     return [
         name,
         f"{temperature:g}",
         at_once,
         middle(own, "tokens_s"),
-        ratio(own, base, "tokens_s"),
+        ratio(own, samples["ar"], "tokens_s"),
         middle(own, "tokens_cpu_s"),
         middle(own, "verify_per_token"),
         middle(own, "draft_per_token"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from benchmarks.grid import measure_grid
 from benchmarks.load import completion, model_name, run_streams
 from benchmarks.options import Options
 from benchmarks.prompts import prompts_of_round, tokens_of_round
-from benchmarks.results import Cell, Chart, Table
-from benchmarks.rounds import Sample, interleave, middle, ratio
+from benchmarks.results import Cell, Table
+from benchmarks.rounds import Sample, middle, ratio
 from benchmarks.server import served
 
 COLUMNS = (
@@ -33,25 +36,14 @@ def run(options: Options) -> Table:
 
 def _measure(options: Options, port: int) -> Table:
     model = model_name(port)
-    rows: list[list[Cell]] = []
-    bars: dict[str, dict[str, float]] = {}
-    kept: dict[str, object] = {}
-    for temperature in (0.0, 1.0):
-        for at_once in (1, 4) if options.quick else (1, 4, 16):
-            cases = {
-                mode: lambda number, m=mode, t=temperature, c=at_once: _sample(
-                    options, port, model, m, t, c, number
-                )
-                for mode in ("ar", "deer")
-            }
-            samples = interleave(cases, options.num_rounds)
-            for mode, own in samples.items():
-                rows.append(_row(mode, temperature, at_once, own, samples["ar"]))
-                group = bars.setdefault(f"{at_once} at once\nT = {temperature:g}", {})
-                group[mode] = middle(own, "tokens_s")
-                kept[f"{mode}, T={temperature:g}, {at_once} at once"] = own
+
+    def measure(mode: str, temperature: float, at_once: int, number: int) -> Sample:
+        return _sample(options, port, model, mode, temperature, at_once, number)
+
+    loads = (1, 4) if options.quick else (1, 4, 16)
+    grid = measure_grid(("ar", "deer"), loads, options.num_rounds, measure, _row)
     title = "Autoregressive against hybrid decoding over HTTP"
-    return Table("serving", title, COLUMNS, rows, _NOTES, kept, Chart("tokens / s", bars))
+    return Table("serving", title, COLUMNS, grid.rows, _NOTES, grid.samples, grid.chart)
 
 
 def _sample(
@@ -86,15 +78,16 @@ def _sample(
 
 
 def _row(
-    mode: str, temperature: float, at_once: int, own: list[Sample], base: list[Sample]
+    mode: str, temperature: float, at_once: int, samples: Mapping[str, list[Sample]]
 ) -> list[Cell]:
+    own = samples[mode]
     complete, total = (int(sum(s[key] for s in own)) for key in ("num_complete", "num_streams"))
     return [
         mode,
         f"{temperature:g}",
         at_once,
         middle(own, "tokens_s"),
-        ratio(own, base, "tokens_s"),
+        ratio(own, samples["ar"], "tokens_s"),
         *(middle(own, key) for key in _FIGURES),
         f"{complete}/{total}",
     ]

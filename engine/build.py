@@ -112,15 +112,9 @@ def assemble_engine(
 
 
 def _attention(config: EngineConfig, models: Models) -> AttentionChoice:
-    """For the pools that paged attention reads; the drafter's own blocks always take SDPA."""
-    backbones = (models.verifier, models.denoiser)
+    """The best that these models' pools and this machine allow."""
     first = models.first
-    need = AttentionNeed(
-        first.device,
-        first.dtype,
-        [model.kv_shape for model in backbones if model is not None],
-        config.page_size,
-    )
+    need = AttentionNeed(first.device, first.dtype, models.paged_shapes, config.page_size)
     choice = choose_attention(need, config.attention)
     if choice.refused:
         reasons = "; ".join(f"not {name}, it {why}" for name, why in choice.refused.items())
@@ -203,8 +197,7 @@ def _max_model_len(config: EngineConfig, models: Models) -> int:
     known = models.first.max_positions
     if config.max_model_len is not None and config.max_model_len > known:
         raise UnsupportedModelError(
-            f"max_model_len is {config.max_model_len}, but the verifier knows only "
-            f"{known} positions"
+            f"max_model_len is {config.max_model_len}, but the model knows only {known} positions"
         )
     return config.max_model_len or known
 

@@ -40,7 +40,7 @@ class Completion:
 
 
 class DFastLLMEngine:
-    """One verifier, its drafter and a tokenizer, ready to be stepped by one thread."""
+    """Models that fit together and a tokenizer, ready to be stepped by one thread."""
 
     def __init__(
         self,
@@ -225,8 +225,9 @@ class DFastLLMEngine:
         if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
             raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "prompt")
         check_vocab(params, vocab_size)
-        if not all(0 <= i < vocab_size for suffix in options.suffixes for i in suffix):
-            raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", "suffixes")
+        for name, texts in (("suffixes", options.suffixes), ("prediction", [options.prediction])):
+            if not all(0 <= i < vocab_size for text in texts for i in text):
+                raise InvalidRequestError(f"token ids must be in [0, {vocab_size})", name)
         self._check_length(len(prompt_token_ids) + options.num_suffix_tokens, params)
         strategy = self._batching.batcher.strategies[mode]
         for name in options.given():

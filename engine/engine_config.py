@@ -49,7 +49,7 @@ class EngineConfig:
     options: GenerationOptions = field(default_factory=GenerationOptions)
     """What a request that says nothing gets."""
     entropy: EntropyConfig | None = None
-    """How drafts are cut by how certain they are; None: by acceptance so far alone."""
+    """From which entropies on drafts are cut and paced; None: acceptance so far decides alone."""
 
     def __post_init__(self) -> None:
         names = ("max_batch_size", "page_size", "max_draft_length", "max_model_len")

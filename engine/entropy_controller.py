@@ -30,7 +30,7 @@ _REST = 0.9  # what a step without a draft leaves of what was seen
 
 @dataclass(frozen=True)
 class EntropyConfig(BaseConfig):
-    """Which entropies of a drafter count as low and as high, in nats (natural logarithms)."""
+    """Which entropies of a draft count as low and as high, in nats (natural logarithms)."""
 
     low: float = 0.5
     """At and below it drafts are longest and one denoising step is enough."""
@@ -133,7 +133,7 @@ class EntropyAdaptiveController(BaseController[Seq[float], EntropyAdvice]):
 
 
 class Certainty(NamedTuple):
-    """What a drafter's logits say of its own draft, one number a position each."""
+    """What a draft's own logits say of it, one number a position each."""
 
     log_odds: Array  # of the likeliest token
     entropy: Array  # nats

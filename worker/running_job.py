@@ -99,14 +99,6 @@ class RunningJob:
         return [choice.sequence for choice in self._choices if choice.sequence is not None]
 
     @property
-    def live_sequence_ids(self) -> list[str]:
-        return [
-            sequence_id
-            for sequence_id, choice in self._by_sequence.items()
-            if not choice.is_finished
-        ]
-
-    @property
     def is_finished(self) -> bool:
         return all(choice.is_finished for choice in self._choices)
 

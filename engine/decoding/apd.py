@@ -4,7 +4,7 @@ Israel et al., "Accelerating diffusion LLMs via adaptive parallel decoding" (arX
 diffusion model proposes x = argmax(log q / T + G), a small autoregressive model reads x, and
 y = argmax((R log q + (1 - R) log p) / T + G) is drawn from the mixture with the same noise; the
 longest prefix with x = y stands. The result is neither model's distribution: R trades quality for
-speed. Without an autoregressive model a prefix stands while the drafter is sure of its own tokens.
+speed. Without an autoregressive model a prefix stands while the diffusion model is sure of it.
 """
 
 from __future__ import annotations
@@ -14,27 +14,20 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from engine.decoding.verification import count_accepted_ragged
+from engine.decoding.verification import count_accepted_prefix
 
 
 @dataclass(frozen=True, slots=True)
 class APDRule:
-    """The rule and its knobs, by the paper's letters."""
+    """The rule and its one knob, by the paper's letter."""
 
     mix_weight: float = 0.5
     """R: 1 keeps all that the diffusion model drew, 0 what the autoregressive model confirms."""
-    window: int = 16
-    """W: so many of the last tokens are read again in each step; older keys and values stand."""
-    max_lookahead: int = 100
-    """M: masks that are drawn at once."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` naming the first knob that is out of its range."""
+        """Raise `ValueError` where it is out of its range."""
         if not 0.0 <= self.mix_weight <= 1.0:
             raise ValueError(f"mix_weight must be in [0, 1], got {self.mix_weight}")
-        for name in ("window", "max_lookahead"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def mixed_logits(self, diffusion_logits: Tensor, ar_logits: Tensor) -> Tensor:
         """Logits [N, V] of the mixture; sample y from them as x was sampled from the former.
@@ -49,13 +42,13 @@ class APDRule:
         own = diffusion_logits.float() * self.mix_weight
         return own.add_(ar_logits.float(), alpha=1.0 - self.mix_weight)
 
-    def count_accepted(self, draft: Tensor, target: Tensor, lengths: Seq[int]) -> list[int]:
-        """How much of each draft stands, at least one token: what was drawn first hangs on nothing.
+    def count_accepted(self, draft: Seq[int], target: Seq[int]) -> int:
+        """How much of a draft stands, at least one token: what was drawn first hangs on nothing.
 
-        draft, target: [sum(lengths)], x and y of all sequences end to end; lengths: 1 or more
-        each. Commit draft[: accepted]; there is no correction and no bonus.
+        draft, target: x and y of one sequence. Commit draft[: accepted]; there is no correction
+        and no bonus.
         """
-        return [max(1, count) for count in count_accepted_ragged(draft, target, lengths)]
+        return max(1, count_accepted_prefix(draft, target))
 
 
 def count_confident(

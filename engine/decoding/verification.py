@@ -12,32 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
 
+def count_accepted_prefix(draft: Sequence[int], target: Sequence[int]) -> int:
+    """Length of the longest prefix of a draft that equals the verifier's own tokens.
 
-def count_accepted(draft: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
-    """Length of the longest prefix of each draft that equals the verifier's own tokens.
-
-    draft, target: [S, k] token ids, target[s, j] being what the verifier draws where draft[s, j]
-    stands; lengths: [S], how many of the k are drafted (what follows is padding). Returns [S].
-    Each row counts for itself; commit target[s, : accepted + 1], the last being the bonus.
+    target[j] is what the verifier draws where draft[j] stands, draft[: j] being true; it may be
+    longer. Commit target[: accepted + 1], the last being the correction or the bonus.
     """
-    assert draft.shape == target.shape, "one verifier token for every drafted token"
-    drafted = torch.arange(draft.shape[1], device=draft.device) < lengths[:, None]
-    return ((draft == target) & drafted).long().cumprod(1).sum(1)
-
-
-def count_accepted_ragged(draft: Tensor, target: Tensor, lengths: Sequence[int]) -> list[int]:
-    """`count_accepted` for drafts laid end to end: draft, target [sum(lengths)]."""
-    matches = (draft == target).tolist()
-    accepted, start = [], 0
-    for length in lengths:
-        row = matches[start : start + length]
-        accepted.append(row.index(False) if False in row else length)
-        start += length
-    assert start == len(matches), "the lengths must cover the drafts"
-    return accepted
+    for index, token_id in enumerate(draft):
+        if token_id != target[index]:
+            return index
+    return len(draft)
 
 
 def count_accepted_unless_sure(
@@ -49,13 +34,5 @@ def count_accepted_unless_sure(
     """
     for index, token_id in enumerate(draft):
         if token_id != target[index] and confidences[index] < sure:
-            return index
-    return len(draft)
-
-
-def count_accepted_prefix(draft: Sequence[int], target: Sequence[int]) -> int:
-    """`count_accepted` of one draft, where the tokens have left the device already."""
-    for index, token_id in enumerate(draft):
-        if token_id != target[index]:
             return index
     return len(draft)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from engine.decoding.apd import AdaptiveThreshold, APDRule, count_confident
 from engine.decoding.diffusion_sampler import DiffusionSampler
-from engine.decoding.verification import count_accepted_prefix
 from engine.generation.apd_form import APDForm, check_form, choose_form
 from engine.generation.apd_window import WindowReader
 from engine.generation.diffusion_reader import Block, DiffusionReader
@@ -30,10 +29,10 @@ from engine.generation.strategy import (
 from engine.models.diffusion_lm import ContextKind
 from engine.request.errors import InvalidRequestError
 from engine.request.options import GenerationOptions
+from engine.request.outputs import Ending, FinishReason
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
-DEFAULT_MIX_WEIGHT = 0.5
 DEFAULT_THRESHOLD = 0.9
 
 
@@ -95,7 +94,7 @@ class APD(GenerationStrategy):
 
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         if drafted:
-            self._drafts = {o.rows.sequence.sequence_id: o for o in drafted if o.token_ids}
+            self._drafts = {output.rows.sequence.sequence_id: output for output in drafted}
             return [self._verify_rows(sequence) for sequence in sequences]
         self._drafts.clear()
         return [
@@ -110,6 +109,10 @@ class APD(GenerationStrategy):
             next(mixed) if o.rows.model is ModelRole.VERIFIER else self._accept_sure(o)
             for o in outputs
         ]
+
+    def ending(self, sequence: Sequence) -> Ending | None:
+        # max_tokens 0: no token will come to end it.
+        return Ending(FinishReason.LENGTH) if sequence.num_remaining <= 0 else None
 
     def release(self, sequence: Sequence) -> None:
         self._reader.forget(sequence)
@@ -154,28 +157,20 @@ class APD(GenerationStrategy):
             window = sequence.options.apd_window
             return self._window_reader.block_rows(sequence, count, window, is_final=is_final)
         if self._reader.is_behind(sequence):
-            return self._reader.reading_rows(sequence, is_final=is_final)
+            # Final in both forms: what is committed must not hang on how much had to be read.
+            return self._reader.reading_rows(sequence, is_final=True)
         masks = [self._config.mask_token_id] * count
         return self._reader.block_rows(sequence, Block(masks, count, is_final=is_final))
 
     def _verify_rows(self, sequence: Sequence) -> Rows:
         """The last token and all but the last that was drawn: each row judges the next token."""
-        draft = self._drafts.get(sequence.sequence_id)
-        drawn = [] if draft is None else draft.token_ids[:-1]
-        token_ids = [sequence.token_ids[-1], *drawn]
+        draft = self._drafts[sequence.sequence_id]
+        token_ids = [sequence.token_ids[-1], *draft.token_ids[:-1]]
         start = sequence.num_tokens - 1
         return Rows(sequence, ModelRole.VERIFIER, token_ids, start, len(token_ids))
 
     def _accept_mixed(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
-        """The tokens that the mixture draws, too; the verifier's own while a context is read."""
-        drafted = [o for o in outputs if o.rows.sequence.sequence_id in self._drafts]
-        kept = iter(self._keep(drafted))
-        return [
-            next(kept) if output.rows.sequence.sequence_id in self._drafts else output.token_ids
-            for output in outputs
-        ]
-
-    def _keep(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
+        """The tokens that the mixture draws, too."""
         if not outputs:
             return []
         drafts = [self._drafts[output.rows.sequence.sequence_id] for output in outputs]
@@ -185,15 +180,14 @@ class APD(GenerationStrategy):
         commits = []
         for output, draft, target in zip(outputs, drafts, drawn, strict=True):
             x = draft.token_ids
-            count = max(1, count_accepted_prefix(x, target))
-            output.rows.sequence.record_draft(len(x) - 1, count - 1)  # the first is not judged
+            sequence = output.rows.sequence
+            count = _rule(sequence).count_accepted(x, target)
+            sequence.record_draft(len(x) - 1, count - 1)  # the first is not judged
             commits.append(x[:count])
         return commits
 
     def _accept_sure(self, output: RowsOutput) -> list[int]:
         sequence, token_ids = output.rows.sequence, output.token_ids
-        if sequence.num_remaining <= 0:
-            return sequence.token_ids[-1:]  # max_tokens 0: it is refused, and ends the sequence
         if not token_ids:
             return []  # only read
         drawn = torch.tensor(token_ids, device=output.logits.device)
@@ -217,6 +211,9 @@ class APD(GenerationStrategy):
 
 def _mixed(draft: RowsOutput, verified: RowsOutput) -> Tensor:
     """Logits [M, V] of the mixture, row for row at the same position."""
-    weight = verified.rows.sequence.options.apd_mix_weight
-    rule = APDRule(DEFAULT_MIX_WEIGHT if weight is None else weight)
-    return rule.mixed_logits(draft.logits, verified.logits)
+    return _rule(verified.rows.sequence).mixed_logits(draft.logits, verified.logits)
+
+
+def _rule(sequence: Sequence) -> APDRule:
+    weight = sequence.options.apd_mix_weight
+    return APDRule() if weight is None else APDRule(weight)

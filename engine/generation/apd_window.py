@@ -6,6 +6,7 @@ it stand as an earlier forward has made them, though the text has grown since. A
 
 from __future__ import annotations
 
+from engine.generation.read_progress import ReadProgress
 from engine.generation.strategy import ModelRole, Piece, Rows
 from engine.request.sequence import Sequence
 
@@ -15,15 +16,15 @@ class WindowReader:
 
     def __init__(self, mask_token_id: int) -> None:
         self._mask_token_id = mask_token_id
-        self._progress: dict[str, tuple[int, int]] = {}  # pre-emptions, tokens read
+        self._progress = ReadProgress()
 
     def block_rows(
         self, sequence: Sequence, num_masks: int, window: int, *, is_final: bool
     ) -> Rows:
         """The last `window` tokens, more where they have never been read, and masks after them."""
         num_known = sequence.num_tokens
-        start = max(0, min(self._num_read(sequence), num_known - window))
-        self._progress[sequence.sequence_id] = sequence.num_preemptions, num_known
+        start = max(0, min(self._progress.num_read(sequence), num_known - window))
+        self._progress.note(sequence, num_known)
         end = num_known + num_masks
         return Rows(
             sequence,
@@ -36,9 +37,4 @@ class WindowReader:
         )
 
     def forget(self, sequence: Sequence) -> None:
-        self._progress.pop(sequence.sequence_id, None)
-
-    def _num_read(self, sequence: Sequence) -> int:
-        """What a pre-emption has taken is read again."""
-        num_preemptions, num_read = self._progress.get(sequence.sequence_id, (0, 0))
-        return num_read if num_preemptions == sequence.num_preemptions else 0
+        self._progress.forget(sequence)

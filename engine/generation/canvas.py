@@ -95,6 +95,10 @@ class Canvas(Denoising):
     def take(self, sequence: Sequence, block: MaskedBlock) -> list[int]:
         return _written(sequence, block).token_ids[sequence.num_output_tokens :]
 
+    def num_written(self, sequence: Sequence, block: MaskedBlock) -> int | None:
+        """A rerun writes its canvas anew, and must not be penalized for what is yet to come."""
+        return len(_written(sequence, block).token_ids)
+
     def ending(self, sequence: Sequence) -> Ending | None:
         if not sequence.options.suffixes:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import ClassVar
 
 from engine.decoding.diffusion_sampler import DiffusionSampler
@@ -73,6 +74,10 @@ class Denoising(GenerationStrategy):
         check_limits(params, limit)
         DiffusionSampler.of(options)
 
+    def num_written(self, sequence: Sequence, block: MaskedBlock) -> int | None:
+        """How many output tokens had been committed when the block stood as it does; None: all."""
+        return None
+
     def max_rows(self, sequence: Sequence) -> int:
         block = self.block(sequence)
         return 1 + self.max_positions(sequence) - block.start
@@ -83,7 +88,12 @@ class Denoising(GenerationStrategy):
         return self.block(sequence).end
 
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
-        return [self._rows(sequence, self.block(sequence)) for sequence in sequences]
+        rows = []
+        for sequence in sequences:
+            block = self.block(sequence)
+            num_written = self.num_written(sequence, block)
+            rows.append(replace(self._rows(sequence, block), num_written=num_written))
+        return rows
 
     def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
         """The rows with logits have gone through the block; the others have only been read."""

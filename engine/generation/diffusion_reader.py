@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from engine.generation.read_progress import ReadProgress
 from engine.generation.strategy import ModelRole, Piece, Rows
 from engine.models.diffusion_lm import ContextKind, DiffusionConfig
 from engine.request.sequence import Sequence
 
 MAX_READ_ROWS = 512
 """Rows of a context that are read at once: a longer one takes several steps."""
-
-
-class _Progress(NamedTuple):
-    num_preemptions: int  # pages that were given up since have taken what was read with them
-    num_read: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +35,10 @@ class DiffusionReader:
 
     def __init__(self, config: DiffusionConfig) -> None:
         self.config = config
-        self._progress: dict[str, _Progress] = {}
+        self._progress = ReadProgress()
 
     def num_read(self, sequence: Sequence) -> int:
-        known = self._progress.get(sequence.sequence_id)
-        if known is None or known.num_preemptions != sequence.num_preemptions:
-            return 0
-        return known.num_read
+        return self._progress.num_read(sequence)
 
     def num_readable(self, num_known: int) -> int:
         """How many of the known tokens can get lasting KV before the rest of the text is known."""
@@ -72,9 +64,10 @@ class DiffusionReader:
         start = self.num_read(sequence)
         end = start + MAX_READ_ROWS
         if self.config.context is ContextKind.BLOCK_CAUSAL:
+            end = max(end, start + self._block_length)
             end -= end % self._block_length
         pieces = list(self._context_pieces(start, end))
-        self._note(sequence, end)
+        self._progress.note(sequence, end)
         token_ids = sequence.token_ids[start:end]
         return Rows(sequence, ModelRole.DIFFUSION, token_ids, start, 0, pieces, is_final)
 
@@ -88,7 +81,7 @@ class DiffusionReader:
             start -= 1  # the row before the block predicts its first token: it is read once more
             pieces = [Piece(1, readable)]
         pieces.append(Piece(end - readable, end))
-        self._note(sequence, readable)
+        self._progress.note(sequence, readable)
         token_ids = [*known[start:], *block.token_ids]
         return Rows(
             sequence,
@@ -103,7 +96,7 @@ class DiffusionReader:
         )
 
     def forget(self, sequence: Sequence) -> None:
-        self._progress.pop(sequence.sequence_id, None)
+        self._progress.forget(sequence)
 
     @property
     def _block_length(self) -> int:
@@ -118,6 +111,3 @@ class DiffusionReader:
             return
         for block_start in range(start, end, self._block_length):
             yield Piece(self._block_length, block_start + self._block_length)
-
-    def _note(self, sequence: Sequence, num_read: int) -> None:
-        self._progress[sequence.sequence_id] = _Progress(sequence.num_preemptions, num_read)

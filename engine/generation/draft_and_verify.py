@@ -1,8 +1,8 @@
 """What all strategies share that let the verifier judge drafts: which, how long, and what stands.
 
-The rule is the drafter-invariant one of Daliri et al. (arXiv 2408.07978): drafter and verifier draw
-with the same noise, so every committed token is the one that the verifier alone would have drawn,
-wherever the draft came from. A request may choose another (`draft_judge`).
+The rule is the drafter-invariant one of Daliri et al. (arXiv 2408.07978): drafts are drawn
+with the noise that the verifier draws with, so every committed token is the one that the verifier
+alone would have drawn, wherever the draft came from. A request may choose another (`draft_judge`).
 """
 
 from __future__ import annotations

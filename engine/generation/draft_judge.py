@@ -2,8 +2,8 @@
 
 Coupled (the default): while the verifier draws the same token with the same noise. Rejection: with
 min(1, p / q), from the distributions that verifier and drafter drew from. Either way a token
-follows what stands. Lossy, where it is asked for: a token of which the drafter is sure stands
-whatever the verifier says.
+follows what stands. Lossy, where it is asked for: a token that was drafted with certainty
+stands whatever the verifier says.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class DraftJudge:
     def note(self, drafted: Seq[RowsOutput]) -> None:
         """Remember what one-pass drafts were drawn from, where the rule will ask for it."""
         for output in drafted:
+            if not output.token_ids:
+                continue  # only read
             sequence_id = output.rows.sequence.sequence_id
             if output.logprobs is not None:
                 self._logprobs[sequence_id] = output.logprobs
@@ -48,7 +50,7 @@ class DraftJudge:
                 self.note_confidences(output.rows.sequence, confidences.tolist())
 
     def note_confidences(self, sequence: Sequence, confidences: Seq[float]) -> None:
-        """Remember how sure the drafter was of each token of the sequence's draft."""
+        """Remember how sure of each token of the sequence's draft was who drafted it."""
         self._confidences[sequence.sequence_id] = list(confidences)
 
     def judge(self, outputs: Seq[RowsOutput]) -> list[list[int]]:

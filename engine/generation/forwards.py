@@ -117,6 +117,7 @@ def denoise_pick(rows: Rows) -> Pick:
         is_drafter=True,
         denoising_step=rows.denoising_step,
         temperature=rows.temperature,
+        num_written=rows.num_written,
     )
 
 

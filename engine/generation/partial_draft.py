@@ -6,9 +6,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-
 from engine.decoding.diffusion_sampler import DiffusionSampler
+from engine.generation.mask_rows import MaskRows
 from engine.generation.strategy import RowsOutput
 
 
@@ -54,17 +53,17 @@ def reveal(rule: DiffusionSampler, denoised: Seq[Denoised]) -> None:
     The leftmost mask always becomes its token: where that is wrong, nothing after it matters.
     """
     masks = [[i for i, m in enumerate(draft.is_masked) if m] for draft, _ in denoised]
-    logits = torch.cat([one.output.logits[own] for one, own in zip(denoised, masks, strict=True)])
-    drawn = [one.output.token_ids[i] for one, own in zip(denoised, masks, strict=True) for i in own]
-    token_ids = torch.tensor(drawn, dtype=torch.int64).to(logits.device)
+    rows = MaskRows.of([one.output for one in denoised], masks)
     steps = [draft.num_steps for draft, _ in denoised]
-    revealed = rule(logits, token_ids, [len(own) for own in masks], steps).tolist()
-    confidences = DiffusionSampler().confidence(logits, token_ids).tolist()
-    rows = iter(zip(drawn, confidences, revealed, strict=True))
-    for (draft, _), own in zip(denoised, masks, strict=True):
-        for position in own:
-            token_id, confidence, is_revealed = next(rows)
+    revealed = rows.split(rule(rows.logits, rows.token_ids, rows.lengths, steps))
+    confidences = rows.split(DiffusionSampler().confidence(rows.logits, rows.token_ids))
+    drawn = rows.split(rows.token_ids)
+    for (draft, _), own, *columns in zip(
+        denoised, masks, drawn, confidences, revealed, strict=True
+    ):
+        for position, token_id, confidence, is_revealed in zip(own, *columns, strict=True):
             draft.token_ids[position] = token_id
             draft.confidences[position] = confidence
-            draft.is_masked[position] = not (is_revealed or position == own[0])
+            draft.is_masked[position] = not is_revealed
+        draft.is_masked[own[0]] = False
         draft.masked_after.append(list(draft.is_masked))

@@ -6,7 +6,6 @@ again after a difference, so that a changed word does not lose the rest.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence as Seq
 
 from engine.request.sequence import Sequence
@@ -14,7 +13,6 @@ from engine.request.sequence import Sequence
 MAX_PREDICTED = 16
 """Tokens taken from a prediction at once: beyond that a difference wastes more than it saves."""
 _MATCHED = (8, 4, 2)  # tokens that must agree for a place to be found; more are asked for first
-_WIDTH = array("i").itemsize
 
 
 def predicted_draft(sequence: Sequence) -> list[int]:
@@ -35,29 +33,23 @@ def continuation(prediction: Seq[int], output: Seq[int], limit: int) -> list[int
         return []
     if list(prediction[: len(output)]) == list(output):
         return list(prediction[len(output) : len(output) + limit])
-    text = _packed(prediction[:-1])  # after its last token nothing follows
+    text = _as_text(prediction[:-1])  # after its last token nothing follows
     for num_tokens in _MATCHED:
         if len(output) >= num_tokens:
-            end = _nearest_end(text, _packed(output[-num_tokens:]), len(output))
+            end = _nearest_end(text, _as_text(output[-num_tokens:]), len(output))
             if end is not None:
                 return list(prediction[end : end + limit])
     return []
 
 
-def _nearest_end(text: bytes, wanted: bytes, near: int) -> int | None:
+def _nearest_end(text: str, wanted: str, near: int) -> int | None:
     """The place after the occurrence of `wanted` that ends nearest to the token number `near`."""
-    middle = near * _WIDTH - len(wanted)
-    before = text.rfind(wanted, 0, max(0, middle + len(wanted)))
-    while before > 0 and before % _WIDTH:
-        before = text.rfind(wanted, 0, before - 1 + len(wanted))
-    after = text.find(wanted, max(0, middle))
-    while after > 0 and after % _WIDTH:
-        after = text.find(wanted, after + 1)
-    starts = [start for start in (before, after) if start >= 0 and start % _WIDTH == 0]
-    ends = [(start + len(wanted)) // _WIDTH for start in starts]
+    before = text.rfind(wanted, 0, near)
+    after = text.find(wanted, max(0, near - len(wanted)))
+    ends = [start + len(wanted) for start in (before, after) if start >= 0]
     return min(ends, key=lambda end: abs(end - near), default=None)
 
 
-def _packed(token_ids: Seq[int]) -> bytes:
-    """Tokens as bytes, which are searched a hundred times as fast."""
-    return array("i", token_ids).tobytes()
+def _as_text(token_ids: Seq[int]) -> str:
+    """A character a token: text is searched a hundred times as fast, whatever is in it."""
+    return "".join(map(chr, token_ids))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from engine.decoding.noise import NoiseStream, integers
 from engine.decoding.sampling_table import SamplingTable
 from engine.generation.denoising import check_limits
 from engine.generation.diffusion_reader import MAX_READ_ROWS
+from engine.generation.read_progress import ReadProgress
 from engine.generation.strategy import (
     GenerationStrategy,
     ModelRole,
@@ -53,11 +54,6 @@ class _Canvas:
         return self.start + len(self.token_ids)
 
 
-class _Read(NamedTuple):
-    num_preemptions: int  # pages that were given up since have taken what was read with them
-    num_tokens: int
-
-
 class Renoising(GenerationStrategy):
     """Commits a canvas when it has stood still, or has had all of its passes.
 
@@ -79,7 +75,7 @@ class Renoising(GenerationStrategy):
         assert context.canvas is not None
         self._config = context.canvas
         self._canvases: dict[str, _Canvas] = {}
-        self._read: dict[str, _Read] = {}
+        self._progress = ReadProgress()
 
     def check(
         self, num_prompt_tokens: int, params: SamplingParams, options: GenerationOptions
@@ -90,7 +86,7 @@ class Renoising(GenerationStrategy):
             raise InvalidRequestError(message, "denoising_steps")
 
     def max_rows(self, sequence: Sequence) -> int:
-        return self.max_positions(sequence) - self._num_read(sequence)
+        return self.max_positions(sequence) - self._progress.num_read(sequence)
 
     def max_positions(self, sequence: Sequence) -> int:
         return self._canvas(sequence).end
@@ -104,7 +100,7 @@ class Renoising(GenerationStrategy):
 
     def release(self, sequence: Sequence) -> None:
         self._canvases.pop(sequence.sequence_id, None)
-        self._read.pop(sequence.sequence_id, None)
+        self._progress.forget(sequence)
 
     def _canvas(self, sequence: Sequence) -> _Canvas:
         """The one that is under way."""
@@ -119,9 +115,9 @@ class Renoising(GenerationStrategy):
 
     def _rows(self, sequence: Sequence, canvas: _Canvas) -> Rows:
         """What is unread of the text, and after it the canvas; of a long text a piece alone."""
-        start = self._num_read(sequence)
+        start = self._progress.num_read(sequence)
         end = min(canvas.start, start + MAX_READ_ROWS)
-        self._read[sequence.sequence_id] = _Read(sequence.num_preemptions, end)
+        self._progress.note(sequence, end)
         text = sequence.token_ids[start:end]
         pieces = [Piece(len(text))] if text else []
         if end < canvas.start:
@@ -175,9 +171,3 @@ class Renoising(GenerationStrategy):
             seeds, prompts, choices, own, steps, self._config.vocab_size
         ).tolist()
         return tokens
-
-    def _num_read(self, sequence: Sequence) -> int:
-        known = self._read.get(sequence.sequence_id)
-        if known is None or known.num_preemptions != sequence.num_preemptions:
-            return 0
-        return known.num_tokens

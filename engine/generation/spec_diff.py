@@ -149,7 +149,7 @@ class SpecDiff(DraftAndVerify):
             limit = self._num_steps(seq)
             if limit is None and draft.num_steps < MAX_PLANNED_STEPS:
                 open_to.append(seq)
-            elif limit is not None and draft.num_steps < limit:
+            elif limit is not None and draft.num_steps < min(limit, MAX_STEPS):
                 asked.append(seq)
         chosen = [*asked, *self._worth_it(sequences, open_to)]
         return {

@@ -64,6 +64,8 @@ class Rows:
     denoising_step: int = 0
     """Keys the noise of diffusion rows; 0 is the noise that verifier and drafter share."""
     num_tail: int = 0
+    num_written: int | None = None
+    """How many output tokens penalties know of; None: all. A rerun has been given more at first."""
     wants_logits: bool = False
     """Whether the output's logits must be those that a chained draft was drawn from."""
     wants_logprobs: bool = False
@@ -135,8 +137,9 @@ class StrategyContext:
     denoise_costs: Seq[tuple[int, float]] = ()
     """Measured at start: (rows, seconds) of a forward of the diffusion model."""
     entropy: EntropyConfig | None = None
-    """How drafts are cut by how certain they are; None: by acceptance so far alone."""
+    """From which entropies on drafts are cut and paced; None: acceptance so far decides alone."""
     canvas: CanvasConfig | None = None
+    """Of a diffusion model without masks, in the place of the other."""
 
 
 class GenerationStrategy(ABC):

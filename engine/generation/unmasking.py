@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.decoding.diffusion_sampler import DiffusionSampler
 from engine.decoding.noise import NoiseStream, uniform
 from engine.decoding.sampling_table import SamplingTable
+from engine.generation.mask_rows import MaskRows
 from engine.generation.masked_block import MaskedBlock
 from engine.generation.strategy import RowsOutput
 from engine.request.options import GenerationOptions, Remasking
@@ -57,23 +58,17 @@ def unmasking_rule(options: GenerationOptions) -> DiffusionSampler:
 
 def _reveal(rule: DiffusionSampler, denoised: Seq[Denoised]) -> None:
     masks = [one.block.masks for one in denoised]
-    # Known tokens between two masks have logits, too, which nobody needs.
-    rows = [[place - own[0] for place in own] for own in masks]
-    drawn = [
-        [one.output.token_ids[row] for row in own] for one, own in zip(denoised, rows, strict=True)
-    ]
-    logits = torch.cat([one.output.logits[own] for one, own in zip(denoised, rows, strict=True)])
-    revealed = rule(
-        logits,
-        torch.tensor([token_id for own in drawn for token_id in own]).to(logits.device),
-        [len(own) for own in masks],
-        [one.block.num_forwards for one in denoised],
-        _order(denoised, masks).to(logits.device) if rule.remasking is Remasking.RANDOM else None,
-    )
-    is_revealed = iter(revealed.tolist())
-    for one, places, token_ids in zip(denoised, masks, drawn, strict=True):
-        for place, token_id in zip(places, token_ids, strict=True):
-            if next(is_revealed):
+    asked = [[place - own[0] for place in own] for own in masks]
+    rows = MaskRows.of([one.output for one in denoised], asked)
+    steps = [one.block.num_forwards for one in denoised]
+    order = None
+    if rule.remasking is Remasking.RANDOM:
+        order = _order(denoised, masks).to(rows.logits.device)
+    revealed = rows.split(rule(rows.logits, rows.token_ids, rows.lengths, steps, order))
+    drawn = rows.split(rows.token_ids)
+    for one, *columns in zip(denoised, masks, drawn, revealed, strict=True):
+        for place, token_id, is_revealed in zip(*columns, strict=True):
+            if is_revealed:
                 one.block.token_ids[place] = token_id
         one.block.num_forwards += 1
 

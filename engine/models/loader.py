@@ -51,11 +51,16 @@ class Models:
         return found
 
     @property
+    def paged_shapes(self) -> list[KvShape]:
+        """Of the pools that paged attention reads; the drafter's own blocks always take SDPA."""
+        models = (self.verifier, self.denoiser)
+        return [model.kv_shape for model in models if model is not None]
+
+    @property
     def kv_shapes(self) -> list[KvShape]:
         """Of every pool that a page has room in."""
-        models = (self.verifier, self.denoiser)
-        shapes = [model.kv_shape for model in models if model is not None]
-        return shapes if self.drafter is None else [*shapes, self.drafter.config.kv_shape]
+        drafter = [] if self.drafter is None else [self.drafter.config.kv_shape]
+        return self.paged_shapes + drafter
 
 
 def load_models(

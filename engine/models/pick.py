@@ -25,3 +25,9 @@ class Pick:
     denoising_step: int = 0
     temperature: float = 1.0
     """The way of generating's own, by which logits are divided before the request's."""
+    num_written: int | None = None
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """What penalties know of the output."""
+        return self.sequence.output_token_ids[: self.num_written]

@@ -26,6 +26,8 @@ from engine.models.pick import Pick
 from engine.request.outputs import TokenLogprobs
 from engine.request.tokenizer import Tokenizer
 
+_MAX_TABLES = 64  # batches that are remembered; a running one keeps its own for many steps
+
 
 class _KnownTable(NamedTuple):
     """A table, and what it was made of: the key's ids are of these objects while they live."""
@@ -236,12 +238,13 @@ class TokenSampler:
                     logits[start + first : start + pick.count],
                     sequence.params,
                     sequence.prompt_token_ids,
-                    sequence.output_token_ids,
+                    pick.output_token_ids,
                     pick.draft,
                     self._tokenizer.eos_token_ids | set(sequence.params.stop_token_ids),
                     pick.first_position if pick.is_drafter else None,
                 )
-            logits[start : start + pick.count] /= pick.temperature
+            if pick.temperature != 1.0:
+                logits[start : start + pick.count] /= pick.temperature
             start += pick.count
         apply_grammars(logits, picks)
         return logits
@@ -256,13 +259,12 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
     return tokens
 
 
+def _num_written(pick: Pick) -> int:
+    return pick.sequence.num_output_tokens if pick.num_written is None else pick.num_written
+
+
 def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
     sequence = pick.sequence
     has_own = sequence.grammar is not None or pick.temperature != 1.0
-    return pick.count > 0 and (
-        has_own or needs_processing(sequence.params, sequence.num_output_tokens)
-    )
-
-
-_MAX_TABLES = 64
+    return pick.count > 0 and (has_own or needs_processing(sequence.params, _num_written(pick)))

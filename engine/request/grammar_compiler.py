@@ -137,7 +137,9 @@ def _to_lark(grammar: Grammar) -> str:
             # "d": a digit is 0 to 9, as whoever writes \d means, and not those of every script.
             return f"start: /{regex_to_lark(grammar.definition, 'd')}/"
         case GrammarKind.CHOICE:
-            return "start: " + " | ".join(map(json.dumps, _choices(grammar.definition)))
+            # A terminal: rules would be as many readings at once, of which there is a limit.
+            choices = map(json.dumps, _choices(grammar.definition))
+            return f"start: CHOICE\nCHOICE: {' | '.join(choices)}"
         case GrammarKind.GRAMMAR:
             return grammar_from("grammar", grammar.definition)
 

@@ -44,9 +44,7 @@ class GenerationOptions:
     denoising_steps: int | None = None  # forward passes a block (canvas) or a draft may take
     block_length: int | None = None  # tokens denoised together
     confidence_threshold: float | None = None  # masks at or above it are revealed at once
-    unmasking_factor: float | None = (
-        None  # Fast-dLLM's other rule: reveal n while (n + 1)(1 - c) < f
-    )
+    unmasking_factor: float | None = None  # f: the n surest, as long as (n + 1)(1 - c_n) < f
     remasking: Remasking = Remasking.LOW_CONFIDENCE
     canvas_cache: CanvasCache | None = None  # None: dual
     acceptance: Acceptance = Acceptance.COUPLED

@@ -1,4 +1,6 @@
-"""Reference decoding of a block-diffusion model: clear, and without any cache, for tests and cards.
+"""Reference decoding of a block-diffusion model: clear, and without any cache.
+
+The model card is written with it, and the modes of the server are tested against it.
 
 All ways of generating are one: a block of tokens and masks after a context, from which the most
 certain masks are revealed until none is left.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.engine.engines import TinyModels, load_tiny_models
+from tests.engine.tiny_diffusion import load_shipped
 
 torch.set_num_threads(1)  # tiny matrices gain nothing from more, and busy neighbours cost much
 
@@ -14,3 +15,9 @@ torch.set_num_threads(1)  # tiny matrices gain nothing from more, and busy neigh
 def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """A small real verifier, drafter and tokenizer, read from their folders."""
     return load_tiny_models(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def shipped() -> TinyModels:
+    """The verifier that ships, with its diffusion model instead of its drafter."""
+    return load_shipped()

@@ -6,20 +6,16 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 import pytest
-import torch
 
 from engine.build import build_engine
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.engine_config import EMBEDDED, EngineConfig
 from engine.generation.apd_window import WindowReader
 from engine.models.diffusion_lm import ContextKind
-from engine.models.loader import load_models
 from engine.request.errors import InvalidRequestError
 from engine.request.options import Acceptance, GenerationOptions
 from engine.request.sampling_params import SamplingParams
-from engine.request.tokenizer import Tokenizer
 from tests.engine.engines import (
-    CPU,
     Ask,
     TinyModels,
     add,
@@ -29,36 +25,22 @@ from tests.engine.engines import (
     run_all,
     tokens,
 )
-from tests.engine.test_rejection_mode import tiny_diffusion
+from tests.engine.tiny_diffusion import drafting_diffusion
 
 Options = GenerationOptions
 TEXT = "I would like to book a table for two people at an Italian place in San Jose."
 
 
 @pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    """The verifier that ships with its diffusion model."""
-    names = [str(EMBEDDED / name) for name in ("verifier", "diffusion")]
-    loaded = load_models(names[0], None, names[1], torch.float32, CPU)
-    assert loaded.verifier is not None
-    tokenizer = Tokenizer(names[0])
-    return TinyModels(
-        loaded.verifier, None, tokenizer, EMBEDDED / "verifier", None, loaded.diffusion
-    )
-
-
-@pytest.fixture(scope="module")
-def both(models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+def both(models: TinyModels) -> TinyModels:
     """The tiny verifier and drafter, and a tiny diffusion model beside them."""
-    return replace(models, diffusion=tiny_diffusion(tmp_path_factory.mktemp("causal")))
+    return replace(models, diffusion=drafting_diffusion())
 
 
 @pytest.fixture(scope="module")
-def bidirectional(models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    folder = tmp_path_factory.mktemp("bidirectional")
-    return replace(
-        models, drafter=None, diffusion=tiny_diffusion(folder, ContextKind.BIDIRECTIONAL)
-    )
+def bidirectional(models: TinyModels) -> TinyModels:
+    diffusion = drafting_diffusion(ContextKind.BIDIRECTIONAL)
+    return replace(models, drafter=None, diffusion=diffusion)
 
 
 def ask(models: TinyModels, options: Options, *, seed: int = 0, temperature: float = 1.0) -> Ask:

@@ -32,7 +32,6 @@ from tests.engine.tiny_diffusion import (
     MASK,
     THRESHOLD,
     by_reference,
-    load_shipped,
     plain_denoise,
     tiny_diffusion,
 )
@@ -41,11 +40,6 @@ START = "Once upon a time there was a little"
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)
 SAMPLED = replace(GREEDY, temperature=1.0, seed=5)
 ANY_ORDER = GenerationOptions(confidence_threshold=THRESHOLD)
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    return load_shipped()
 
 
 @pytest.fixture(params=["llada", "dream", "ours"])
@@ -130,11 +124,15 @@ def test_a_half_revealed_canvas_outlives_a_pre_emption(kind: TinyModels) -> None
     assert summary_of(result).num_forwards == summary_of(expected).num_forwards
 
 
+PENALIZED = replace(SAMPLED, presence_penalty=2.0, repetition_penalty=1.3)
+
+
+@pytest.mark.parametrize("params", [SAMPLED, PENALIZED], ids=["plain", "penalized"])
 @pytest.mark.parametrize("suffixes", [(), ((5, 6),), ((5,), (6,))])
 def test_a_rerun_goes_on_after_what_was_given_out(
-    kind: TinyModels, suffixes: tuple[tuple[int, ...], ...]
+    kind: TinyModels, suffixes: tuple[tuple[int, ...], ...], params: SamplingParams
 ) -> None:
-    asks = asks_of(suffixes=suffixes)
+    asks = asks_of(params, suffixes=suffixes)
     expected = run_all(make_engine(kind), asks)
     again = [
         replace(ask, replay=result.token_ids[:7])

@@ -7,48 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.engine_config import EMBEDDED
 from engine.generation.diffusion_reader import Block, DiffusionReader
 from engine.generation.forwards import Forwards
 from engine.models.attention import sdpa_backend
-from engine.models.loader import load_models
 from engine.models.model_runner import ModelRunner
 from engine.models.token_sampler import TokenSampler
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
-from engine.request.tokenizer import Tokenizer
-from engine.training.block_forward import read_blocks
-from engine.training.denoise import without_mask
+from engine.training.denoise import block_logits
 from tests.engine.engines import CPU, Ask, TinyModels, count_drafts, make_engine, run_all
+from tests.engine.tiny_diffusion import by_reference
 
 PROMPT = "I would like to book a table for two people at an Italian place in San Jose."
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    """The verifier that ships, with its diffusion model instead of its drafter."""
-    names = [str(EMBEDDED / name) for name in ("verifier", "diffusion")]
-    models = load_models(names[0], None, names[1], torch.float32, CPU)
-    assert models.verifier is not None
-    tokenizer = Tokenizer(names[0])
-    return TinyModels(
-        models.verifier, None, tokenizer, EMBEDDED / "verifier", None, models.diffusion
-    )
-
-
-def reference(models: TinyModels, context: list[int], block: list[int]) -> torch.Tensor:
-    """Row n of a block predicts its token n: see `read_blocks`."""
-    assert models.diffusion is not None
-    model = models.diffusion.backbone.model
-    model.set_attn_implementation("sdpa")
-    try:
-        anchors = torch.tensor([[len(context) - 1]])
-        tokens, blocks = torch.tensor([context]), torch.tensor([[block]])
-        with torch.inference_mode():
-            _, hidden = read_blocks(model, tokens, anchors, blocks)
-            return without_mask(model.lm_head(hidden[0, 0]))
-    finally:
-        model.set_attn_implementation("dfastllm_paged")
 
 
 def test_blocks_read_in_turns_through_pages_equal_the_reference(shipped: TinyModels) -> None:
@@ -68,7 +38,7 @@ def test_blocks_read_in_turns_through_pages_equal_the_reference(shipped: TinyMod
         rows = reader.block_rows(sequence, Block(block, len(block)))
         assert rows.start == (0 if sequence.num_tokens == len(prompt) else len(prompt) - 1)
         (output,) = forwards.denoise([rows])
-        expected = reference(shipped, sequence.token_ids, block)
+        expected = by_reference(shipped, block_logits, sequence.token_ids, block)
         torch.testing.assert_close(output.logits, expected, atol=2e-4, rtol=1e-4)
         assert output.token_ids == expected.argmax(-1).tolist()
         sequence.token_ids += [40, 41]

@@ -17,7 +17,7 @@ from engine.decoding import rejection
 from engine.decoding.rejection import Layout, committed_tokens, verify_by_rejection
 from engine.decoding.sampler import processed_logprobs, sample
 from engine.decoding.sampling_table import SamplingTable
-from engine.decoding.verification import count_accepted_ragged
+from engine.decoding.verification import count_accepted_prefix
 from engine.request.sampling_params import SamplingParams
 
 NUM_SEEDS = 9000
@@ -57,10 +57,12 @@ def by_coupling(
 ) -> list[list[int]]:
     wide = Layout.of([length + 1 for length in lengths])
     drawn = sample(target, TABLE, index[wide.owner], first + wide.offset)
-    is_drafted = wide.offset < (wide.lengths - 1)[wide.owner]
-    counts = count_accepted_ragged(draft, drawn[is_drafted], lengths)
-    starts = wide.starts.tolist()
-    return [drawn[at : at + n + 1].tolist() for at, n in zip(starts, counts, strict=True)]
+    targets = [own.tolist() for own in drawn.split([length + 1 for length in lengths])]
+    drafts = [own.tolist() for own in draft.split(lengths)]
+    return [
+        target[: count_accepted_prefix(own, target) + 1]
+        for own, target in zip(drafts, targets, strict=True)
+    ]
 
 
 def one_round(

@@ -128,3 +128,10 @@ def test_a_compiled_grammar_is_kept_and_each_sequence_has_its_own_place_in_it(
         compiler.matcher(REGEX)
     assert len(compiler._compiled) == MAX_COMPILED
     assert REGEX in compiler._compiled, "what is asked for often stays"
+
+
+def test_a_choice_may_be_one_of_thousands(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    names = [f"{number} of many" for number in range(4096)]
+    matcher = compiler.matcher(Grammar(GrammarKind.CHOICE, json.dumps(names)))
+    assert all(matcher.accept(token_id) for token_id in spell(tokenizer, "4095 of many"))
+    assert matcher.is_complete

@@ -24,7 +24,6 @@ from tests.engine.tiny_diffusion import (
     MASK,
     THRESHOLD,
     by_reference,
-    load_shipped,
     plain_denoise,
     tiny_diffusion,
 )
@@ -32,11 +31,6 @@ from tests.engine.tiny_diffusion import (
 TABLE = "| name | age |\n| --- | --- |\n| Ann", "\n| Bob | 12 |\n"
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)
 ANY_ORDER = GenerationOptions(confidence_threshold=THRESHOLD)
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    return load_shipped()
 
 
 @pytest.fixture(params=["llada", "dream", "ours"])

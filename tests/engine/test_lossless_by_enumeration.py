@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.decoding.rejection import Layout, acceptance, residual
 from engine.decoding.sampler import sample
 from engine.decoding.sampling_table import SamplingTable
-from engine.decoding.verification import count_accepted
+from engine.decoding.verification import count_accepted_prefix
 from engine.request.sampling_params import SamplingParams
 
 V = 3
@@ -113,7 +113,8 @@ def drawn(p: Tensor, position: int) -> Tensor:
 def coupled_output(draft: Tensor) -> tuple[Tensor, Tensor]:
     """Output [N, 2] under shared noise, whatever was drafted, and how much stood [N]."""
     target = torch.stack([drawn(FIRST, 0), drawn(SECOND[draft[:, 0]], 1)], 1)
-    num_accepted = count_accepted(draft, target, torch.full_like(INDEX, 2))
+    rows = zip(draft.tolist(), target.tolist(), strict=True)
+    num_accepted = torch.tensor([count_accepted_prefix(*row) for row in rows])
     again = drawn(SECOND[target[:, 0]], 1)  # the next step, where only one token was committed
     second = torch.where(num_accepted > 0, target[:, 1], again)
     return torch.stack([target[:, 0], second], 1), num_accepted

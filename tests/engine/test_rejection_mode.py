@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,15 +12,11 @@ import torch
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.entropy_controller import EntropyConfig
 from engine.generation.deer import Deer
-from engine.models.causal_lm import load_causal_lm
-from engine.models.dflash import DFlashDrafter
-from engine.models.diffusion_lm import ContextKind, DiffusionConfig, DiffusionLM
 from engine.models.packing import Span
 from engine.request.errors import InvalidRequestError
 from engine.request.options import Acceptance, GenerationOptions
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import (
-    CPU,
     Ask,
     TinyModels,
     check_nothing_leaked,
@@ -31,8 +26,9 @@ from tests.engine.engines import (
     strategy_context,
     tokens,
 )
+from tests.engine.test_draft_heads import with_markov_head
 from tests.engine.test_token_identity import ASKS
-from tests.engine.tiny_models import VOCAB_SIZE, tiny_qwen3
+from tests.engine.tiny_diffusion import drafting_diffusion
 
 ALLOWED = (5, 9, 17, 40)
 """So much bias lies on these that nothing else is ever drawn: a vocabulary of four."""
@@ -43,28 +39,13 @@ REJECTION = GenerationOptions(acceptance=Acceptance.REJECTION)
 
 
 @pytest.fixture(scope="module")
-def drafters(models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModels]:
+def drafters(models: TinyModels) -> dict[str, TinyModels]:
     """The tiny verifier with every kind of drafter that there is."""
-    assert models.drafter is not None
-    config = replace(models.drafter.config, markov_rank=8)
-    torch.manual_seed(5)
-    chained = DFlashDrafter(config).eval()
-    chained.load_state_dict(models.drafter.state_dict(), strict=False)
-    assert chained.markov is not None
-    torch.nn.init.normal_(chained.markov.lm_head.weight, std=0.5)
     return {
         "plain": models,
-        "chained": replace(models, drafter=chained),
-        "diffusion": replace(
-            models, drafter=None, diffusion=tiny_diffusion(tmp_path_factory.mktemp("diffusion"))
-        ),
+        "chained": with_markov_head(models),
+        "diffusion": replace(models, drafter=None, diffusion=drafting_diffusion()),
     }
-
-
-def tiny_diffusion(folder: Path, context: ContextKind = ContextKind.CAUSAL) -> DiffusionLM:
-    tiny_qwen3(7, initializer_range=0.06).save_pretrained(folder)
-    backbone = load_causal_lm(folder, dtype=torch.float32, device=CPU)
-    return DiffusionLM(backbone, DiffusionConfig(VOCAB_SIZE - 1, True, context))
 
 
 def asks(options: GenerationOptions, num_tokens: int) -> list[Ask]:

@@ -30,7 +30,6 @@ from tests.engine.tiny_diffusion import (
     SAMPLED,
     THRESHOLD,
     by_reference,
-    load_shipped,
     num_forwards,
     plain_logits,
     plain_semi_ar,
@@ -43,11 +42,6 @@ PROMPTS = (
     "Once upon a time there was a little",
 )
 EXACT = GenerationOptions(canvas_cache=CanvasCache.NONE)
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    return load_shipped()
 
 
 @pytest.fixture(params=KINDS.keys())

@@ -9,16 +9,12 @@ import pytest
 import torch
 
 from engine.denoising_planner import DenoisingModel, plan_denoising
-from engine.engine_config import EMBEDDED
 from engine.generation.spec_diff import SpecDiff
 from engine.generation.strategy import ModelRole, Rows, RowsOutput
-from engine.models.loader import load_models
 from engine.request.errors import InvalidRequestError
 from engine.request.options import GenerationOptions, Remasking
 from engine.request.sampling_params import SamplingParams
-from engine.request.tokenizer import Tokenizer
 from tests.engine.engines import (
-    CPU,
     Ask,
     Result,
     TinyModels,
@@ -47,18 +43,6 @@ WAYS = (
 @pytest.fixture(scope="module")
 def expected(models: TinyModels) -> list[Result]:
     return run_all(make_engine(models), [replace(one, mode="ar") for one in ASKS])
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TinyModels:
-    """The verifier that ships, with its diffusion model instead of its drafter."""
-    names = [str(EMBEDDED / name) for name in ("verifier", "diffusion")]
-    loaded = load_models(names[0], None, names[1], torch.float32, CPU)
-    assert loaded.verifier is not None
-    tokenizer = Tokenizer(names[0])
-    return TinyModels(
-        loaded.verifier, None, tokenizer, EMBEDDED / "verifier", None, loaded.diffusion
-    )
 
 
 @pytest.mark.parametrize("num_pages", [512, 32], ids=["room", "pre-emption"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.decoding.sampler import processed_logprobs, sample
 from engine.decoding.sampling_table import SamplingTable
-from engine.decoding.verification import count_accepted, count_accepted_ragged
+from engine.decoding.verification import count_accepted_prefix
 from engine.request.sampling_params import SamplingParams
 
 NUM_TOKENS = 5
@@ -23,40 +23,23 @@ Model = Callable[[list[int]], Tensor]
 
 
 def test_each_row_accepts_for_itself() -> None:
-    draft = torch.tensor([[1, 2, 3], [1, 9, 3], [9, 2, 3], [1, 2, 3]])
-    target = torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
-    lengths = torch.tensor([3, 3, 3, 2])
-    # Not the batch's maximum, nothing after a gap, nothing of the padding.
-    assert count_accepted(draft, target, lengths).tolist() == [3, 1, 0, 2]
+    target = [1, 2, 3]
+    drafts = ([1, 2, 3], [1, 9, 3], [9, 2, 3], [1, 2])
+    # Nothing after a gap, nothing beyond the draft.
+    assert [count_accepted_prefix(draft, target) for draft in drafts] == [3, 1, 0, 2]
 
 
-def test_a_batch_without_drafts_accepts_nothing() -> None:
-    nothing = torch.empty(2, 0, dtype=torch.int64)
-    assert count_accepted(nothing, nothing, torch.tensor([0, 0])).tolist() == [0, 0]
-    assert count_accepted_ragged(nothing.flatten(), nothing.flatten(), [0, 0]) == [0, 0]
+def test_without_a_draft_nothing_is_accepted() -> None:
+    assert count_accepted_prefix([], []) == 0
+    assert count_accepted_prefix([], [1]) == 0
 
 
-@given(
-    st.lists(
-        st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=6),
-        min_size=1,
-        max_size=5,
-    )
-)
-def test_both_layouts_count_the_common_prefix(rows: list[list[tuple[int, int]]]) -> None:
-    expected = []
-    for row in rows:
-        differing = [at for at, (drafted, drawn) in enumerate(row) if drafted != drawn]
-        expected.append(differing[0] if differing else len(row))
-    lengths = [len(row) for row in rows]
-    width = max(lengths)
-    # Padding that matches must not count either.
-    padded = [row + [(0, 0)] * (width - len(row)) for row in rows]
-    pairs = torch.tensor(padded, dtype=torch.int64).view(len(rows), width, 2)
-    result = count_accepted(pairs[..., 0], pairs[..., 1], torch.tensor(lengths))
-    assert result.tolist() == expected
-    flat = torch.tensor([pair for row in rows for pair in row], dtype=torch.int64).view(-1, 2)
-    assert count_accepted_ragged(flat[:, 0], flat[:, 1], lengths) == expected
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=6))
+def test_the_common_prefix_is_counted(row: list[tuple[int, int]]) -> None:
+    differing = [at for at, (drafted, drawn) in enumerate(row) if drafted != drawn]
+    expected = differing[0] if differing else len(row)
+    draft, target = ([pair[side] for pair in row] for side in (0, 1))
+    assert count_accepted_prefix(draft, target) == expected
 
 
 def verifier(prefix: list[int]) -> Tensor:
@@ -110,8 +93,7 @@ def generate_speculatively(
             draft += draw([drafter(output + draft)], table, len(output) + len(draft))
         rows = [verifier(output + draft[:j]) for j in range(draft_length + 1)]
         target = draw(rows, table, len(output))
-        pair = torch.tensor([draft]), torch.tensor([target[:-1]])
-        count = int(count_accepted(*pair, torch.tensor([draft_length])))
+        count = count_accepted_prefix(draft, target)
         accepted.update({True: count, False: int(count < draft_length)})
         output += target[: count + 1]
     return output[:LENGTH]
@@ -161,7 +143,7 @@ def test_the_first_two_tokens_have_their_exact_joint_distribution() -> None:
     after = torch.stack([verifier([token]) for token in range(NUM_TOKENS)])
     bonus = sample(after[draft], tables, index, zero + 1)
     again = sample(after[first], tables, index, zero + 1)  # the next step, after a rejection
-    count = count_accepted(draft[:, None], first[:, None], torch.ones_like(draft))
+    count = (draft == first).long()
     second = torch.where(count == 1, bonus, again)
     plain = SamplingTable.build([(SamplingParams(), 0, 0)])
     logprobs = processed_logprobs(torch.cat([verifier([])[None], after]), plain, zero[:6])

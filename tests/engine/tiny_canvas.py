@@ -130,4 +130,4 @@ def num_forwards(result: Result) -> int:
 def check_no_state_left(engine: DFastLLMEngine) -> None:
     check_nothing_leaked(engine)
     strategy: Any = batcher_of(engine).strategies["semi_ar"]
-    assert not strategy._canvases and not strategy._read
+    assert not strategy._canvases and not strategy._progress

@@ -44,9 +44,9 @@ def tiny_diffusion(
 
     Weights this large make it sure of some masks and unsure of others.
     """
-    model: Any = tiny_qwen3(seed=3, num_hidden_layers=num_layers, initializer_range=0.3)
-    model.set_attn_implementation(PAGED_ATTENTION)
-    diffusion = DiffusionLM(CausalLM(model), config)
+    diffusion = _random_diffusion(
+        config, seed=3, num_hidden_layers=num_layers, initializer_range=0.3
+    )
     return replace(models, drafter=None, drafter_path=None, diffusion=diffusion)
 
 
@@ -66,6 +66,18 @@ def load_shipped() -> TinyModels:
     found = load_models(str(folder), None, str(EMBEDDED / "diffusion"), torch.float32, CPU)
     assert found.verifier is not None
     return TinyModels(found.verifier, None, Tokenizer(folder), folder, None, found.diffusion)
+
+
+def drafting_diffusion(context: ContextKind = ContextKind.CAUSAL) -> DiffusionLM:
+    """As unsure as the tiny verifier: of what it drafts some is accepted and some refused."""
+    config = DiffusionConfig(MASK, logit_shift=True, context=context)
+    return _random_diffusion(config, seed=7, initializer_range=0.06)
+
+
+def _random_diffusion(config: DiffusionConfig, seed: int, **changes: object) -> DiffusionLM:
+    model: Any = tiny_qwen3(seed, **changes)
+    model.set_attn_implementation(PAGED_ATTENTION)
+    return DiffusionLM(CausalLM(model), config)
 
 
 def by_reference(models: TinyModels, write: Callable[..., T], *args: object) -> T:

@@ -74,7 +74,7 @@ _ALL = (
         "HYBRID_ENABLED",
         (WORKER,),
         "true",
-        "draft with the diffusion model; false: mode ar where none is named",
+        "HYBRID_MODE is the mode of requests that name none; false: ar is",
     ),
     _setting(
         "HYBRID_MODE",
@@ -89,7 +89,10 @@ _ALL = (
         "draft length of requests that name none; auto: the planner decides each step",
     ),
     _setting(
-        "HYBRID_MAX_DRAFT", (WORKER,), "from the drafter", "longest draft the planner may choose"
+        "HYBRID_MAX_DRAFT",
+        (WORKER,),
+        "15, or less where the drafter's blocks are shorter",
+        "longest draft the planner may choose",
     ),
     _setting("COMPILE", (WORKER,), "false", "compile the models at the start, with torch.compile"),
     _setting(
@@ -106,12 +109,7 @@ _ALL = (
     _setting("MAX_STEP_TOKENS", (WORKER,), "auto", "token budget of one engine step"),
     _setting("KV_CACHE_MB", (WORKER,), "auto", "memory for the KV cache, in MiB"),
     _setting("PREFIX_CACHE", (WORKER,), "true", "share the KV of equal prompt beginnings"),
-    _setting(
-        "ADAPTIVE_ENTROPY",
-        (WORKER,),
-        "false",
-        "cut drafts and limit their steps where logits are uncertain",
-    ),
+    _setting("ADAPTIVE_ENTROPY", (WORKER,), "false", "cut and pace drafts by their own entropy"),
     _setting(
         "ENTROPY_HIGH",
         (WORKER,),
@@ -133,7 +131,7 @@ _ALL = (
     _setting(
         "BLOCK_SIZE",
         (WORKER,),
-        "from the model",
+        "from model and strategy",
         "block_length of requests that name none: tokens denoised together",
     ),
     _setting(
