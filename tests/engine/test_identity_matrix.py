@@ -89,7 +89,7 @@ def expected(models: TinyModels) -> list[Result]:
     return [run_all(make_engine(models, prefix_cache=False), [one])[0] for one in ASKS]
 
 
-@pytest.fixture(scope="module", params=["drafter", "ours", "dream", "fast_dllm"])
+@pytest.fixture(scope="module", params=["drafter", "dream", "fast_dllm"])
 def deal(models: TinyModels, expected: list[Result], request: pytest.FixtureRequest) -> Deal:
     """`deer` is drafted by the drafter where there is one, else by the diffusion model."""
     has_drafter = request.param == "drafter"
