@@ -194,10 +194,10 @@ def _wanting(mode: str, available: frozenset[ModelRole]) -> str:
 
 
 def _max_model_len(config: EngineConfig, models: Models) -> int:
-    known = models.first.max_positions
+    known = models.max_positions
     if config.max_model_len is not None and config.max_model_len > known:
         raise UnsupportedModelError(
-            f"max_model_len is {config.max_model_len}, but the model knows only {known} positions"
+            f"max_model_len is {config.max_model_len}, but the models know only {known} positions"
         )
     return config.max_model_len or known
 

@@ -39,6 +39,12 @@ class Models:
         return model
 
     @property
+    def max_positions(self) -> int:
+        """The longest text that all of them can read."""
+        read_by = [model for model in (self.verifier, self.denoiser) if model is not None]
+        return min(model.max_positions for model in read_by)
+
+    @property
     def modules(self) -> dict[str, nn.Module]:
         """What holds parameters, by the name of its part."""
         found: dict[str, nn.Module] = {}

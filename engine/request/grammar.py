@@ -8,6 +8,9 @@ from enum import StrEnum
 from engine.request.errors import InvalidRequestError
 
 MAX_DEFINITION_LENGTH = 131_072
+MAX_PATTERN_LENGTH = 16_384
+"""Of regular expressions, and of rules, which may hold some: to compile one takes a time that grows
+with the square of its length, half a second at this one."""
 
 
 class GrammarKind(StrEnum):
@@ -29,6 +32,8 @@ class Grammar:
 
     def __post_init__(self) -> None:
         """Raise `InvalidRequestError` where the definition is longer than any honest one."""
-        if len(self.definition) > MAX_DEFINITION_LENGTH:
-            message = f"{self.param} must have at most {MAX_DEFINITION_LENGTH} characters"
+        is_pattern = self.kind in (GrammarKind.REGEX, GrammarKind.GRAMMAR)
+        limit = MAX_PATTERN_LENGTH if is_pattern else MAX_DEFINITION_LENGTH
+        if len(self.definition) > limit:
+            message = f"{self.param} must have at most {limit} characters"
             raise InvalidRequestError(message, self.param)

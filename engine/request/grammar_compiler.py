@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from functools import partial
 from typing import Any
@@ -12,8 +13,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, reg
 
 from engine.base import BaseCache
 from engine.request.errors import InvalidRequestError
-from engine.request.grammar import Grammar, GrammarKind
+from engine.request.grammar import MAX_PATTERN_LENGTH, Grammar, GrammarKind
 from engine.request.grammar_matcher import GrammarMatcher
+from engine.request.large_stack import on_large_stack
 from engine.request.tokenizer import Tokenizer
 
 MAX_COMPILED = 64
@@ -74,14 +76,14 @@ class _Compiled:
 
     def __init__(self, vocabulary: LLTokenizer, lark: str, limits: LLParserLimits) -> None:
         self._make = partial(LLMatcher, vocabulary, lark, log_level=0, limits=limits)
-        self._original = self._make()
+        self._original = on_large_stack(self._make)
         self.error = self._original.get_error()
 
     def start(self) -> LLMatcher:
         return self._original.deep_copy()
 
     def start_anew(self) -> LLMatcher:
-        self._original = self._make()
+        self._original = on_large_stack(self._make)
         return self.start()
 
 
@@ -156,11 +158,30 @@ def _choices(definition: str) -> list[str]:
 def _json_schema(definition: str) -> str:
     """The schema with our own options in place of any that it brings."""
     schema = json.loads(definition)
+    if _num_pattern_chars(schema) > MAX_PATTERN_LENGTH:
+        raise ValueError(f"its patterns have more than {MAX_PATTERN_LENGTH} characters")
     if schema is True:
         schema = {}
     if isinstance(schema, dict):
         schema["x-guidance"] = _JSON_OPTIONS
     return json.dumps(schema)
+
+
+def _num_pattern_chars(schema: object) -> int:
+    total, waiting = 0, [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            waiting += part.values()
+            patterns = [part.get("pattern"), *_keys(part.get("patternProperties"))]
+            total += sum(len(pattern) for pattern in patterns if isinstance(pattern, str))
+    return total
+
+
+def _keys(value: object) -> Iterable[object]:
+    return value if isinstance(value, dict) else ()
 
 
 def _refused(grammar: Grammar, error: str) -> InvalidRequestError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 from engine.build import EngineConfig, ModeNotOfferedError, build_engine
 from engine.models.attention import PagedContext, sdpa_backend
 from engine.models.causal_lm import UnsupportedModelError
-from engine.models.loader import check_pair
+from engine.models.diffusion_lm import ContextKind, DiffusionConfig, DiffusionLM
+from engine.models.loader import Models, check_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.self_test import check_against_eager
 from engine.request.errors import InvalidRequestError
@@ -294,3 +296,11 @@ def test_a_pair_that_does_not_fit_is_seen_before_anything_runs(models: TinyModel
         check_pair(models.verifier, other, 200)
     with pytest.raises(UnsupportedModelError, match="tokenizer has 600 tokens"):
         check_pair(models.verifier, models.drafter, 600)
+
+
+def test_no_text_is_longer_than_each_of_the_models_can_read(models: TinyModels) -> None:
+    short = copy(models.verifier)
+    short.max_positions = 100
+    config = DiffusionConfig(mask_token_id=1, logit_shift=True, context=ContextKind.CAUSAL)
+    assert Models(models.verifier, None, None).max_positions == 256
+    assert Models(models.verifier, None, DiffusionLM(short, config)).max_positions == 100
