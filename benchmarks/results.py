@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 Cell = str | int | float
+MANY_SERIES = 4  # more need their legend beside the bars, and figures that stand upright
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,23 @@ def _draw(table: Table, path: Path) -> bool:
         return False
     groups, bars = list(table.chart.bars), table.chart.bars
     series = list(dict.fromkeys(name for group in bars.values() for name in group))
-    figure = Figure(figsize=(1.6 + 1.3 * len(groups), 3.6), layout="constrained")
+    is_crowded = len(series) > MANY_SERIES
+    group_width = max(1.3, 0.32 * len(series))
+    figure = Figure(figsize=(1.6 + group_width * len(groups), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(series)
     for index, name in enumerate(series):
         places = [place + index * width for place in range(len(groups))]
         drawn = axes.bar(places, [bars[g].get(name, 0.0) for g in groups], width, label=name)
-        axes.bar_label(drawn, fmt=lambda value: shown(float(value)), fontsize=8)
+        axes.bar_label(
+            drawn, fmt=lambda value: shown(float(value)), fontsize=8, rotation=90 * is_crowded
+        )
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], groups)
     axes.set_ylabel(table.chart.unit)
     axes.set_title(table.title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if is_crowded else {}
+        axes.legend(frameon=False, fontsize=8, **beside)
     figure.savefig(path, dpi=120)
     return True
