@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from bisect import bisect_left
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,10 +41,16 @@ def check_compiler(device: torch.device) -> None:
     """Raise CompilerMissingError naming what torch.compile lacks on this machine."""
     if device.type == "cuda" and find_spec("triton") is None:
         raise CompilerMissingError("compile is on, but the package triton is not installed")
+    if _BACKEND != "inductor":
+        return  # nothing else writes C++
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise CompilerMissingError(
             f"compile is on, but there is no C++ compiler: {compiler} is not on the PATH"
+        )
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise CompilerMissingError(
+            "compile is on, but Python's headers are missing (Python.h; Debian's python3-dev)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,10 @@ def test_tokens_are_those_of_eager_forwards_and_nothing_is_compiled_later(tmp_pa
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(300)
 def test_so_they_are_with_the_real_compiler(tmp_path: Path) -> None:
+    try:
+        compiled.check_compiler(CPU)
+    except CompilerMissingError as missing:  # what a bare machine need not have
+        pytest.skip(str(missing))
     models = small_pair(tmp_path)
     assert models.drafter is not None
     models.verifier.fuse_layers()
@@ -166,6 +171,15 @@ def test_padding_writes_to_the_scratch_page_and_is_read_by_nobody(tmp_path: Path
     assert rows == [6, 2, 0, 0]
     expected = runner.verify(spans, [6, 2])
     torch.testing.assert_close(runner.verify(padded, rows)[:2], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_missing_headers_of_python_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", sys.executable)  # something that is there
+    monkeypatch.setattr(compiled.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(CompilerMissingError, match=r"Python\.h"):
+        compiled.check_compiler(CPU)
 
 
 def test_a_missing_compiler_is_named_before_anything_is_loaded(
