@@ -82,7 +82,9 @@ class IoLoop:
     @property
     def _may_claim(self) -> bool:
         has_place = self._runner.num_free_places > 0
-        return has_place and not self._is_suspended and not self._is_draining
+        # Asked once more, for the call to stop may have come while this turn was talking to Redis.
+        is_stopping = self._is_draining or self._mailbox.num_stop_calls > 0
+        return has_place and not self._is_suspended and not is_stopping
 
     def _patience_s(self) -> float:
         """How long nothing needs doing, unless the bell rings."""

@@ -18,6 +18,8 @@ _PROBE_SHARE = 8
 _CHEAP_TO_READ = 128
 """Tokens: what is written between two probes, and some more."""
 
+_NOTHING = Candidate((), 0)
+
 
 class Plan(NamedTuple):
     """What was chosen for the candidates of one step, drafts that are there already included."""
@@ -37,13 +39,19 @@ class DraftLengths:
         self.latest = Plan((), ())
         self._source = source
         self._num_steps = 0
+        self._pays = True
+        """Whether drafts were last chosen where nothing had to be read for them; until they are,
+        nobody's prompt is read to draft."""
 
     def plan(self, sequences: Seq[Sequence]) -> list[int]:
         """Tokens to draft for each; 0 also where the client has given a draft."""
         self._num_steps += 1
         probed = self._probed(sequences)
+        dear = {i for i, seq in enumerate(sequences) if self._is_dear_to_read(seq)}
+        held_back = dear - probed if not self._pays else set()
         candidates = [
-            self._candidate(seq, is_probed=index in probed) for index, seq in enumerate(sequences)
+            _NOTHING if i in held_back else self._candidate(seq, is_probed=i in probed)
+            for i, seq in enumerate(sequences)
         ]
         self.fixed = {
             seq.sequence_id
@@ -52,6 +60,13 @@ class DraftLengths:
         }
         lengths = plan_lengths(candidates, self.verify_cost, self._source.cost)
         self.latest = Plan(candidates, lengths)
+        chosen = [
+            length > 0
+            for i, (length, candidate) in enumerate(zip(lengths, candidates, strict=True))
+            if candidate.fixed_length is None and i not in dear
+        ]
+        if chosen:
+            self._pays = any(chosen)
         return [
             length if candidate.needs_block else 0
             for length, candidate in zip(lengths, candidates, strict=True)
@@ -90,5 +105,10 @@ class DraftLengths:
         count = len(sequences)
         first = turn % min(_PROBE_SHARE, count)
         order = sorted(range(count), key=lambda index: (index - first) % _PROBE_SHARE)
-        order.sort(key=lambda index: self._source.num_unread(sequences[index]) > _CHEAP_TO_READ)
+        order.sort(key=lambda index: self._is_dear_to_read(sequences[index]))
         return set(order[: len(range(first, count, _PROBE_SHARE))])
+
+    def _is_dear_to_read(self, sequence: Sequence) -> bool:
+        if sequence.options.draft_length is not None:
+            return False  # the client has chosen
+        return self._source.num_unread(sequence) > _CHEAP_TO_READ

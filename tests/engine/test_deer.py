@@ -6,8 +6,10 @@ import dataclasses
 
 import pytest
 
+from engine.draft_planner import CostCurve
 from engine.generation.deer import Deer
 from engine.generation.strategy import ModelRole
+from engine.request.options import GenerationOptions
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import TinyModels, make_engine, strategy_context, tokens
 
@@ -50,3 +52,25 @@ def test_where_to_read_a_prompt_costs_much_a_probe_takes_a_sequence_that_has_bee
         if rows[0].model is ModelRole.DRAFTER:
             probed |= {row.sequence.sequence_id for row in rows}
     assert probed == {"2", "7"}
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_long_prompt_is_read_to_draft_only_where_drafts_pay_for_others(
+    models: TinyModels, monkeypatch: pytest.MonkeyPatch, pays: bool
+) -> None:
+    cheap, dear = [(1, 1e-5), (16, 2e-5)], [(1, 10.0), (16, 160.0)]
+    costs = cheap if pays else dear
+    deer = Deer(dataclasses.replace(strategy_context(models), draft_costs=costs))
+    engine, unread = make_engine(models), {"0": 0, "1": 500}
+    monkeypatch.setattr(deer.source, "num_unread", lambda sequence: unread[sequence.sequence_id])
+    read, long = (
+        engine.make_sequence(name, tokens(5, 1), SamplingParams(max_tokens=50)) for name in unread
+    )
+    deer.propose([read], ())
+    deer.source.cost = CostCurve(cheap)  # so that the plan alone would draft in any case
+    rows = deer.propose([long], ())
+    assert (rows[0].model is ModelRole.DRAFTER) == pays
+    asked = engine.make_sequence(
+        "1", tokens(5, 1), SamplingParams(max_tokens=50), options=GenerationOptions(draft_length=2)
+    )
+    assert deer.propose([asked], ())[0].model is ModelRole.DRAFTER, "the client has chosen"
