@@ -47,9 +47,10 @@ class Forwards:
         anchors = [r.token_ids[0] for r in blocks]
         bias = self._runner.next_token_bias
         tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
+        if not any(rows.wants_logits or rows.wants_logprobs for rows in blocks):
+            return _outputs(blocks, logits, tokens)
         plain = torch.split(logits, [rows.num_logits for rows in blocks])
-        if any(rows.wants_logits or rows.wants_logprobs for rows in blocks):
-            logits = self._sampler.chained_logits(logits, anchors, tokens, bias)
+        logits = self._sampler.chained_logits(logits, anchors, tokens, bias)
         return self._with_logprobs(_outputs(blocks, logits, tokens), picks, plain)
 
     def denoise(self, all_rows: Seq[Rows]) -> list[RowsOutput]:

@@ -7,6 +7,7 @@ again after a difference, so that a changed word does not lose the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from weakref import WeakKeyDictionary
 
 from engine.request.sequence import Sequence
 
@@ -15,13 +16,22 @@ MAX_PREDICTED = 16
 _MATCHED = (8, 4, 2)  # tokens that must agree for a place to be found; more are asked for first
 
 
+_latest: WeakKeyDictionary[Sequence, tuple[int, list[int]]] = WeakKeyDictionary()
+"""Of each sequence the draft found last, and after how many tokens. Output only grows, so the draft
+is a function of that number; a step asks several times, and a prediction may be long."""
+
+
 def predicted_draft(sequence: Sequence) -> list[int]:
     """What the client expects to come next, for the verifier to check; mostly nothing."""
     prediction = sequence.options.prediction
     if not prediction:
         return []
-    limit = min(MAX_PREDICTED, sequence.num_remaining - 1)
-    return continuation(prediction, sequence.output_token_ids, limit)
+    num_tokens, draft = _latest.get(sequence, (-1, []))
+    if num_tokens != sequence.num_tokens:
+        limit = min(MAX_PREDICTED, sequence.num_remaining - 1)
+        draft = continuation(prediction, sequence.output_token_ids, limit)
+        _latest[sequence] = sequence.num_tokens, draft
+    return draft
 
 
 def continuation(prediction: Seq[int], output: Seq[int], limit: int) -> list[int]:

@@ -15,7 +15,6 @@ from engine.decoding.noise_cache import NoiseCache
 from engine.decoding.rejection import committed_tokens, verify_by_rejection
 from engine.decoding.sampler import (
     gather_logprobs,
-    noise_rows,
     perturbed_logits,
     processed_logprobs,
     sample,
@@ -98,12 +97,6 @@ class TokenSampler:
             target_logprobs, draft_logprobs, drafted, lengths, self._table(picks), index, positions
         )
         return committed_tokens(drafted, lengths, verdict)
-
-    def noise(self, picks: Seq[Pick], vocab_size: int) -> Tensor:
-        """The Gumbel noise that `sample` adds to each row, [R, V], whatever the temperature."""
-        index, positions = self._rows(picks)
-        table, steps = self._table(picks), self._steps(picks)
-        return noise_rows(table, index, positions, vocab_size, self._noise_cache, steps)
 
     def sample_chained(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
+from engine.generation import predicted_output
 from engine.generation.predicted_output import continuation
 from engine.request.options import GenerationOptions
 from engine.request.outputs import SequenceSummary
@@ -73,3 +75,19 @@ def generate(
             summary = step.summary
     assert summary is not None
     return tuple(output), summary
+
+
+@pytest.mark.parametrize("mode", ["ar", "deer", "spec_diff"])
+def test_a_prediction_is_searched_once_a_step(
+    models: TinyModels, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    searched: list[int] = []
+
+    def counted(prediction: Sequence[int], output: Sequence[int], limit: int) -> list[int]:
+        searched.append(len(output))
+        return continuation(prediction, output, limit)
+
+    monkeypatch.setattr(predicted_output, "continuation", counted)
+    params = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
+    generate(models, mode, params, (1, 2, 3, 1, 2, 4))
+    assert len(searched) == len(set(searched)) > 1
