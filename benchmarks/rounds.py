@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
 from statistics import median
 
 Sample = Mapping[str, float]
@@ -31,7 +32,23 @@ def middle(samples: Sequence[Sample], key: str) -> float:
 
 def ratio(samples: Sequence[Sample], base: Sequence[Sample], key: str) -> float:
     """The median of the rounds' own ratios: what slows a whole round cancels out."""
-    return median(ours[key] / theirs[key] for ours, theirs in zip(samples, base, strict=True))
+    return median(paired(samples, base, key))
+
+
+def paired(samples: Sequence[Sample], base: Sequence[Sample], key: str) -> list[float]:
+    """Each round's own ratio."""
+    return [ours[key] / theirs[key] for ours, theirs in zip(samples, base, strict=True)]
+
+
+def spread(values: Sequence[float], share: float = 0.9) -> tuple[float, float]:
+    """Between which bounds this share of medians falls when the values are drawn anew.
+
+    The percentile bootstrap, of values that stand for themselves; the same for the same values.
+    """
+    rng = Random(0)
+    medians = [median(rng.choices(values, k=len(values))) for _ in range(2000)]
+    outside = (1 - share) / 2
+    return percentile(medians, outside), percentile(medians, 1 - outside)
 
 
 def percentile(values: Iterable[float], share: float) -> float:

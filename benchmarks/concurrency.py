@@ -1,0 +1,177 @@
+"""Table `concurrency`: ar, every fixed draft length and the planner, from 1 to 64 at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import median
+
+import torch
+
+from benchmarks.configured import configured
+from benchmarks.grid import TEMPERATURES
+from benchmarks.lanes import Lane
+from benchmarks.options import Options
+from benchmarks.prompts import prompts
+from benchmarks.race import FAR_BEHIND, Piece, RaceRules, race
+from benchmarks.results import Cell, Chart, Table, shown
+from benchmarks.rounds import Sample, middle, paired, spread
+from engine.build import build_engine, resolve
+from engine.dfastllm_engine import DFastLLMEngine
+from engine.engine_config import EngineConfig
+from engine.request.options import NO_OPTIONS, GenerationOptions
+
+LOADS = (1, 2, 4, 8, 16, 32, 64)
+CUDA_LOADS = (*LOADS, 128, 256)
+PROMPT_TOKENS = 128
+TEXT_TOKENS = 128
+"""Of a sequence, before the next prompt takes its place."""
+CONTEXT = 512
+"""A sequence may run ahead of its batch by a good deal before it comes to an end."""
+ROUNDS = 2
+"""For one of `--rounds`."""
+
+PLANNER, AR, AR_AGAIN = "planner", "ar", "ar again"
+
+_NOTES = (
+    "Always so many sequences that decode: prompts are read outside of the time, and nobody "
+    "leaves within it. All settings get through the same texts in turn, 8 tokens of each sequence "
+    "(16 at least) and one step to warm up at a time; a round is 256 tokens, or 32 of each "
+    "sequence. tokens/s: medians of rounds.",
+    f"A setting below {FAR_BEHIND:g} of the fastest after a third of the rounds stops there (*).",
+    "`x best`: the planner by the better of ar and the best fixed length, the median of the "
+    "rounds' own ratios, and from where to where 90 % of such medians fall when rounds are drawn "
+    "anew (bootstrap). The best is chosen after the fact, which is to the planner's disadvantage.",
+    "`ar again`: ar on the planner's engine by ar on the other, which should be 1: what such a "
+    "ratio is worth. The planner has an engine of its own, and learns from nobody else's drafts.",
+)
+
+
+def run(options: Options) -> Table:
+    bench = ConcurrencyBench(options)
+    rows: list[list[Cell]] = []
+    samples: dict[str, object] = {}
+    bars: dict[str, dict[str, float]] = {}
+    lowest: tuple[float, str] = (float("inf"), "nothing")
+    for temperature in TEMPERATURES:
+        for at_once in bench.loads:
+            load = f"T = {temperature:g}, {at_once} at once"
+            found = bench.measure(temperature, at_once)
+            samples[load] = found
+            best = best_of(found)
+            ratios = paired(found[PLANNER], found[best], "tokens_s")
+            rows.append([f"{temperature:g}", at_once, *_cells(found, best, ratios)])
+            bars[load.replace(", ", "\n")] = {
+                name: middle(found[own], "tokens_s")
+                for name, own in {AR: AR, "best": best, PLANNER: PLANNER}.items()
+            }
+            lowest = min(lowest, (median(ratios), load))
+    note = f"The lowest `x best` of all loads: {lowest[0]:.3f} ({lowest[1]})."
+    return Table(
+        "concurrency",
+        "The planner against ar and every fixed draft length, by load",
+        ("T", "at once", *_columns(bench.names)),
+        rows,
+        (note, *_NOTES),
+        samples,
+        Chart("tokens / s", bars),
+    )
+
+
+class ConcurrencyBench:
+    """All settings as lanes on two engines that serve the same models."""
+
+    def __init__(self, options: Options, config: EngineConfig | None = None) -> None:
+        self._options = options
+        self.loads: Sequence[int] = CUDA_LOADS if torch.cuda.is_available() else LOADS
+        if options.quick:
+            self.loads = (1, 4)
+        base = _smaller(config or configured())
+        others = _engine(base, self.loads[-1] * 8)
+        self._lanes = list(_lanes(others, _engine(base, self.loads[-1] * 2)))
+
+    @property
+    def names(self) -> list[str]:
+        return [lane.name for lane in self._lanes]
+
+    def measure(self, temperature: float, at_once: int) -> dict[str, list[Sample]]:
+        """One load: samples of every setting, by its name."""
+        num_rounds = 1 if self._options.quick else ROUNDS * self._options.num_rounds
+        rules = RaceRules(
+            num_rounds, _round_tokens(at_once) // _piece_tokens(at_once), (PLANNER, AR, AR_AGAIN)
+        )
+        cases: dict[str, Piece] = {
+            lane.name: partial(self._piece, lane, temperature, at_once) for lane in self._lanes
+        }
+        samples = race(cases, rules)
+        for lane in self._lanes:
+            lane.close()
+        return samples
+
+    def _piece(
+        self, lane: Lane, temperature: float, at_once: int, number: int
+    ) -> Mapping[str, float]:
+        num_tokens = _piece_tokens(at_once)
+        text, begun = divmod(number, TEXT_TOKENS * at_once // num_tokens)
+        if number < 0 or not begun:
+            seed = self._options.seed + 1000 * (text + 1)
+            asked = prompts(replace(self._options, seed=seed), at_once)
+            lane.open(asked, PROMPT_TOKENS, temperature)
+        return lane.advance(num_tokens)
+
+
+def _piece_tokens(at_once: int) -> int:
+    return max(16, 8 * at_once)
+
+
+def _round_tokens(at_once: int) -> int:
+    return max(256, 32 * at_once)
+
+
+def best_of(samples: Mapping[str, list[Sample]]) -> str:
+    """The fastest of ar and the fixed lengths, among those that were measured to the end."""
+    others = {k: own for k, own in samples.items() if k not in (PLANNER, AR_AGAIN)}
+    longest = max(map(len, others.values()))
+    return max(
+        (name for name, own in others.items() if len(own) == longest),
+        key=lambda name: middle(others[name], "tokens_s"),
+    )
+
+
+def _smaller(config: EngineConfig) -> EngineConfig:
+    """The verifier and what drafts for it, with room for many short contexts."""
+    config = replace(resolve(config), max_model_len=CONTEXT, prefix_cache=True)
+    return config if config.drafter_path is None else replace(config, diffusion_path=None)
+
+
+def _engine(config: EngineConfig, num_contexts: int) -> DFastLLMEngine:
+    """With the prefix cache: all lanes read the same prompts, outside of the time."""
+    return build_engine(
+        replace(config, max_batch_size=num_contexts, kv_memory_bytes=16 << 30, entropy=None)
+    )
+
+
+def _lanes(others: DFastLLMEngine, planned: DFastLLMEngine) -> Iterator[Lane]:
+    yield Lane(AR, others, "ar", NO_OPTIONS)
+    for length in range(1, others._runner.block_size):
+        options = GenerationOptions(draft_length=length)
+        yield Lane(f"fixed {length}", others, "deer", options)
+    yield Lane(PLANNER, planned, "deer", NO_OPTIONS)
+    yield Lane(AR_AGAIN, planned, "ar", NO_OPTIONS)
+
+
+def _columns(names: Sequence[str]) -> list[str]:
+    shown_names = [name for name in names if name != AR_AGAIN]
+    return [*shown_names, "best", "x best", "90 %", "ar again"]
+
+
+def _cells(samples: dict[str, list[Sample]], best: str, ratios: list[float]) -> Iterator[Cell]:
+    num_rounds = len(samples[PLANNER])
+    for name, own in samples.items():
+        if name != AR_AGAIN:
+            rate = middle(own, "tokens_s")
+            yield rate if len(own) == num_rounds else f"{shown(rate)}*"
+    low, high = spread(ratios)
+    yield from (best, f"{median(ratios):.3f}", f"{low:.3f} to {high:.3f}")
+    yield f"{median(paired(samples[AR_AGAIN], samples[AR], 'tokens_s')):.3f}"
