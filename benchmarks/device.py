@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
@@ -17,8 +18,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from benchmarks.options import Options
 from benchmarks.results import Cell, Chart, Table
 from benchmarks.rounds import Sample, interleave, middle
-from engine.build import DTYPES, EMBEDDED, EngineConfig, assemble_engine, resolve
+from engine.build import EMBEDDED, assemble_engine, resolve
 from engine.dfastllm_engine import DFastLLMEngine
+from engine.engine_config import DTYPES, EngineConfig
 from engine.models.attention import PAGED_ATTENTION
 from engine.models.causal_lm import CausalLM
 from engine.models.compiled import CompilerMissingError, check_compiler
@@ -27,7 +29,7 @@ from engine.models.packing import Span
 from engine.request.sampling_params import SamplingParams
 from engine.request.tokenizer import Tokenizer
 
-SHAPE_8B = {
+SHAPE_8B: dict[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 4096,
     "intermediate_size": 12288,
@@ -39,7 +41,7 @@ SHAPE_8B = {
     "tie_word_embeddings": False,
 }
 """Of Qwen3-8B: its `config.json` at https://huggingface.co/Qwen/Qwen3-8B."""
-SCALED_DOWN = {
+SCALED_DOWN: dict[str, Any] = {
     "vocab_size": 8192,
     "hidden_size": 256,
     "intermediate_size": 768,
@@ -160,9 +162,7 @@ def compilation(device: torch.device) -> str:
     return GRAPHS
 
 
-def random_engine(
-    device: torch.device, shape: dict[str, object], *, compiled: bool
-) -> DFastLLMEngine:
+def random_engine(device: torch.device, shape: dict[str, Any], *, compiled: bool) -> DFastLLMEngine:
     """An engine around a Qwen3 of this shape, whose weights are drawn on the device itself."""
     config = resolve(
         EngineConfig(
@@ -177,7 +177,7 @@ def random_engine(
     assert dtype is not None
     torch.manual_seed(0)
     with device:
-        model = AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             Qwen3Config(**shape), dtype=dtype, attn_implementation=PAGED_ATTENTION
         )
     models = Models(CausalLM(model.eval()), None, None)
