@@ -43,21 +43,23 @@ class Lane:
         self._ahead = 0
 
     def advance(self, num_tokens: int) -> dict[str, float]:
-        """Step until so many tokens more are written; how many came in the time, and the time.
+        """Step until so many tokens more are written; how many were, and in what time.
 
-        The first step is not timed: it finds the caches full of another lane. What the last one
-        writes beyond its share counts for the next piece, so all lanes get through the same text.
+        The first step finds the caches full of another lane, so it counts as the mean of the
+        others. What the last one writes beyond its share counts for the next piece: all lanes get
+        through the same text.
         """
         due = num_tokens - self._ahead
         with self._on_stage():
-            untimed = self._step()
-            written = 0
+            written = self._step()
+            num_timed = 0
             started = time.perf_counter()
-            while not written or untimed + written < due:
+            while not num_timed or written < due:
                 written += self._step()
+                num_timed += 1
             seconds = time.perf_counter() - started
-        self._ahead = untimed + written - due
-        return {"num_tokens": written, "seconds": seconds}
+        self._ahead = written - due
+        return {"num_tokens": written, "seconds": seconds * (num_timed + 1) / num_timed}
 
     def _step(self) -> int:
         """Tokens written."""

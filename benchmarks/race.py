@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.rounds import Sample, middle
+from benchmarks.rounds import Sample
 
 Piece = Callable[[int], Mapping[str, float]]
 """Does the piece of this number, -1 to warm up; returns `num_tokens` and `seconds`."""
@@ -46,6 +46,11 @@ def race(cases: Mapping[str, Piece], rules: RaceRules) -> dict[str, list[Sample]
     return samples
 
 
+def rate(samples: Sequence[Sample]) -> float:
+    """Tokens a second over all rounds together."""
+    return sum(own["num_tokens"] for own in samples) / sum(own["seconds"] for own in samples)
+
+
 def _round(
     cases: Mapping[str, Piece], running: Sequence[str], number: int, num_pieces: int
 ) -> dict[str, Counter[str]]:
@@ -58,6 +63,6 @@ def _round(
 
 
 def _in_front(samples: Mapping[str, list[Sample]], stays: Collection[str]) -> list[str]:
-    rates = {name: middle(own, "tokens_s") for name, own in samples.items()}
+    rates = {name: rate(own) for name, own in samples.items()}
     limit = FAR_BEHIND * max(rates.values())
-    return [name for name, rate in rates.items() if rate >= limit or name in stays]
+    return [name for name, own in rates.items() if own >= limit or name in stays]

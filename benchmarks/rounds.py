@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Sample = Mapping[str, float]
 Case = Callable[[int], Sample]
@@ -40,15 +43,17 @@ def paired(samples: Sequence[Sample], base: Sequence[Sample], key: str) -> list[
     return [ours[key] / theirs[key] for ours, theirs in zip(samples, base, strict=True)]
 
 
-def spread(values: Sequence[float], share: float = 0.9) -> tuple[float, float]:
-    """Between which bounds this share of medians falls when the values are drawn anew.
+def spread(
+    rounds: Sequence[T], figure: Callable[[Sequence[T]], float], share: float = 0.9
+) -> tuple[float, float]:
+    """Between which bounds this share of figures falls when the rounds are drawn anew.
 
-    The percentile bootstrap, of values that stand for themselves; the same for the same values.
+    The percentile bootstrap (Efron 1979); the same for the same rounds.
     """
     rng = Random(0)
-    medians = [median(rng.choices(values, k=len(values))) for _ in range(2000)]
+    found = [figure(rng.choices(rounds, k=len(rounds))) for _ in range(1000)]
     outside = (1 - share) / 2
-    return percentile(medians, outside), percentile(medians, 1 - outside)
+    return percentile(found, outside), percentile(found, 1 - outside)
 
 
 def percentile(values: Iterable[float], share: float) -> float:

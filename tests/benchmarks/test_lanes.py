@@ -47,7 +47,7 @@ def test_all_lanes_get_through_the_same_number_of_tokens(models: TinyModels) -> 
     for _ in range(5):
         for lane in lanes:
             piece = lane.advance(12)
-            assert 0 < piece["num_tokens"] < 24, "the first step is not counted"
+            assert 0 < piece["num_tokens"] <= 12 + 3 * 3
             assert piece["seconds"] > 0
     for lane, before in zip(lanes, begun, strict=True):
         written = sum(seq.num_output_tokens for seq in lane._running) - before

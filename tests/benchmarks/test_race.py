@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import mean
 
-from benchmarks.race import Piece, RaceRules, race
+from benchmarks.race import Piece, RaceRules, race, rate
 from benchmarks.rounds import paired, spread
 
 
@@ -52,14 +53,18 @@ def test_who_is_far_behind_leaves_after_a_third_unless_it_is_to_stay() -> None:
     }  # fmt: skip
 
 
+def test_a_rate_over_rounds_is_that_of_their_sums() -> None:
+    rounds = [{"num_tokens": 10, "seconds": 1.0}, {"num_tokens": 10, "seconds": 3.0}]
+    assert rate(rounds) == 5.0
+
+
 def test_ratios_are_paired_by_round() -> None:
     ours, theirs = [{"x": 2.0}, {"x": 30.0}], [{"x": 1.0}, {"x": 10.0}]
     assert paired(ours, theirs, "x") == [2.0, 3.0]
 
 
-def test_the_spread_of_a_median_narrows_with_the_number_of_rounds() -> None:
+def test_the_spread_of_a_figure_narrows_with_the_number_of_rounds() -> None:
     few, many = [0.9, 1.0, 1.1], [0.9, 1.0, 1.1] * 20
-    (low, high), (lower, higher) = spread(many), spread(few)
-    assert lower <= low <= 1.0 <= high <= higher
-    assert high - low < higher - lower
-    assert spread([1.0, 1.0]) == (1.0, 1.0)
+    (low, high), (lower, higher) = spread(many, mean), spread(few, mean)
+    assert lower < low < 1.0 < high < higher
+    assert spread([1.0, 1.0], mean) == (1.0, 1.0)
