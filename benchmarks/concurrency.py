@@ -31,7 +31,10 @@ CONTEXT = 512
 ROUNDS = 2
 """For one of `--rounds`, and twice that up to 8 at once, where a round has but a few texts."""
 
+MAX_LANES = 10
 PLANNER, AR, AR_AGAIN = "planner", "ar", "ar again"
+PLANNED = "deer, planned"
+"""Its mode."""
 
 _NOTES = (
     "Always so many sequences that decode: prompts are read outside of the time, and nobody "
@@ -42,8 +45,8 @@ _NOTES = (
     "`x best`: the planner by the better of ar and the best fixed length, over all rounds; where "
     "90 % of such figures fall when rounds are drawn anew (bootstrap); and the median of the "
     "rounds' own ratios. The best is chosen after the fact, to the planner's disadvantage.",
-    "`ar again`: ar on the planner's engine by ar on the other, which should be 1: what such a "
-    "ratio is worth. The planner has an engine of its own, and learns from nobody else's drafts.",
+    "`ar again`: a second batch of ar by the first, which should be 1: what such a ratio is worth. "
+    "The planner learns from its own drafts, not from those of the fixed lengths.",
 )
 
 
@@ -78,16 +81,16 @@ def run(options: Options) -> Table:
 
 
 class ConcurrencyBench:
-    """All settings as lanes on two engines that serve the same models."""
+    """All settings as lanes on one engine: the same weights at the same place, the same pages."""
 
     def __init__(self, options: Options, config: EngineConfig | None = None) -> None:
         self._options = options
         self.loads: Sequence[int] = CUDA_LOADS if torch.cuda.is_available() else LOADS
         if options.quick:
             self.loads = (1, 4)
-        base = _smaller(config or configured())
-        others = _engine(base, self.loads[-1] * 8)
-        self._lanes = list(_lanes(others, _engine(base, self.loads[-1] * 2)))
+        num_contexts = self.loads[-1] * MAX_LANES
+        engine = build_engine(_roomy(config or configured(), num_contexts))
+        self._lanes = list(_lanes(engine))
 
     @property
     def names(self) -> list[str]:
@@ -139,26 +142,38 @@ def best_of(samples: Mapping[str, list[Sample]]) -> str:
     )
 
 
-def _smaller(config: EngineConfig) -> EngineConfig:
-    """The verifier and what drafts for it, with room for many short contexts."""
-    config = replace(resolve(config), max_model_len=CONTEXT, prefix_cache=True)
+def _roomy(config: EngineConfig, num_contexts: int) -> EngineConfig:
+    """The verifier and what drafts for it, with room for many short contexts.
+
+    With the prefix cache: all lanes read the same prompts, outside of the time.
+    """
+    config = replace(
+        resolve(config),
+        max_model_len=CONTEXT,
+        max_batch_size=num_contexts,
+        kv_memory_bytes=16 << 30,
+        prefix_cache=True,
+        entropy=None,
+    )
     return config if config.drafter_path is None else replace(config, diffusion_path=None)
 
 
-def _engine(config: EngineConfig, num_contexts: int) -> DFastLLMEngine:
-    """With the prefix cache: all lanes read the same prompts, outside of the time."""
-    return build_engine(
-        replace(config, max_batch_size=num_contexts, kv_memory_bytes=16 << 30, entropy=None)
-    )
-
-
-def _lanes(others: DFastLLMEngine, planned: DFastLLMEngine) -> Iterator[Lane]:
-    yield Lane(AR, others, "ar", NO_OPTIONS)
-    for length in range(1, others._runner.block_size):
+def _lanes(engine: DFastLLMEngine) -> Iterator[Lane]:
+    _add_planned_deer(engine)
+    yield Lane(AR, engine, "ar", NO_OPTIONS)
+    for length in range(1, engine._runner.block_size):
         options = GenerationOptions(draft_length=length)
-        yield Lane(f"fixed {length}", others, "deer", options)
-    yield Lane(PLANNER, planned, "deer", NO_OPTIONS)
-    yield Lane(AR_AGAIN, planned, "ar", NO_OPTIONS)
+        yield Lane(f"fixed {length}", engine, "deer", options)
+    yield Lane(PLANNER, engine, PLANNED, NO_OPTIONS)
+    yield Lane(AR_AGAIN, engine, "ar", NO_OPTIONS)
+
+
+def _add_planned_deer(engine: DFastLLMEngine) -> None:
+    """A second `deer`, whose planner learns from its own drafts and nobody else's."""
+    strategies = engine.batching.batcher.strategies
+    assert isinstance(strategies, dict)
+    first = strategies["deer"]
+    strategies[PLANNED] = type(first).make(first.context)
 
 
 def _columns(names: Sequence[str]) -> list[str]:
