@@ -25,7 +25,8 @@ from engine.request.sequence import Sequence
 
 MODES = ("ar", "deer")
 LENGTHS = range(16, 129)
-MEAN_GAP_S = 0.02
+BATCH_ARRIVES_S = 0.16
+"""In which as many requests come as a batch holds: faster than any way of batching serves them."""
 ONE = "one at a time"
 COLUMNS = (
     "mode", "batching", "tokens/s", "x one at a time", "latency s p50", "p95", "first token s p50",
@@ -99,14 +100,14 @@ _NOTES = (
 
 def _note(options: Options, at_once: int) -> str:
     return (
-        f"{_count(options, at_once)} requests, one each {1e3 * MEAN_GAP_S:g} ms in the mean (at "
+        f"{_count(options, at_once)} requests, one each {1e3 * BATCH_ARRIVES_S / at_once:g} ms in the mean (at "
         f"random, seeded), for {LENGTHS[0]} to {LENGTHS[-1]} tokens each; greedy, one process, "
         "prompts read within the time, prefix cache off."
     )
 
 
 def _count(options: Options, at_once: int) -> int:
-    return 6 if options.quick else 3 * at_once
+    return 6 if options.quick else 4 * at_once
 
 
 def policies(at_once: int) -> dict[str, Policy]:
@@ -149,17 +150,23 @@ def _sample(
     engine: DFastLLMEngine, options: Options, mode: str, policy: Policy, at_once: int, number: int
 ) -> Sample:
     count = 3 if number < 0 else _count(options, at_once)
-    return serve(engine, list(_arrivals(engine, options, mode, count, number)), policy).figures()
+    times = _times(options.seed + number, count, BATCH_ARRIVES_S / at_once)
+    arrivals = _arrivals(engine, options, mode, number, times)
+    return serve(engine, list(arrivals), policy).figures()
+
+
+def _times(seed: int, count: int, mean_gap_s: float) -> list[float]:
+    rng = Random(seed)
+    return list(accumulate(rng.expovariate(1 / mean_gap_s) for _ in range(count)))
 
 
 def _arrivals(
-    engine: DFastLLMEngine, options: Options, mode: str, count: int, number: int
+    engine: DFastLLMEngine, options: Options, mode: str, number: int, times: list[float]
 ) -> Iterator[Arrival]:
     """The same in every case of a round, and others in every round."""
     seed = options.seed + 1000 * (number + 1)
     rng = Random(seed)
-    times = accumulate(rng.expovariate(1 / MEAN_GAP_S) for _ in range(count))
-    asked = prompts(replace(options, seed=seed), count)
+    asked = prompts(replace(options, seed=seed), len(times))
     for index, (at_s, prompt) in enumerate(zip(times, asked, strict=True)):
         num_tokens = 16 if options.quick else rng.choice(LENGTHS)
         params = SamplingParams(seed=index, temperature=0.0, max_tokens=num_tokens, ignore_eos=True)

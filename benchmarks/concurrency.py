@@ -174,6 +174,7 @@ def _add_planned_deer(engine: DFastLLMEngine) -> None:
     assert isinstance(strategies, dict)
     first = strategies["deer"]
     strategies[PLANNED] = type(first).make(first.context)
+    engine.modes = (*engine.modes, PLANNED)
 
 
 def _columns(names: Sequence[str]) -> list[str]:
