@@ -99,10 +99,11 @@ _NOTES = (
 
 
 def _note(options: Options, at_once: int) -> str:
+    gap_ms = 1e3 * BATCH_ARRIVES_S / at_once
     return (
-        f"{_count(options, at_once)} requests, one each {1e3 * BATCH_ARRIVES_S / at_once:g} ms in the mean (at "
-        f"random, seeded), for {LENGTHS[0]} to {LENGTHS[-1]} tokens each; greedy, one process, "
-        "prompts read within the time, prefix cache off."
+        f"{_count(options, at_once)} requests for {LENGTHS[0]} to {LENGTHS[-1]} tokens each, one "
+        f"in {gap_ms:g} ms in the mean (at random, seeded); greedy, one process, prompts read "
+        "within the time, prefix cache off."
     )
 
 
