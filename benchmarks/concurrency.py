@@ -39,7 +39,7 @@ PLANNED = "deer, planned"
 _NOTES = (
     "Always so many sequences that decode: prompts are read outside of the time, and nobody "
     "leaves within it. All settings get through the same texts in turn, 8 tokens of each sequence "
-    "(16 at least) at a time; a round is 256 tokens, or 32 of each sequence.",
+    "(32 at least) at a time; a round is 256 tokens, or 32 of each sequence.",
     f"tokens/s: all tokens by all time. A setting below {FAR_BEHIND:g} of the fastest after a "
     "third of the rounds stops there (*).",
     "`x best`: the planner by the better of ar and the best fixed length, over all rounds; where "
@@ -125,7 +125,7 @@ class ConcurrencyBench:
 
 
 def _piece_tokens(at_once: int) -> int:
-    return max(16, 8 * at_once)
+    return max(32, 8 * at_once)
 
 
 def _round_tokens(at_once: int) -> int:

@@ -1,4 +1,4 @@
-"""Many settings in short pieces, all in turn: those far behind leave, the others get the time."""
+"""Many settings in short pieces: those far behind leave, the others get the time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 from benchmarks.rounds import Sample
 
@@ -55,9 +56,10 @@ def _round(
     cases: Mapping[str, Piece], running: Sequence[str], number: int, num_pieces: int
 ) -> dict[str, Counter[str]]:
     sums: dict[str, Counter[str]] = {name: Counter() for name in running}
+    order = Random(number)
     for index in range(number * num_pieces, (number + 1) * num_pieces):
-        first = index % len(running)  # nobody always follows the same
-        for name in [*running[first:], *running[:first]]:
+        # Shuffled: who always followed its own like would find its data still in the caches.
+        for name in order.sample(running, len(running)):
             sums[name].update(cases[name](index))
     return sums
 

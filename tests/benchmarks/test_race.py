@@ -34,10 +34,13 @@ def test_every_case_warms_up_and_then_does_the_same_pieces() -> None:
     assert course.runs_of("a") == course.runs_of("b") == [-1, 0, 1, 2, 3, 4, 5]
 
 
-def test_within_a_round_the_cases_take_turns_and_each_goes_first_in_its_turn() -> None:
-    course = Course(a=100, b=99)
-    race(course.cases, RaceRules(num_rounds=1, num_pieces=2))
-    assert course.calls[2:] == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+def test_within_a_round_all_do_a_piece_before_any_does_the_next_and_none_is_always_first() -> None:
+    course = Course(a=100, b=99, c=98)
+    race(course.cases, RaceRules(num_rounds=2, num_pieces=6))
+    turns = [course.calls[i : i + 3] for i in range(3, len(course.calls), 3)]
+    for index, turn in enumerate(turns):
+        assert sorted(turn) == [("a", index), ("b", index), ("c", index)]
+    assert {turn[0][0] for turn in turns} == {"a", "b", "c"}
 
 
 def test_a_round_is_the_sum_of_its_pieces() -> None:
