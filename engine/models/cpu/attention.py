@@ -8,9 +8,9 @@ not see weighs exactly 0, and the others are added in their order.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from engine.models.cpu.functions import soften
+from engine.models.cpu.kernel import kernel
 from engine.models.cpu.product import PANEL, multiply, multiply_narrow
 from engine.models.cpu.tile import LANES
 
@@ -18,7 +18,7 @@ BLOCK = LANES
 """Positions of a block."""
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def keep(key, value, slot, head, num_heads, keys, values):
     """Write one position's key and value [D] of a head; slots count positions over all blocks."""
     size = key.shape[0]
@@ -29,7 +29,7 @@ def keep(key, value, slot, head, num_heads, keys, values):
         values[start + place * size + i] = value[i]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, scores, out):
     """Rows of one span: queries and out [N, D], scaled; row n sees positions lows[n] to highs[n].
 

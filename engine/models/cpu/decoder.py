@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from engine.models.cpu.attention import BLOCK, attend, keep
 from engine.models.cpu.functions import gate, normalise, place_head
+from engine.models.cpu.kernel import kernel
 from engine.models.cpu.product import PANEL, Floats, Panels, multiply, project
 from engine.models.cpu.team import meet, share
 
@@ -76,7 +76,7 @@ class Cache(NamedTuple):
     sin: Floats
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def run_layers(member, shape, weights, rows, cache, buffers, taps, tapped, barrier):
     """All layers over buffers.x, in place; what the layers `taps` put out goes to `tapped`.
 
@@ -106,7 +106,7 @@ def run_layers(member, shape, weights, rows, cache, buffers, taps, tapped, barri
     return barrier
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def write_logits(member, x, weights, head, barrier):
     """The output head over the normed rows that are chosen of x; returns the next barrier."""
     normed = np.empty((head.chosen.shape[0], x.shape[1]), np.float32)
@@ -115,14 +115,14 @@ def write_logits(member, x, weights, head, barrier):
     return meet(member, barrier)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _project(member, x, w, layer, num_out, out, adds):
     depth = x.shape[1]
     first, end = share(num_out // PANEL, member)
     project(x, depth, w, layer * depth * num_out, out, num_out, first, end, adds)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _feed_forward(member, normed, layer, shape, gate_up, active):
     """silu(gate) * up into `active` [T, I], two panels at a time."""
     num_rows, depth = normed.shape
@@ -152,7 +152,7 @@ def _feed_forward(member, normed, layer, shape, gate_up, active):
             gate(pair[t, :PANEL], pair[t, PANEL:], part)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _attend(member, layer, shape, weights, rows, cache, buffers):
     """Keep keys and values and attend with the queries that share them: a span's head at a time."""
     size, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
@@ -206,7 +206,7 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
                 buffers.mixed[t, g * size : (g + 1) * size] = out[i]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def keep_head(layer, span, head, shape, weights, rows, cache, projected, k0, v0):
     """Write one head's keys and values of a span's rows: columns k0 and v0 of `projected`."""
     size, key = shape.head_dim, np.empty(shape.head_dim, np.float32)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from engine.models.cpu.decoder import Ints, keep_head, run_layers, write_logits
 from engine.models.cpu.functions import normalise
+from engine.models.cpu.kernel import kernel
 from engine.models.cpu.product import PANEL, Floats, Panels, project
 from engine.models.cpu.team import meet, share
 
@@ -32,7 +32,7 @@ class Taps(NamedTuple):
     kv: Floats  # [T, 2 * Hkv * D], room
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def read_text(
     member,
     shape,
@@ -53,7 +53,7 @@ def read_text(
         _write_context(member, draft_shape, draft_weights, rows, draft_cache, taps, barrier)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def draft_blocks(member, shape, weights, rows, cache, buffers, head):
     """The drafter over its blocks; logits of the wanted masks."""
     nothing, room = np.empty(0, np.int64), np.empty((0, 0), np.float32)
@@ -61,7 +61,7 @@ def draft_blocks(member, shape, weights, rows, cache, buffers, head):
     write_logits(member, buffers.x, weights, head, barrier)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _write_context(member, shape, weights, rows, cache, taps, barrier):
     """Keys and values of every drafter layer, from the tapped hidden states of every row."""
     hidden, depth = shape.hidden, taps.hidden.shape[1]

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from engine.models.cpu.kernel import reordering_kernel
+from engine.models.cpu.product import PANEL
 
 # log2(e), and ln(2) in two parts, so that x - n ln(2) loses nothing (Cody and Waite).
 _LOG2_E = np.float32(1.44269504)
@@ -33,7 +36,7 @@ def _power_of_two(typing_context, exponent):
     return types.float32(types.int32), generate
 
 
-@njit(nogil=True, cache=True, fastmath=True, inline="always")
+@reordering_kernel
 def exponential(x):
     """e ** x of a float32, of x held between -87 and 88."""
     x = min(max(x, _LOWEST), _HIGHEST)
@@ -43,7 +46,7 @@ def exponential(x):
     return (_ONE + r + r * r * series) * _power_of_two(np.int32(n))
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@reordering_kernel
 def normalise(x, weight, eps, out):
     """RMSNorm of every row: x and out [T, H], weight [H]."""
     size = x.shape[1]
@@ -56,7 +59,7 @@ def normalise(x, weight, eps, out):
             out[t, i] = x[t, i] * factor * weight[i]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@reordering_kernel
 def place_head(x, weight, eps, cos, sin, scale, out):
     """One head [D] normed (if `weight` is not empty), rotated by halves, and scaled into `out`."""
     half = x.shape[0] // 2
@@ -79,14 +82,14 @@ def place_head(x, weight, eps, cos, sin, scale, out):
             out_second[i] = (b * cos[i] + a * sin[i]) * scale
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@reordering_kernel
 def gate(gates, ups, out):
-    """silu(gates) * ups, all [N]."""
-    for i in range(out.shape[0]):
+    """silu(gates) * ups, all [32]: LLVM knows the length, and makes no loop for a rest."""
+    for i in range(PANEL):
         out[i] = gates[i] / (_ONE + exponential(-gates[i])) * ups[i]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@reordering_kernel
 def soften(scores):
     """Softmax numerators in place; returns their sum."""
     largest = np.float32(-np.inf)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from engine.models.cpu.kernel import kernel
 from engine.models.cpu.tile import LANES, make_tile
 
 Floats = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ def is_bfloat16(weight: Floats) -> bool:
     return not bool(np.any(np.ascontiguousarray(weight).view(np.uint32) & 0xFFFF))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def multiply(a, a0, lda, num_rows, w, w0, ldw, depth, c, c0, ldc, adds):
     """Rows times 32 columns; see `make_tile` for the arguments, of which a, w and c are flat."""
     m = 0
@@ -52,7 +52,7 @@ def multiply(a, a0, lda, num_rows, w, w0, ldw, depth, c, c0, ldc, adds):
         _tile_1x2(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def multiply_narrow(a, a0, lda, num_rows, w, w0, ldw, depth, c, c0, ldc, adds):
     """As `multiply`, times 16 columns."""
     m = 0
@@ -69,7 +69,7 @@ def multiply_narrow(a, a0, lda, num_rows, w, w0, ldw, depth, c, c0, ldc, adds):
         _tile_1x1(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def project(x, depth, w, w0, out, num_out, first, end, adds):
     """Panels `first` to `end` of x [T, depth] times a packed weight -> those columns of out.
 

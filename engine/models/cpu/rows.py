@@ -6,10 +6,10 @@ from collections.abc import Sequence as Seq
 from itertools import accumulate
 
 import numpy as np
-from numba import njit
 
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.decoder import Ints, Rows
+from engine.models.cpu.kernel import kernel
 from engine.models.packing import Span
 
 
@@ -73,7 +73,7 @@ def _blocks(pages: Seq[Seq[int]], page_size: int) -> tuple[Ints, Ints]:
     return blocks, np.array(list(begins), np.int64)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _lay_out(starts, counts, visible):
     """Positions, ends and origins of every row, and every span's first row."""
     total = counts.sum()

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from engine.models.cpu.kernel import kernel
 
 _SPINS = 4000
 """Looks at a barrier before the core is offered to others: some microseconds."""
@@ -49,7 +51,7 @@ def _yield_core(typing_context):
     return types.int32(), generate
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def meet(member, number):
     """Wait until all of the team have come to barrier `number` (1, 2, ...); returns the next."""
     if member.size > 1:
@@ -62,7 +64,7 @@ def meet(member, number):
     return number + 1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def share(count, member):
     """First and end of one member's part of `count` things."""
     return count * member.rank // member.size, count * (member.rank + 1) // member.size
