@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-
-from redis import Redis
 
 from benchmarks.http_client import Client
+from benchmarks.model_free import ServerPath, whole_path
 from benchmarks.options import Options
 from benchmarks.redis_watch import calls_by_script, counters, idle_rates
 from benchmarks.results import Cell, Chart, Table
 from benchmarks.rounds import Sample, interleave, middle, percentile
-from benchmarks.server import free_port, process, wait_until_ready
 from engine.request.sampling_params import SamplingParams
 from tests.fakes import FakeEngine
-from worker.embedded_redis import EmbeddedRedis
 
 LOADS = {"1 at once": 1, "64 at once": 64}
 PROMPT = "a prompt of some words, as short ones are"
@@ -36,16 +27,8 @@ _NOTES = (
 )
 
 
-@dataclass(frozen=True)
-class ServerPath:
-    """A running API and the Redis behind it."""
-
-    port: int
-    redis: Redis
-
-
 def run(options: Options) -> Table:
-    with _whole_path() as path:
+    with whole_path("tests.fake_worker", "--max-batch-size", "64") as path:
         alone_ms = _engine_alone_ms()
         cases = {
             name: lambda number, c=at_once: _sample(options, path, c)
@@ -107,28 +90,6 @@ def _figures(own: list[Sample], idle: dict[str, float], alone_ms: float) -> list
         middle(own, "jobs_s"),
         *(per_job(kind) for kind in ("scripts", "commands", "reads")),
     ]
-
-
-@contextmanager
-def _whole_path() -> Iterator[ServerPath]:
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="dflb") as name:
-        folder = Path(name)
-        queue = EmbeddedRedis(folder / "data")
-        queue.start()
-        worker = [sys.executable, "-m", "tests.fake_worker", "--redis-url", queue.url]
-        worker += ["--max-batch-size", "64"]
-        api = [sys.executable, "-m", "api"]
-        try:
-            with (
-                process(worker, folder / "worker.log"),
-                process(api, folder / "api.log", PORT=str(port), REDIS_URL=queue.url) as child,
-                Redis.from_url(queue.url) as redis,
-            ):
-                wait_until_ready(port, child)
-                yield ServerPath(port, redis)
-        finally:
-            queue.stop()
 
 
 def _sample(options: Options, path: ServerPath, at_once: int) -> Sample:
