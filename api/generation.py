@@ -23,6 +23,9 @@ class DeltaSequencer:
 
     def push(self, delta: Delta) -> list[Delta]:
         """Take one delta; return those whose turn has come."""
+        if delta.index == self.next_index and not self._early:  # nearly always
+            self.next_index += 1
+            return [delta]
         if delta.index < self.next_index:
             return []
         self._early[delta.index] = delta
@@ -76,7 +79,7 @@ class Generation:
     def has_gap(self) -> bool:
         """A delta is missing that the log must have."""
         misses_last = self._finished is not None and not self._is_complete
-        return not self.has_ended and (self._sequencer.has_gap or misses_last)
+        return (misses_last or self._sequencer.has_gap) and not self.has_ended
 
     @property
     def _is_complete(self) -> bool:
@@ -88,11 +91,11 @@ class Generation:
             return
         self.last_event = time.monotonic()
         match event:
-            case Accepted():
-                self.is_accepted = True
             case Delta():
                 self.is_accepted = True  # even where the word of it was lost
                 self._ready += self._sequencer.push(event)
+            case Accepted():
+                self.is_accepted = True
             case Finished():
                 self.is_accepted = True
                 self._finished = event

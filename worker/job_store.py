@@ -158,12 +158,12 @@ class JobStore:
 
     def emit(self, step: StepRecord) -> set[str]:
         """Log and publish a step, and end what ends in it; returns the jobs that are not ours."""
-        lost = self._take(step)
+        held_jobs, lost = self._take(step)
         answers = {answer.job_id: codec.for_lua(answer) for answer in step.answers}
         endings = {ending.job_id: _packed(ending) for ending in step.endings}
         written = {
             job_id: held
-            for job_id, held in self._held.items()
+            for job_id, held in held_jobs.items()
             if held.is_due or job_id in answers or job_id in endings
         }
         if not written:
@@ -195,14 +195,20 @@ class JobStore:
         """Do the same at once for every job of a worker that is known to be dead."""
         return self._bury("reap_worker", dead=worker_name)
 
-    def _take(self, step: StepRecord) -> set[str]:
-        """Keep the step's deltas until they are written; returns the jobs that are not ours."""
-        for delta in step.deltas:
-            if delta.job_id in self._held:
-                self._held[delta.job_id].take(delta)
+    def _take(self, step: StepRecord) -> tuple[dict[str, _Held], set[str]]:
+        """Keep the step's deltas until they are written; returns its jobs: ours, and the others."""
         items: list[Accepted | Delta | Ending] = [*step.answers, *step.deltas, *step.endings]
-        mentioned = {item.job_id for item in items}
-        return mentioned - self._held.keys()
+        ours: dict[str, _Held] = {}
+        lost: set[str] = set()
+        for item in items:
+            held = self._held.get(item.job_id)
+            if held is None:
+                lost.add(item.job_id)
+                continue
+            ours[item.job_id] = held
+            if isinstance(item, Delta):
+                held.take(item)
+        return ours, lost
 
     def _read_claims(self, rows: list[Any]) -> list[Claim]:
         claims, unreadable = [], []
