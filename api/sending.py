@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from typing import Any, cast
 
 from litestar import Litestar
-from litestar.types import Message, Receive, Scope, Send
+from litestar.types import Message, Scope, Send
 
 _SERVERS_SEND = "dfastllm_send"
 
@@ -14,7 +14,7 @@ _SERVERS_SEND = "dfastllm_send"
 class ServerApp(Litestar):
     """Litestar, with the server's own `send` kept where a stream finds it."""
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         scope[_SERVERS_SEND] = send
         await super().__call__(scope, receive, send)
 

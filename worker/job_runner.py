@@ -10,7 +10,8 @@ from engine.request.errors import InvalidRequestError
 from engine.request.outputs import FinishReason, StepOutput
 from worker.engine_port import EnginePort
 from worker.engine_thread import Abort, EngineFault, EngineThread
-from worker.job_store import Claim, Ending
+from worker.held_job import Ending
+from worker.job_store import Claim
 from worker.job_table import JobTable
 from worker.publisher import Publisher
 from worker.running_job import RunningJob

@@ -20,7 +20,8 @@ from tests.wire.samples import (
     put,
     stopped,
 )
-from worker.job_store import LOG_EVERY, Ending, JobStore, StepRecord
+from worker.held_job import LOG_EVERY, Ending, StepRecord
+from worker.job_store import JobStore
 from worker.wire import codec, keys, queueing
 from worker.wire.messages import Accepted, Event, Rejected
 
