@@ -21,6 +21,7 @@ PATH = "/v1/completions"
 TIMEOUT_S = 120.0
 # What `benchmarks.paced_worker` says: the moment of the step, in nanoseconds.
 _TOKEN = re.compile(rb'"text":"(\d+);"')
+_OK = b"HTTP/1.1 200"
 _DONE = b"data: [DONE]"
 
 
@@ -61,7 +62,7 @@ class StreamReader(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
         data = self._rest + data
-        if not self._is_open:
+        if not self._is_open and len(data) >= len(_OK):
             self._open(data, now)
         end = 0
         for match in _TOKEN.finditer(data):
@@ -80,7 +81,7 @@ class StreamReader(asyncio.Protocol):
             self.ended.set_result(None)
 
     def _open(self, data: bytes, now: float) -> None:
-        if not data.startswith(b"HTTP/1.1 200"):
+        if not data.startswith(_OK):
             raise SystemExit(f"the server refused: {data[:300]!r}")
         self._is_open = True
         self._report.opened_ms.append((now - self._sent_at) * 1e3)
