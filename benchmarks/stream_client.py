@@ -50,6 +50,7 @@ class StreamReader(asyncio.Protocol):
         self._sent_at = 0.0
         self._rest = b""
         self._is_open = False
+        self._is_done = False
         self._has_token = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -72,7 +73,8 @@ class StreamReader(asyncio.Protocol):
             self._has_token = True
             self._report.first_ms.append((now - self._sent_at) * 1e3)
         self._rest = data[end:]
-        if _DONE in self._rest:
+        if not self._is_done and _DONE in self._rest:
+            self._is_done = True
             self._report.num_complete += 1
             self._transport.close()
 

@@ -32,7 +32,7 @@ _NOTES = (
 
 def run(options: Options) -> Table:
     loads = LOADS[:2] if options.quick else LOADS
-    num_tokens = (2 if options.quick else 10) * TOKENS_A_SECOND
+    num_tokens = (2 if options.quick else 4) * TOKENS_A_SECOND
     flags = ("--step-s", str(1 / TOKENS_A_SECOND), "--max-batch-size", str(max(LOADS)))
     with whole_path("benchmarks.paced_worker", *flags) as path:
         cases = {_name(load): lambda number, n=load: sample(path, n, num_tokens) for load in loads}
