@@ -213,6 +213,6 @@ def _shows(delta: Delta, wishes: Wishes) -> bool:
 
 
 def _is_text_alone(delta: Delta, job: GenerateJob, wishes: Wishes) -> bool:
-    has_more = delta.finish_reason or delta.logprobs or delta.holes is not None
+    has_more = delta.finish_reason or delta.holes is not None
     wants_more = wishes.return_token_ids or job.sampling.logprobs is not None
     return bool(delta.text) and not has_more and not wants_more
