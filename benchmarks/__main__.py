@@ -14,12 +14,16 @@ from worker.cpu_threads import set_cpu_policy
 
 TABLES = {
     "modes": "every way of generating inside one process: tokens/s, forwards, agreement",
+    "concurrency": "ar, each fixed draft length and the planner, from 1 to 64 at once",
+    "batching": "continuous batching against static batches and one at a time",
     "backends": "a verifier forward eager or compiled, in 8 bits or not, by attention",
     "entropy": "length, steps and fallback by entropy against each fixed setting, one process",
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
-    "prefix": "time to first token behind a 512-token prefix, cold and warm",
+    "prefix": "time to first token by the length of a prefix, cold and warm",
     "queue_path": "what HTTP and the queue add: latency, Redis traffic, jobs/s (no model)",
     "streams": "1, 64 and 512 SSE streams at 20 tokens/s: each token's way (no model)",
+    "memory": "MiB of weights, and of 1,000 tokens of context, by mode",
+    "device": "an 8B-shaped verifier against the device's memory bandwidth (CUDA)",
     "startup": "seconds from `dfastllm serve` to ready and to the first token",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.configured import configured
+from benchmarks.lanes import encoded
 from benchmarks.options import Options
 from benchmarks.prompts import prompts
-from benchmarks.results import Cell, Table
+from benchmarks.results import Cell, Chart, Table
 from benchmarks.rounds import Sample, interleave, middle, ratio
 from engine.build import EngineConfig, build_engine
 from engine.dfastllm_engine import DFastLLMEngine
@@ -21,8 +22,6 @@ from engine.models.attention_choice import AttentionUnavailableError
 from engine.models.compiled import CompilerMissingError
 from engine.models.flash_kernels import FLASH_KINDS
 from engine.models.packing import Span
-from worker.engine_config import engine_config
-from worker.settings import read_settings
 
 CASES = ((1, 1), (1, 4), (4, 1), (4, 4), (16, 1), (16, 4))
 """Sequences, and rows of each: 1 decodes, 4 verify a draft of three."""
@@ -53,8 +52,7 @@ def variants() -> Iterator[Variant]:
 
 
 def run(options: Options) -> Table:
-    settings = read_settings({**os.environ, "VDIFF_REDIS_URL": "unix:///not-used"})
-    base = replace(engine_config(settings), prefix_cache=False)
+    base = configured()
     engines: dict[str, DFastLLMEngine] = {}
     refused: dict[str, str] = {}
     seconds: dict[str, float] = {}
@@ -78,6 +76,7 @@ def run(options: Options) -> Table:
         rows,
         (*_NOTES, *(f"{name}: {reason}" for name, reason in refused.items())),
         dict(samples),
+        Chart("ms", _bars(samples)),
     )
 
 
@@ -90,6 +89,11 @@ _NOTES = (
     "`start s`: loading, self-test, timing and, where it is on, compiling, which is kept on disk "
     "(TORCHINDUCTOR_CACHE_DIR) and then much shorter at the next start.",
 )
+
+
+def _bars(samples: dict[str, list[Sample]]) -> dict[str, dict[str, float]]:
+    cases = [f"{n} x {rows}" for n, rows in CASES]
+    return {case: {name: middle(own, case) for name, own in samples.items()} for case in cases}
 
 
 def _changed(base: EngineConfig, variant: Variant) -> EngineConfig:
@@ -136,12 +140,7 @@ def _rows(
 def _texts(engine: DFastLLMEngine, options: Options) -> Iterator[list[int]]:
     """The generator's prompts as the model is asked them."""
     for prompt in prompts(options, 3 if options.quick else NUM_TEXTS):
-        tokenizer = engine.tokenizer
-        if prompt.messages:
-            ids = tokenizer.apply_chat_template(list(prompt.messages))
-        else:
-            ids = tokenizer.encode(prompt.text)
-        yield list(ids[:TEXT_TOKENS])
+        yield encoded(engine, prompt)[:TEXT_TOKENS]
 
 
 def _logits(engine: DFastLLMEngine, texts: list[list[int]]) -> list[Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from benchmarks.configured import configured
 from benchmarks.grid import measure_grid
+from benchmarks.lanes import encoded
 from benchmarks.options import Options
 from benchmarks.prompts import Prompt, prompts_of_round, tokens_of_round
 from benchmarks.results import Cell, Table
@@ -20,8 +21,6 @@ from engine.request.options import NO_OPTIONS, Acceptance, GenerationOptions
 from engine.request.outputs import SequenceSummary, StepOutput
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
-from worker.engine_config import engine_config
-from worker.settings import read_settings
 
 COLUMNS = (
     "mode", "T", "at once", "tokens/s", "x ar", "tokens / CPU s", "verify fwd / token",
@@ -74,9 +73,7 @@ class ModesBench:
     """One engine, measured in all its modes over the same prompts and seeds."""
 
     def __init__(self, options: Options) -> None:
-        settings = read_settings({**os.environ, "VDIFF_REDIS_URL": "unix:///not-used"})
-        # Without the prefix cache, or the second mode would find what the first has read.
-        self._engine = build_engine(replace(engine_config(settings), prefix_cache=False))
+        self._engine = build_engine(configured())
         self._options = options
         self._references: dict[tuple[float, int, int], dict[str, list[int]]] = {}
 
@@ -146,17 +143,9 @@ def sequences(
         params = SamplingParams(
             seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
         )
-        token_ids = _encoded(engine, prompt, num_tokens)
+        # The last of the prompt's tokens, where there is no room for all of them.
+        token_ids = encoded(engine, prompt)[-(engine.max_model_len - num_tokens) :]
         yield engine.make_sequence(str(index), token_ids, params, mode=mode, options=knobs)
-
-
-def _encoded(engine: DFastLLMEngine, prompt: Prompt, num_tokens: int) -> list[int]:
-    """The prompt's tokens, the last of them where there is no room for all and `num_tokens`."""
-    if prompt.messages:
-        token_ids = engine.tokenizer.apply_chat_template(list(prompt.messages))
-    else:
-        token_ids = engine.tokenizer.encode(prompt.text)
-    return token_ids[-(engine.max_model_len - num_tokens) :]
 
 
 def drive(engine: DFastLLMEngine, waiting: deque[Sequence], at_once: int) -> Run:

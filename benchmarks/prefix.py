@@ -1,4 +1,4 @@
-"""Table `prefix`: what the prefix cache saves before the first token."""
+"""Table `prefix`: what the prefix cache saves before the first token, by the prefix's length."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from benchmarks.results import Cell, Chart, Table
 from benchmarks.rounds import Sample, interleave, middle, percentile, ratio
 from benchmarks.server import served
 
-PREFIX_TOKENS = 512
+LENGTHS = (128, 256, 512, 1024)
 TAIL_TOKENS = 16
 # Plain tokens in any vocabulary worth serving: above the bytes and below the end.
 _TOKEN_IDS = range(300, 2000)
 _NOTES = (
-    f"Prompts of {PREFIX_TOKENS} + {TAIL_TOKENS} random token ids, one request at a time, through "
-    "`dfastllm serve`. cold: a prefix nobody has sent. warm: the same prefix, another tail.",
-    "`cached`: tokens of the prompt that the answer's `usage` reports as read from the cache.",
+    f"Prompts of the prefix and {TAIL_TOKENS} tokens more, random ids, one request at a time, "
+    "through `dfastllm serve`. cold: a prefix nobody has sent. warm: the same, another tail.",
+    "`x sooner`: cold by warm, the median of the rounds' own ratios. `cached`: tokens of the warm "
+    "prompt that the answer's `usage` reports as read from the cache.",
 )
 
 
@@ -29,35 +30,44 @@ def run(options: Options) -> Table:
 def _measure(options: Options, port: int) -> Table:
     model = model_name(port)
     cases = {
-        name: lambda number, t=tail: _sample(options, port, model, number, t)
+        f"{length} {name}": lambda number, n=length, t=tail: _sample(
+            options, port, model, number, n, t
+        )
+        for length in LENGTHS
         for tail, name in enumerate(("cold", "warm"))
     }
     samples = interleave(cases, options.num_rounds)
-    rows: list[list[Cell]] = [
-        [
-            name,
-            middle(own, "first_ms_p50"),
-            middle(own, "first_ms_p95"),
-            ratio(own, samples["cold"], "first_ms_p50"),
-            middle(own, "cached"),
-        ]
-        for name, own in samples.items()
-    ]
-    bars = {name: {"p50": middle(own, "first_ms_p50")} for name, own in samples.items()}
+    bars = {
+        f"{length} tokens": {
+            name: middle(samples[f"{length} {name}"], "first_ms_p50") for name in ("cold", "warm")
+        }
+        for length in LENGTHS
+    }
     return Table(
         "prefix",
-        f"Time to first token behind a prefix of {PREFIX_TOKENS} tokens",
-        ("prefix", "first token ms p50", "p95", "x cold", "cached"),
-        rows,
+        "Time to first token by the length of the prefix",
+        ("prefix", "cold ms p50", "p95", "warm ms p50", "p95", "x sooner", "cached"),
+        [_row(length, samples) for length in LENGTHS],
         _NOTES,
         samples,
         Chart("ms to the first token", bars),
     )
 
 
-def _sample(options: Options, port: int, model: str, number: int, tail: int) -> Sample:
+def _row(length: int, samples: dict[str, list[Sample]]) -> list[Cell]:
+    cold, warm = (samples[f"{length} {name}"] for name in ("cold", "warm"))
+    return [
+        length,
+        *(middle(own, f"first_ms_{p}") for own in (cold, warm) for p in ("p50", "p95")),
+        ratio(cold, warm, "first_ms_p50"),
+        middle(warm, "cached"),
+    ]
+
+
+def _sample(options: Options, port: int, model: str, number: int, length: int, tail: int) -> Sample:
     count = 2 if options.quick else 8
-    requests = [_request(options, model, f"{number}:{index}", tail) for index in range(count)]
+    names = [f"{number}:{length}:{index}" for index in range(count)]
+    requests = [_request(options, model, name, length, tail) for name in names]
     streams = run_streams(port, requests, at_once=1).streams
     first = [stream.first_s * 1e3 for stream in streams]
     return {
@@ -67,8 +77,8 @@ def _sample(options: Options, port: int, model: str, number: int, tail: int) -> 
     }
 
 
-def _request(options: Options, model: str, name: str, tail: int) -> Request:
-    prefix = Random(f"{options.seed}:{name}").choices(_TOKEN_IDS, k=PREFIX_TOKENS)
+def _request(options: Options, model: str, name: str, length: int, tail: int) -> Request:
+    prefix = Random(f"{options.seed}:{name}").choices(_TOKEN_IDS, k=length)
     own = Random(f"{options.seed}:{name}:{tail}").choices(_TOKEN_IDS, k=TAIL_TOKENS)
     body = {"model": model, "prompt": prefix + own, "max_tokens": 2, "ignore_eos": True}
     return "/v1/completions", body

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 Cell = str | int | float
-MANY_SERIES = 4  # more need their legend beside the bars, and figures that stand upright
+MANY_SERIES = 4  # the figures on more must stand upright
+MIN_WIDTH = 7.0
+"""Inches: room for the title."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _draw(table: Table, path: Path) -> bool:
     series = list(dict.fromkeys(name for group in bars.values() for name in group))
     is_crowded = len(series) > MANY_SERIES
     group_width = max(1.3, 0.32 * len(series))
-    figure = Figure(figsize=(1.6 + group_width * len(groups), 3.6), layout="constrained")
+    inches = max(MIN_WIDTH, 3.0 + group_width * len(groups))
+    figure = Figure(figsize=(inches, 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(series)
     for index, name in enumerate(series):
@@ -114,7 +117,6 @@ def _draw(table: Table, path: Path) -> bool:
     axes.set_title(table.title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
-        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if is_crowded else {}
-        axes.legend(frameon=False, fontsize=8, **beside)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120)
     return True

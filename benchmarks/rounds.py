@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
 from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Sample = Mapping[str, float]
 Case = Callable[[int], Sample]
@@ -31,7 +35,25 @@ def middle(samples: Sequence[Sample], key: str) -> float:
 
 def ratio(samples: Sequence[Sample], base: Sequence[Sample], key: str) -> float:
     """The median of the rounds' own ratios: what slows a whole round cancels out."""
-    return median(ours[key] / theirs[key] for ours, theirs in zip(samples, base, strict=True))
+    return median(paired(samples, base, key))
+
+
+def paired(samples: Sequence[Sample], base: Sequence[Sample], key: str) -> list[float]:
+    """Each round's own ratio."""
+    return [ours[key] / theirs[key] for ours, theirs in zip(samples, base, strict=True)]
+
+
+def spread(
+    rounds: Sequence[T], figure: Callable[[Sequence[T]], float], share: float = 0.9
+) -> tuple[float, float]:
+    """Between which bounds this share of figures falls when the rounds are drawn anew.
+
+    The percentile bootstrap (Efron 1979); the same for the same rounds.
+    """
+    rng = Random(0)
+    found = [figure(rng.choices(rounds, k=len(rounds))) for _ in range(1000)]
+    outside = (1 - share) / 2
+    return percentile(found, outside), percentile(found, 1 - outside)
 
 
 def percentile(values: Iterable[float], share: float) -> float:

@@ -22,7 +22,6 @@ from engine.models.attention_choice import AttentionChoice, AttentionNeed, choos
 from engine.models.causal_lm import UnsupportedModelError
 from engine.models.compiled import check_compiler
 from engine.models.forward_costs import denoise_costs, draft_costs, verify_costs
-from engine.models.fused_drafter import fuse_drafter
 from engine.models.kv_pool import bytes_per_token
 from engine.models.loader import Models, check_models, load_models
 from engine.models.model_runner import ModelRunner
@@ -136,12 +135,15 @@ def _model_runner(
         canvas=models.canvas,
     )
     on_cpu = runner.device.type == "cpu"
-    if config.self_test:
-        # On a GPU the operators' launch is not what a step waits for, and no run has tried it.
-        check_against_eager(runner, fuse=on_cpu)
-    if models.drafter is not None and on_cpu:
-        fuse_drafter(models.drafter)
+    again = check_against_eager(runner) if config.self_test else []
     _log_choices(models, attention, num_pages)
+    if on_cpu:
+        # On a GPU the operators' launch is not what a step waits for, and no run has tried it.
+        runner.fuse_layers()
+        if not (config.use_8bit or config.compile):
+            runner.use_kernels(torch.get_num_threads())
+        for check in again:
+            check()
     if config.use_8bit:
         quantize(runner, models)
     if config.compile:

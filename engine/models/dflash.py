@@ -148,7 +148,8 @@ class DFlashDrafter(nn.Module):
 
     def shape_logits(self, logits: Tensor) -> Tensor:
         """What the drafter makes of the shared output head's logits, of any shape."""
-        logits = logits * self.config.output_multiplier
+        if self.config.output_multiplier != 1.0:
+            logits = logits * self.config.output_multiplier
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -14,8 +14,10 @@ from engine.models.attention import Backend, gather_pages
 from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
 from engine.models.compiled import CompiledDrafter
+from engine.models.cpu_kernels import CpuKernels, cpu_kernels
 from engine.models.dflash import DFlashConfig, DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
+from engine.models.fused_drafter import fuse_drafter
 from engine.models.kv_pool import KvPool, KvShape
 from engine.models.packing import PackedBatch, Span, pack
 
@@ -61,6 +63,7 @@ class ModelRunner:
         self.counts = ForwardCounts()
         self._backend = backend
         self._compiled_drafter: CompiledDrafter | None = None
+        self._kernels: CpuKernels | None = None
         denoiser = canvas if diffusion is None else diffusion.backbone
         first = verifier or denoiser
         assert first is not None, "there must be a model to run"
@@ -69,6 +72,35 @@ class ModelRunner:
         self._pool = None if verifier is None else self._kv_pool(verifier.kv_shape)
         self._context_pool = None if drafter is None else self._kv_pool(drafter.config.kv_shape)
         self._diffusion_pool = None if denoiser is None else self._kv_pool(denoiser.kv_shape)
+
+    def fuse_layers(self) -> None:
+        """From now on compute with fewer and larger operators, where there are such layers."""
+        backbone = None if self.diffusion is None else self.diffusion.backbone
+        for model in (self._verifier, backbone):
+            if model is not None:
+                model.fuse_layers()
+        if self.drafter is not None:
+            fuse_drafter(self.drafter)
+
+    def use_kernels(self, num_threads: int) -> bool:
+        """From now on run through the kernels of `cpu/`, which take the fused layers' weights over.
+
+        Returns False, and nothing has changed, where they do not compute one of these models. What
+        was in the pages before is lost.
+        """
+        kernels = cpu_kernels(
+            self._verifier,
+            self.drafter,
+            self.diffusion,
+            self.num_pages,
+            self.page_size,
+            num_threads,
+        )
+        if kernels is None or self.canvas is not None:
+            return False
+        self._kernels = kernels
+        self._pool = self._context_pool = self._diffusion_pool = None
+        return True
 
     def compile(self) -> None:
         """From now on run every model through torch.compile; their layers must stay as they are."""
@@ -107,13 +139,15 @@ class ModelRunner:
     @torch.inference_mode()
     def verify(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
         """One packed verifier forward; returns the logits of the given rows of the pack, [R, V]."""
+        self.counts.num_verify_forwards += 1
+        self.counts.num_verify_rows += sum(len(span.token_ids) for span in spans)
+        if self._kernels is not None:
+            return self._kernels.verify(spans, logit_rows)
         assert self._pool is not None
         batch = pack(spans, self.page_size, self.device)
         rows = torch.tensor(logit_rows, dtype=torch.int64).to(self.device)
         logits = self.verifier.forward(batch, self._pool, self._backend, rows)
         self._write_context(batch)
-        self.counts.num_verify_forwards += 1
-        self.counts.num_verify_rows += batch.token_ids.shape[0]
         return logits
 
     @torch.inference_mode()
@@ -123,7 +157,12 @@ class ModelRunner:
         Returns logits [sum(lengths), V]: of every block its first `lengths[i]` masks. The block
         always has its trained size; a shorter draft only saves the output head.
         """
-        assert self.drafter is not None and self._context_pool is not None
+        assert self.drafter is not None
+        self.counts.num_draft_forwards += 1
+        self.counts.num_draft_rows += sum(len(block.token_ids) for block in blocks)
+        if self._kernels is not None:
+            return self.drafter.shape_logits(self._kernels.draft(blocks, lengths))
+        assert self._context_pool is not None
         token_ids = torch.tensor([block.token_ids for block in blocks]).to(self.device)
         starts = torch.tensor([block.start for block in blocks]).to(self.device)
         width = token_ids.shape[1]
@@ -134,8 +173,6 @@ class ModelRunner:
         draft = self._compiled_drafter or self.drafter
         hidden = draft(embeds, positions.flatten(), attend)
         wanted = [i * width + k for i, length in enumerate(lengths) for k in range(1, length + 1)]
-        self.counts.num_draft_forwards += 1
-        self.counts.num_draft_rows += token_ids.numel()
         logits = self.verifier.logits(hidden[torch.tensor(wanted).to(self.device)])
         return self.drafter.shape_logits(logits)
 
@@ -145,9 +182,11 @@ class ModelRunner:
 
         A mask is never an answer: its logit is -inf.
         """
-        assert self._diffusion_pool is not None
         self.counts.num_denoise_forwards += 1
         self.counts.num_denoise_rows += sum(len(span.token_ids) for span in spans)
+        if self._kernels is not None:
+            return self._without_mask(self._kernels.denoise(spans, logit_rows))
+        assert self._diffusion_pool is not None
         rows = torch.tensor(logit_rows, dtype=torch.int64).to(self.device)
         if self.canvas is not None:
             return self.canvas.forward(
@@ -157,13 +196,17 @@ class ModelRunner:
         batch = pack(spans, self.page_size, self.device)
         backbone = self.diffusion.backbone
         logits = backbone.forward(batch, self._diffusion_pool, self._backend, rows)
-        logits[:, self.diffusion.config.mask_token_id] = -torch.inf
-        return logits
+        return self._without_mask(logits)
 
     @property
     def shifts_logits(self) -> bool:
         """Whether row p of the diffusion model predicts position p + 1."""
         return self.diffusion is not None and self.diffusion.config.logit_shift
+
+    def _without_mask(self, logits: Tensor) -> Tensor:
+        assert self.diffusion is not None
+        logits[:, self.diffusion.config.mask_token_id] = -torch.inf
+        return logits
 
     def _kv_pool(self, shape: KvShape) -> KvPool:
         return KvPool(shape, self.num_pages, self.page_size, self._dtype, self.device)

@@ -40,26 +40,29 @@ class _Trial:
 
 
 @torch.inference_mode()
-def check_against_eager(runner: ModelRunner, *, fuse: bool = False) -> None:
+def check_against_eager(runner: ModelRunner) -> list[Callable[[], None]]:
     """Run random tokens both ways; raise `UnsupportedModelError` where the logits differ.
 
     Catches what paged attention cannot express: recurrent layers, ALiBi. A diffusion model reads
-    context and block as it was trained to, against an explicit mask. With `fuse` the models' layers
-    are then fused, if they can be, and checked again. Uses leading pages, so it must run before any
-    request does.
+    context and block as it was trained to, against an explicit mask. What is returned repeats the
+    packed forwards and compares again, for whoever has changed how they run since. Uses leading
+    pages, so it must run before any request does.
     """
     room = (runner.num_pages - 1) * runner.page_size
+    again: list[Callable[[], None]] = []
     if runner.has_verifier:
         model = runner.verifier
         trial = _causal_trial(_random_tokens(model, min(_num_tokens(model), room)))
-        _check(model, model.model_type, trial, runner.verify, runner, fuse=fuse)
+        again.append(_check(model, model.model_type, trial, runner.verify, runner.page_size))
     if runner.diffusion is not None:
         model, config = runner.diffusion.backbone, runner.diffusion.config
         num_tokens = max(_num_tokens(model), 2 * (config.block_length or 0))
         trial = _diffusion_trial(_random_tokens(model, min(num_tokens, room)), config)
-        _check(model, runner.diffusion.model_type, trial, runner.denoise, runner, fuse=fuse)
+        kind = runner.diffusion.model_type
+        again.append(_check(model, kind, trial, runner.denoise, runner.page_size))
     if runner.canvas is not None:
         _check_canvas(runner.canvas, runner, room)
+    return again
 
 
 def _check_canvas(model: CanvasLM, runner: ModelRunner, room: int) -> None:
@@ -120,27 +123,24 @@ def _diffusion_trial(token_ids: Tensor, config: DiffusionConfig) -> _Trial:
 
 
 def _check(
-    model: CausalLM,
-    kind: str,
-    trial: _Trial,
-    forward: PackedForward,
-    runner: ModelRunner,
-    *,
-    fuse: bool,
-) -> None:
+    model: CausalLM, kind: str, trial: _Trial, forward: PackedForward, page_size: int
+) -> Callable[[], None]:
     num_rows = len(trial.token_ids) - trial.first_row
     try:
-        packed = _packed_logits(forward, trial, runner.page_size)
-        ids = trial.token_ids[None].to(runner.device)
+        packed = _packed_logits(forward, trial, page_size)
+        ids = trial.token_ids[None].to(model.device)
         expected = model.eager_logits(ids, trial.visible, num_rows)[0].float()
     # What a model of another kind trips over, which can be nearly anything in its forward.
     except (NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
         message = f"{kind} does not run on paged attention: {error}"
         raise UnsupportedModelError(message) from error
     _compare(packed, expected, kind, model.dtype)
-    if fuse and model.fuse_layers():
-        packed = _packed_logits(forward, trial, runner.page_size)
-        _compare(packed, expected, kind, model.dtype)
+
+    @torch.inference_mode()
+    def check_again() -> None:
+        _compare(_packed_logits(forward, trial, page_size), expected, kind, model.dtype)
+
+    return check_again
 
 
 def _compare(packed: Tensor, expected: Tensor, kind: str, dtype: torch.dtype) -> None:

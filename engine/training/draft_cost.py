@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from engine.models.attention_choice import AttentionNeed, choose_attention
-from engine.models.fused_drafter import fuse_drafter
 from engine.models.loader import check_pair, load_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
@@ -91,9 +90,12 @@ def _load_runner(
         page_size=PAGE_SIZE,
         backend=choose_attention(need).backend,
     )
-    check_against_eager(runner, fuse=device.type == "cpu")
+    again = check_against_eager(runner)
     if device.type == "cpu":
-        fuse_drafter(drafter)
+        runner.fuse_layers()
+        runner.use_kernels(torch.get_num_threads())
+        for check in again:
+            check()
     return runner
 
 

@@ -175,7 +175,9 @@ def test_packed_rows_get_the_logits_of_the_family(name: str, tmp_path: Path) -> 
     found = runner.verify(spans, list(range(12)))
     expected = torch.cat((model(short[None]).logits[0, 4:], model(long[None]).logits[0, 33:]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    check_against_eager(runner, fuse=True)
+    (check_again,) = check_against_eager(runner)
+    runner.fuse_layers()
+    check_again()
 
 
 SEES_IMAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -225,17 +227,18 @@ def without_window(
     return sdpa_backend(q, layer, context, scale, None)
 
 
-@pytest.mark.parametrize("fuse", [False, True])
 def test_the_self_test_reaches_beyond_a_window_of_its_own_length(
-    fuse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FAMILIES, "long", ("Mistral", {"sliding_window": 40}))
     tiny("long").save_pretrained(tmp_path)
     good = ModelRunner(load(tmp_path), None, num_pages=32, page_size=4, backend=sdpa_backend)
-    check_against_eager(good, fuse=fuse)
+    (check_again,) = check_against_eager(good)
+    good.fuse_layers()
+    check_again()
     bad = ModelRunner(load(tmp_path), None, num_pages=32, page_size=4, backend=without_window)
     with pytest.raises(UnsupportedModelError, match=r"mistral.*logits differ"):
-        check_against_eager(bad, fuse=fuse)
+        check_against_eager(bad)
 
 
 def test_a_window_that_is_too_long_to_leave_is_said(

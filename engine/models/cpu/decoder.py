@@ -1,0 +1,220 @@
+"""A whole forward of a Llama-like decoder as one call: no operator is dispatched in between."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from engine.models.cpu.attention import BLOCK, attend, keep
+from engine.models.cpu.functions import gate, normalise, place_head
+from engine.models.cpu.product import PANEL, Floats, Panels, multiply, project
+from engine.models.cpu.team import meet, share
+
+Ints = npt.NDArray[np.int64]
+_MAX_ROWS = 16  # of a span that attend together: their scores stay in the cache
+
+
+class Shape(NamedTuple):
+    """Sizes of a decoder."""
+
+    num_layers: int
+    hidden: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate: int  # a multiple of 32
+
+
+class Weights(NamedTuple):
+    """A decoder's weights; matrices packed, of all layers one after the other, and flat."""
+
+    input_norm: Floats  # [L, H]
+    post_norm: Floats  # [L, H]
+    final_norm: Floats  # [H]
+    head_norm: Floats  # [L, Hq + Hkv, D], or D = 0 where there is none
+    qkv: Panels
+    qkv_bias: Floats  # [L, (Hq + 2 Hkv) * D], or [L, 0]
+    out: Panels
+    gate_up: Panels  # a panel of gates, one of ups, and so on
+    down: Panels
+    scales: Floats  # [L], of the scores
+    windows: Ints  # [L], 0: all is seen
+    eps: np.float32
+
+
+class Rows(NamedTuple):
+    """What a forward runs over: T rows of S spans."""
+
+    positions: Ints  # [T]
+    places: Ints  # [T], where keys and values go, as a position along the span's blocks
+    ends: Ints  # [T], how many places each row sees
+    origins: Ints  # [T], from where each row's window looks back
+    spans: Ints  # [S + 1], the spans' first rows
+    tables: Ints  # [S + 1], where in `blocks` each span's begin
+    blocks: Ints  # the spans' blocks of keys and values
+    gaps: Ints  # [S, 2], places that nobody sees
+
+
+class Buffers(NamedTuple):
+    """Room for what the threads of a team hand each other, [T, ...] each."""
+
+    x: Floats  # embeddings in, the last layer's output out
+    qkv: Floats
+    mixed: Floats
+    active: Floats
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers, [L, ...] each; and the rotation, [positions, D / 2]."""
+
+    keys: Floats
+    values: Floats
+    cos: Floats
+    sin: Floats
+
+
+@njit(nogil=True, cache=True)
+def run_layers(member, shape, weights, rows, cache, buffers, taps, tapped, barrier):
+    """All layers over buffers.x, in place; what the layers `taps` put out goes to `tapped`.
+
+    tapped: [T, taps * H]. Returns the number of the next barrier.
+    """
+    x, hidden = buffers.x, shape.hidden
+    num_rows = x.shape[0]
+    qkv_size = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    normed = np.empty((num_rows, hidden), np.float32)
+    for layer in range(shape.num_layers):
+        normalise(x, weights.input_norm[layer], weights.eps, normed)
+        _project(member, normed, weights.qkv, layer, qkv_size, buffers.qkv, 0)
+        barrier = meet(member, barrier)
+        _attend(member, layer, shape, weights, rows, cache, buffers)
+        barrier = meet(member, barrier)
+        _project(member, buffers.mixed, weights.out, layer, hidden, x, 1)
+        barrier = meet(member, barrier)
+        normalise(x, weights.post_norm[layer], weights.eps, normed)
+        _feed_forward(member, normed, layer, shape, weights.gate_up, buffers.active)
+        barrier = meet(member, barrier)
+        _project(member, buffers.active, weights.down, layer, hidden, x, 1)
+        barrier = meet(member, barrier)
+        for i in range(taps.shape[0]):
+            if taps[i] == layer:
+                first, end = share(num_rows, member)
+                tapped[first:end, i * hidden : (i + 1) * hidden] = x[first:end]
+    return barrier
+
+
+@njit(nogil=True, cache=True)
+def write_logits(member, x, weights, head, barrier):
+    """The output head over the normed rows that are chosen of x; returns the next barrier."""
+    normed = np.empty((head.chosen.shape[0], x.shape[1]), np.float32)
+    normalise(x[head.chosen], weights.final_norm, weights.eps, normed)
+    _project(member, normed, head.panels, 0, head.logits.shape[1], head.logits, 0)
+    return meet(member, barrier)
+
+
+@njit(nogil=True, cache=True)
+def _project(member, x, w, layer, num_out, out, adds):
+    depth = x.shape[1]
+    first, end = share(num_out // PANEL, member)
+    project(x, depth, w, layer * depth * num_out, out, num_out, first, end, adds)
+
+
+@njit(nogil=True, cache=True)
+def _feed_forward(member, normed, layer, shape, gate_up, active):
+    """silu(gate) * up into `active` [T, I], two panels at a time."""
+    num_rows, depth = normed.shape
+    pair = np.empty((num_rows, 2 * PANEL), np.float32)
+    a, c = normed.reshape(-1), pair.reshape(-1)
+    size, num_panels = depth * PANEL, shape.intermediate // PANEL
+    first, end = share(num_panels, member)
+    for panel in range(first, end):
+        start = 2 * (layer * num_panels + panel) * size
+        for i in range(2):
+            multiply(
+                a,
+                0,
+                depth,
+                num_rows,
+                gate_up,
+                start + i * size,
+                PANEL,
+                depth,
+                c,
+                i * PANEL,
+                2 * PANEL,
+                0,
+            )
+        for t in range(num_rows):
+            part = active[t, panel * PANEL : (panel + 1) * PANEL]
+            gate(pair[t, :PANEL], pair[t, PANEL:], part)
+
+
+@njit(nogil=True, cache=True)
+def _attend(member, layer, shape, weights, rows, cache, buffers):
+    """Keep keys and values and attend with the queries that share them: a span's head at a time."""
+    size, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
+    num_rows = _MAX_ROWS * group
+    queries = np.empty((num_rows, size), np.float32)
+    out = np.empty((num_rows, size), np.float32)
+    lows, ends = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    scores = np.empty(num_rows * (rows.ends.max() + 2 * BLOCK), np.float32)
+    window, scale = weights.windows[layer], weights.scales[layer]
+    norms, biases = weights.head_norm[layer], weights.qkv_bias[layer]
+    begin, end = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
+    for unit in range(begin, end):
+        span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
+        blocks = rows.blocks[rows.tables[span] : rows.tables[span + 1]]
+        k0 = (shape.num_heads + head) * size
+        v0 = k0 + shape.num_kv_heads * size
+        if biases.shape[0]:
+            for t in range(rows.spans[span], rows.spans[span + 1]):
+                for at in range(head * group * size, (head + 1) * group * size):
+                    buffers.qkv[t, at] += biases[at]
+                for i in range(size):
+                    buffers.qkv[t, k0 + i] += biases[k0 + i]
+                    buffers.qkv[t, v0 + i] += biases[v0 + i]
+        keep_head(layer, span, head, shape, weights, rows, cache, buffers.qkv, k0, v0)
+        for start in range(rows.spans[span], rows.spans[span + 1], _MAX_ROWS):
+            count = 0
+            for t in range(start, min(start + _MAX_ROWS, rows.spans[span + 1])):
+                at = rows.positions[t]
+                for g in range(head * group, (head + 1) * group):
+                    q = buffers.qkv[t, g * size : (g + 1) * size]
+                    cos, sin = cache.cos[at], cache.sin[at]
+                    place_head(q, norms[g], weights.eps, cos, sin, scale, queries[count])
+                    lows[count] = max(rows.origins[t] - window + 1, 0) if window else 0
+                    ends[count] = rows.ends[t]
+                    count += 1
+            attend(
+                queries[:count],
+                lows[:count],
+                ends[:count],
+                rows.gaps[span],
+                blocks,
+                head,
+                shape.num_kv_heads,
+                cache.keys[layer],
+                cache.values[layer],
+                scores,
+                out[:count],
+            )
+            for i in range(count):
+                t, g = start + i // group, head * group + i % group
+                buffers.mixed[t, g * size : (g + 1) * size] = out[i]
+
+
+@njit(nogil=True, cache=True)
+def keep_head(layer, span, head, shape, weights, rows, cache, projected, k0, v0):
+    """Write one head's keys and values of a span's rows: columns k0 and v0 of `projected`."""
+    size, key = shape.head_dim, np.empty(shape.head_dim, np.float32)
+    norm = weights.head_norm[layer, shape.num_heads + head]
+    blocks = rows.blocks[rows.tables[span] : rows.tables[span + 1]]
+    for t in range(rows.spans[span], rows.spans[span + 1]):
+        k, v = projected[t, k0 : k0 + size], projected[t, v0 : v0 + size]
+        at, place = rows.positions[t], rows.places[t]
+        place_head(k, norm, weights.eps, cache.cos[at], cache.sin[at], np.float32(1.0), key)
+        slot = blocks[place // BLOCK] * BLOCK + place % BLOCK
+        keep(key, v, slot, head, shape.num_kv_heads, cache.keys[layer], cache.values[layer])

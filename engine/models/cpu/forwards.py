@@ -1,0 +1,84 @@
+"""The kernels that are called from outside: a verifier's or diffusion model's forward, a draft."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from engine.models.cpu.decoder import Ints, keep_head, run_layers, write_logits
+from engine.models.cpu.functions import normalise
+from engine.models.cpu.product import PANEL, Floats, Panels, project
+from engine.models.cpu.team import meet, share
+
+
+class Head(NamedTuple):
+    """The output head, and the rows of a forward that get logits."""
+
+    panels: Panels
+    chosen: Ints  # [R]
+    logits: Floats  # [R, V], V a multiple of 32
+
+
+class Taps(NamedTuple):
+    """Layers whose outputs a drafter reads, and what it makes of them: its context."""
+
+    layers: Ints  # indices, [n]
+    hidden: Floats  # [T, n * H]
+    fc: Panels
+    norm: Floats  # [H], empty where there is no drafter
+    features: Floats  # [T, H], room
+    kv: Floats  # [T, 2 * Hkv * D], room
+
+
+@njit(nogil=True, cache=True)
+def read_text(
+    member,
+    shape,
+    weights,
+    rows,
+    cache,
+    buffers,
+    head,
+    taps,
+    draft_shape,
+    draft_weights,
+    draft_cache,
+):
+    """All layers, logits of some rows, and the drafter's context of every row."""
+    barrier = run_layers(member, shape, weights, rows, cache, buffers, taps.layers, taps.hidden, 1)
+    barrier = write_logits(member, buffers.x, weights, head, barrier)
+    if taps.norm.shape[0]:
+        _write_context(member, draft_shape, draft_weights, rows, draft_cache, taps, barrier)
+
+
+@njit(nogil=True, cache=True)
+def draft_blocks(member, shape, weights, rows, cache, buffers, head):
+    """The drafter over its blocks; logits of the wanted masks."""
+    nothing, room = np.empty(0, np.int64), np.empty((0, 0), np.float32)
+    barrier = run_layers(member, shape, weights, rows, cache, buffers, nothing, room, 1)
+    write_logits(member, buffers.x, weights, head, barrier)
+
+
+@njit(nogil=True, cache=True)
+def _write_context(member, shape, weights, rows, cache, taps, barrier):
+    """Keys and values of every drafter layer, from the tapped hidden states of every row."""
+    hidden, depth = shape.hidden, taps.hidden.shape[1]
+    first, end = share(hidden // PANEL, member)
+    project(taps.hidden, depth, taps.fc, 0, taps.features, hidden, first, end, 0)
+    barrier = meet(member, barrier)
+    context = np.empty_like(taps.features)
+    normalise(taps.features, taps.norm, weights.eps, context)
+    q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    first, end = share(2 * kv_size // PANEL, member)
+    begin, last = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
+    for layer in range(shape.num_layers):
+        start = (layer * (q_size + 2 * kv_size) + q_size) * hidden
+        project(context, hidden, weights.qkv, start, taps.kv, 2 * kv_size, first, end, 0)
+        barrier = meet(member, barrier)
+        for unit in range(begin, last):
+            span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
+            k0 = head * shape.head_dim
+            keep_head(layer, span, head, shape, weights, rows, cache, taps.kv, k0, kv_size + k0)
+        barrier = meet(member, barrier)

@@ -1,0 +1,99 @@
+"""Norms, rotations and exponentials of rows, in loops that LLVM turns into vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+# log2(e), and ln(2) in two parts, so that x - n ln(2) loses nothing (Cody and Waite).
+_LOG2_E = np.float32(1.44269504)
+_LN2_HIGH = np.float32(0.693359375)
+_LN2_LOW = np.float32(-2.12194440e-4)
+_LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
+_HALF = np.float32(0.5)
+_ONE = np.float32(1.0)
+# The series of the exponential up to the seventh power; |r| is at most half of ln(2), so what is
+# left out is below a unit in the last place.
+_C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(1 / n) for n in (2, 6, 24, 120, 720, 5040))
+
+
+@intrinsic
+def _power_of_two(typing_context, exponent):
+    """2 ** exponent as float32, of an int32 between -126 and 127: its bits are built."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        int32 = ir.IntType(32)
+        biased = builder.add(args[0], int32(127))
+        return builder.bitcast(builder.shl(biased, int32(23)), ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@njit(nogil=True, cache=True, fastmath=True, inline="always")
+def exponential(x):
+    """e ** x of a float32, of x held between -87 and 88."""
+    x = min(max(x, _LOWEST), _HIGHEST)
+    n = np.floor(x * _LOG2_E + _HALF)
+    r = x - n * _LN2_HIGH - n * _LN2_LOW
+    series = _C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7))))
+    return (_ONE + r + r * r * series) * _power_of_two(np.int32(n))
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def normalise(x, weight, eps, out):
+    """RMSNorm of every row: x and out [T, H], weight [H]."""
+    size = x.shape[1]
+    for t in range(x.shape[0]):
+        total = np.float32(0.0)
+        for i in range(size):
+            total += x[t, i] * x[t, i]
+        factor = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
+        for i in range(size):
+            out[t, i] = x[t, i] * factor * weight[i]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def place_head(x, weight, eps, cos, sin, scale, out):
+    """One head [D] normed (if `weight` is not empty), rotated by halves, and scaled into `out`."""
+    half = x.shape[0] // 2
+    # Slices, because an index that might be negative keeps LLVM from making vectors.
+    first, second, out_first, out_second = x[:half], x[half:], out[:half], out[half:]
+    if weight.shape[0]:
+        total = np.float32(0.0)
+        for i in range(x.shape[0]):
+            total += x[i] * x[i]
+        scale *= _ONE / np.sqrt(total / np.float32(x.shape[0]) + eps)
+        first_weight, second_weight = weight[:half], weight[half:]
+        for i in range(half):
+            a, b = first[i] * first_weight[i], second[i] * second_weight[i]
+            out_first[i] = (a * cos[i] - b * sin[i]) * scale
+            out_second[i] = (b * cos[i] + a * sin[i]) * scale
+    else:
+        for i in range(half):
+            a, b = first[i], second[i]
+            out_first[i] = (a * cos[i] - b * sin[i]) * scale
+            out_second[i] = (b * cos[i] + a * sin[i]) * scale
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def gate(gates, ups, out):
+    """silu(gates) * ups, all [N]."""
+    for i in range(out.shape[0]):
+        out[i] = gates[i] / (_ONE + exponential(-gates[i])) * ups[i]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def soften(scores):
+    """Softmax numerators in place; returns their sum."""
+    largest = np.float32(-np.inf)
+    for i in range(scores.shape[0]):
+        largest = max(largest, scores[i])
+    total = np.float32(0.0)
+    for i in range(scores.shape[0]):
+        scores[i] = exponential(scores[i] - largest)
+        total += scores[i]
+    return total

@@ -1,0 +1,180 @@
+"""Takes the weights of fused layers over into the form that the kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.models.causal_lm import CausalLM
+from engine.models.cpu.attention import BLOCK
+from engine.models.cpu.decoder import Cache, Shape, Weights
+from engine.models.cpu.product import PANEL, Floats, Panels, is_bfloat16, pack_panels
+from engine.models.dflash import DFlashDrafter
+from engine.models.fused_drafter import FusedDraftLayer
+from engine.models.fused_layers import FusedLayer
+
+_STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+"""Whose angles are a function of the position alone."""
+
+
+class PackedLayers:
+    """The layers of a verifier, a diffusion model or a drafter."""
+
+    def __init__(
+        self,
+        layers: Seq[Any],
+        final_norm: Tensor,
+        rotation: Callable[[Tensor], tuple[Tensor, Tensor]],
+        *,
+        as_bfloat16: bool,
+    ) -> None:
+        """`rotation` maps positions [T] to cos and sin, [1, T, D] each."""
+        first = layers[0]
+        self.as_bfloat16 = as_bfloat16
+        self.shape = Shape(
+            num_layers=len(layers),
+            hidden=len(first.input_norm),
+            num_heads=first.num_heads,
+            num_kv_heads=first.num_kv_heads,
+            head_dim=first.head_dim,
+            intermediate=-(-first.down.shape[1] // PANEL) * PANEL,
+        )
+        self.weights = Weights(
+            input_norm=_stack(layer.input_norm for layer in layers),
+            post_norm=_stack(layer.post_norm for layer in layers),
+            final_norm=_array(final_norm),
+            head_norm=_head_norms(layers, self.shape),
+            qkv=self._matrices(_array(layer.qkv) for layer in layers),
+            qkv_bias=_biases(layers),
+            out=self._matrices(_array(layer.out) for layer in layers),
+            gate_up=self._matrices(self._gate_up(layer.gate_up) for layer in layers),
+            down=self._matrices(self._down(layer.down) for layer in layers),
+            scales=np.array([_scale(layer) for layer in layers], np.float32),
+            windows=np.array([getattr(layer, "window", None) or 0 for layer in layers], np.int64),
+            eps=np.float32(first.eps),
+        )
+        self._rotation = rotation
+        self._cos = self._sin = np.empty((0, self.shape.head_dim // 2), np.float32)
+
+    def new_cache(self, num_blocks: int) -> tuple[Floats, Floats]:
+        """Zeroed room for the keys and the values of so many blocks, in every layer."""
+        shape = self.shape
+        size = (shape.num_layers, num_blocks * shape.num_kv_heads * shape.head_dim * BLOCK)
+        return np.zeros(size, np.float32), np.zeros(size, np.float32)
+
+    def with_rotation(self, kept: tuple[Floats, Floats], num_positions: int) -> Cache:
+        """Keys and values, and angles for so many positions at least."""
+        if num_positions > len(self._cos):
+            length = max(256, 1 << (num_positions - 1).bit_length())
+            tables = self._rotation(torch.arange(length))
+            half = self.shape.head_dim // 2
+            self._cos, self._sin = (_array(table[0, :, :half]) for table in tables)
+        return Cache(*kept, self._cos, self._sin)
+
+    def _matrices(self, weights: Any) -> Panels:
+        return np.concatenate([self.pack(weight).reshape(-1) for weight in weights])
+
+    def pack(self, weight: Floats) -> Panels:
+        return pack_panels(weight, as_bfloat16=self.as_bfloat16)
+
+    def _gate_up(self, weight: Tensor) -> Floats:
+        """[2 I, H] as rows of 32 gates, 32 ups, and so on."""
+        size, hidden = self.shape.intermediate, self.shape.hidden
+        both = np.zeros((2, size, hidden), np.float32)
+        both[:, : len(weight) // 2] = _array(weight).reshape(2, -1, hidden)
+        return both.reshape(2, -1, PANEL, hidden).swapaxes(0, 1).reshape(-1, hidden)
+
+    def _down(self, weight: Tensor) -> Floats:
+        padded = np.zeros((self.shape.hidden, self.shape.intermediate), np.float32)
+        padded[:, : weight.shape[1]] = _array(weight)
+        return padded
+
+
+def are_bfloat16(layers: Seq[Any], *others: Tensor) -> bool:
+    """Whether every matrix is bfloat16 exactly, and may be kept so."""
+    matrices = [getattr(layer, name) for layer in layers for name in type(layer).MATRICES]
+    return all(is_bfloat16(_array(matrix)) for matrix in (*matrices, *others))
+
+
+def fits(layers: Seq[Any]) -> bool:
+    """Whether these layers have the sizes that the kernels take."""
+    return bool(layers) and all(
+        len(layer.input_norm) % PANEL == 0 and layer.head_dim % PANEL == 0 for layer in layers
+    )
+
+
+def can_pack(model: CausalLM) -> bool:
+    """Whether the kernels compute this model: fused layers, in float32, under a static rotation."""
+    decoder: Any = model.model.get_decoder()  # type: ignore[operator]
+    layers = list(getattr(decoder, "layers", ()))
+    if not all(isinstance(layer, FusedLayer) for layer in layers) or not fits(layers):
+        return False
+    head = model.model.get_output_embeddings()  # type: ignore[operator]
+    parameters = getattr(decoder.config, "rope_parameters", None) or {}
+    is_static = parameters.get("rope_type", "default") in _STATIC_ROTATIONS
+    return is_static and head.bias is None and model.dtype is torch.float32
+
+
+def can_pack_drafter(drafter: DFlashDrafter) -> bool:
+    """Whether the kernels compute this drafter: fused layers without windows, in float32."""
+    config, layers = drafter.config, list(drafter.layers)
+    are_fused = all(isinstance(layer, FusedDraftLayer) for layer in layers)
+    indices = range(config.num_layers)
+    is_plain = not any(config.window(i) or config.is_causal(i) for i in indices)
+    is_single = drafter.fc.weight.dtype is torch.float32
+    return are_fused and is_plain and is_single and fits(layers)
+
+
+class PackedModel:
+    """A causal model, or the backbone of a diffusion model, out of whose layers it is made."""
+
+    def __init__(self, model: CausalLM) -> None:
+        decoder: Any = model.model.get_decoder()  # type: ignore[operator]
+        head = model.model.get_output_embeddings().weight  # type: ignore[operator]
+        layers = list(decoder.layers)
+        self.embedding = _array(decoder.embed_tokens.weight)
+        self.vocab_size = model.vocab_size
+        self.layers = PackedLayers(
+            layers,
+            decoder.norm.weight,
+            lambda positions: decoder.rotary_emb(head[:1], positions[None]),
+            as_bfloat16=are_bfloat16(layers, head),
+        )
+        self.head = self.layers.pack(_array(head)).reshape(-1)
+        decoder.layers = nn.ModuleList([_Moved()])
+
+
+class _Moved(nn.Module):
+    """Stands where the layers stood whose weights are in the kernels now."""
+
+    def forward(self, *_: object, **__: object) -> Tensor:
+        raise RuntimeError("this model's layers were taken over by the CPU kernels")
+
+
+def _head_norms(layers: Seq[Any], shape: Shape) -> Floats:
+    if layers[0].head_norm is None:
+        return np.empty((len(layers), shape.num_heads + shape.num_kv_heads, 0), np.float32)
+    return _stack(layer.head_norm for layer in layers)
+
+
+def _biases(layers: Seq[Any]) -> Floats:
+    if getattr(layers[0], "qkv_bias", None) is None:
+        return np.empty((len(layers), 0), np.float32)
+    return _stack(layer.qkv_bias for layer in layers)
+
+
+def _scale(layer: Any) -> float:
+    return float(getattr(layer, "scale", layer.head_dim**-0.5))
+
+
+def _stack(tensors: Any) -> Floats:
+    return np.stack([_array(tensor) for tensor in tensors])
+
+
+def _array(tensor: Tensor) -> Floats:
+    return np.ascontiguousarray(tensor.detach().numpy())

@@ -1,0 +1,90 @@
+"""Lays spans out for the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from itertools import accumulate
+
+import numpy as np
+from numba import njit
+
+from engine.models.cpu.attention import BLOCK
+from engine.models.cpu.decoder import Ints, Rows
+from engine.models.packing import Span
+
+
+def pack_rows(spans: Seq[Span], page_size: int) -> Rows:
+    """Rows that read and write their own positions; `page_size` is a multiple of 16."""
+    pages = [span.page_ids[: -(-span.num_keys // page_size)] for span in spans]
+    positions, ends, origins, firsts = _lay_out(
+        np.array([span.start for span in spans]),
+        np.array([len(span.token_ids) for span in spans]),
+        np.array([span.visible_end or 0 for span in spans]),
+    )
+    blocks, tables = _blocks(pages, page_size)
+    gaps = np.zeros((len(spans), 2), np.int64)
+    return Rows(positions, positions, ends, origins, firsts, tables, blocks, gaps)
+
+
+def pack_drafts(blocks: Seq[Span], page_size: int, scratch: int) -> Rows:
+    """Drafter blocks, that see what stands before them and all of themselves.
+
+    Their own keys and values go to blocks from `scratch` on, which stand behind the context's in
+    each table; what is left of the context's last block is the gap.
+    """
+    width = len(blocks[0].token_ids)
+    num_own = num_scratch_blocks(width)
+    starts = np.array([block.start for block in blocks])
+    used = -(-starts // BLOCK)
+    pages = [block.page_ids[: -(-block.start // page_size)] for block in blocks]
+    context, begins = _blocks(pages, page_size)
+    tables = np.concatenate(([0], np.cumsum(used + num_own)))
+    table = np.empty(int(tables[-1]), np.int64)
+    for i in range(len(blocks)):
+        own = scratch + i * num_own
+        table[tables[i] : tables[i] + used[i]] = context[begins[i] : begins[i] + used[i]]
+        table[tables[i] + used[i] : tables[i + 1]] = np.arange(own, own + num_own)
+    steps = np.arange(width)
+    first = used * BLOCK
+    return Rows(
+        positions=(starts[:, None] + steps).ravel(),
+        places=(first[:, None] + steps).ravel(),
+        ends=np.repeat(first + width, width),
+        origins=np.repeat(starts, width),
+        spans=np.arange(0, width * (len(blocks) + 1), width),
+        tables=tables,
+        blocks=table,
+        gaps=np.stack((starts, first), axis=1),
+    )
+
+
+def num_scratch_blocks(width: int) -> int:
+    """Blocks that the keys of one draft of so many rows take."""
+    return -(-width // BLOCK)
+
+
+def _blocks(pages: Seq[Seq[int]], page_size: int) -> tuple[Ints, Ints]:
+    """The blocks of some page tables, one after the other, and where each table's begin."""
+    per_page = page_size // BLOCK
+    blocks = np.array([page for table in pages for page in table], np.int64)
+    if per_page > 1:
+        blocks = (blocks[:, None] * per_page + np.arange(per_page)).ravel()
+    begins = accumulate((len(table) * per_page for table in pages), initial=0)
+    return blocks, np.array(list(begins), np.int64)
+
+
+@njit(nogil=True, cache=True)
+def _lay_out(starts, counts, visible):
+    """Positions, ends and origins of every row, and every span's first row."""
+    total = counts.sum()
+    positions, ends = np.empty(total, np.int64), np.empty(total, np.int64)
+    origins, firsts = np.empty(total, np.int64), np.zeros(len(starts) + 1, np.int64)
+    row = 0
+    for span in range(len(starts)):
+        for position in range(starts[span], starts[span] + counts[span]):
+            positions[row] = position
+            ends[row] = visible[span] or position + 1
+            origins[row] = starts[span] if visible[span] else position
+            row += 1
+        firsts[span + 1] = row
+    return positions, ends, origins, firsts

@@ -1,0 +1,48 @@
+"""The door to the CPU kernels: opened where numba is installed and the models are of their kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Seq
+from importlib.util import find_spec
+from typing import Protocol
+
+from torch import Tensor
+
+from engine.models.causal_lm import CausalLM
+from engine.models.dflash import DFlashDrafter
+from engine.models.diffusion_lm import DiffusionLM
+from engine.models.packing import Span
+
+logger = logging.getLogger("dfastllm.engine")
+
+
+class CpuKernels(Protocol):
+    """Forwards of all models of an engine, as `ModelRunner` has them."""
+
+    def verify(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor: ...
+
+    def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor: ...
+
+    def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor: ...
+
+
+def cpu_kernels(
+    verifier: CausalLM | None,
+    drafter: DFlashDrafter | None,
+    diffusion: DiffusionLM | None,
+    num_pages: int,
+    page_size: int,
+    num_threads: int,
+) -> CpuKernels | None:
+    """Kernels that have taken the models' weights over; None where they cannot run all of them."""
+    if find_spec("numba") is None:
+        logger.info("numba is not installed: models run operator by operator")
+        return None
+    from engine.models.cpu.runner import KernelRunner, why_not
+
+    reason = why_not(verifier, drafter, diffusion, page_size)
+    if reason is not None:
+        logger.info("no CPU kernels: %s", reason)
+        return None
+    return KernelRunner(verifier, drafter, diffusion, num_pages, page_size, num_threads)
