@@ -15,6 +15,7 @@ from msgspec import Struct
 from api.errors import ApiError, ClientGoneError
 from api.generation import Generation
 from api.metrics import JobObserver
+from api.sending import past_the_layers
 from api.services import Services
 from api.sse import HEADERS, stream
 from api.writers import GatheredChoice, Writer
@@ -118,7 +119,7 @@ class EventStream(Stream):
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             try:
-                await response(scope, receive, send)
+                await response(scope, receive, past_the_layers(scope, send))
             finally:
                 self._on_end()
 

@@ -25,6 +25,7 @@ from api.health import health, metrics, ready, show_version
 from api.metrics import ApiMetrics
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
+from api.sending import ServerApp
 from api.services import Services
 from api.settings import ApiSettings
 
@@ -40,7 +41,7 @@ _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> Litestar:
     """Build the application; a `gateway` given takes the place of Redis altogether."""
     api_metrics = ApiMetrics()
-    return Litestar(
+    return ServerApp(
         route_handlers=[
             CompletionController, ModelController, health, ready, show_version, metrics,
         ],

@@ -16,14 +16,18 @@ from api.services import services_of
 ANONYMOUS = "anonymous"
 
 
-def require_key(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Guard: refuse a wrong key, and note the tenant for whoever comes next."""
+async def require_key(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard: refuse a wrong key, and note the tenant for whoever comes next.
+
+    A coroutine, though it waits for nothing: Litestar runs other functions in a thread.
+    """
     header = connection.headers.get("authorization", "")
     connection.state.tenant = tenant_of(header, services_of(connection).settings.api_key)
 
 
-async def limit_rate(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Guard, after `require_key`: count the request against its tenant."""
+async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard: as `require_key`, and count the request against its tenant."""
+    await require_key(connection, handler)
     limiter = services_of(connection).rate_limiter
     if limiter is not None:
         connection.state.response_headers = await limiter.admit(connection.state.tenant)

@@ -9,7 +9,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import RawBody
 
 from api.answering import AnyRequest, answer
-from api.auth import limit_rate, require_key
+from api.auth import admit
 from api.catalog import find_model
 from api.decoding import decode_request
 from api.errors import ErrorBody
@@ -36,7 +36,7 @@ _ERRORS = {
 class CompletionController(Controller):
     path = "/v1"
     tags = ["generation"]  # noqa: RUF012
-    guards = [require_key, limit_rate]  # noqa: RUF012
+    guards = [admit]  # noqa: RUF012
     status_code = 200
 
     @post(

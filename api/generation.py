@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
+from api.bell import Bell
 from api.errors import ApiError, GenerationFailedError
 from worker.wire.messages import Accepted, Delta, Event, Failed, Finished, GenerateJob, Rejected
 
@@ -23,6 +23,9 @@ class DeltaSequencer:
 
     def push(self, delta: Delta) -> list[Delta]:
         """Take one delta; return those whose turn has come."""
+        if delta.index == self.next_index and not self._early:  # nearly always
+            self.next_index += 1
+            return [delta]
         if delta.index < self.next_index:
             return []
         self._early[delta.index] = delta
@@ -52,7 +55,7 @@ class Generation:
         self._ready: list[Delta | Finished] = []
         self._finished: Finished | None = None
         self._error: ApiError | None = None
-        self._news = asyncio.Event()
+        self._bell = Bell()
 
     @property
     def job_id(self) -> str:
@@ -76,7 +79,7 @@ class Generation:
     def has_gap(self) -> bool:
         """A delta is missing that the log must have."""
         misses_last = self._finished is not None and not self._is_complete
-        return not self.has_ended and (self._sequencer.has_gap or misses_last)
+        return (misses_last or self._sequencer.has_gap) and not self.has_ended
 
     @property
     def _is_complete(self) -> bool:
@@ -88,11 +91,11 @@ class Generation:
             return
         self.last_event = time.monotonic()
         match event:
-            case Accepted():
-                self.is_accepted = True
             case Delta():
                 self.is_accepted = True  # even where the word of it was lost
                 self._ready += self._sequencer.push(event)
+            case Accepted():
+                self.is_accepted = True
             case Finished():
                 self.is_accepted = True
                 self._finished = event
@@ -104,23 +107,21 @@ class Generation:
                 self._error = GenerationFailedError(event.status, event.message, code=event.code)
         if self._finished is not None and self._is_complete:
             self._ready.append(self._finished)
-        self._news.set()
+        self._bell.ring()
 
     def give_up(self, error: ApiError) -> None:
         """End the reading by our own decision, while the job may go on."""
         if not self.has_ended:
             self._error = error
             self._is_given_up = True
-            self._news.set()
+            self._bell.ring()
 
     async def wait_accepted(self, timeout_s: float | None = None) -> bool:
         """Wait for the worker's word; False if it has not come in time. Raises what it refused."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not self.is_accepted and self._error is None:
-                    await self._wait()
-        except TimeoutError:
-            return False
+        self._bell.set_patience(timeout_s)
+        while not self.is_accepted and self._error is None:
+            if not await self._bell.wait():
+                return False
         if self._error is not None and not self._ready:
             raise self._error
         return True
@@ -131,12 +132,10 @@ class Generation:
         Raises the job's error once all that came before it is taken.
         """
         if not self._ready and self._error is None:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    while not self._ready and self._error is None:
-                        await self._wait()
-            except TimeoutError:
-                return []
+            self._bell.set_patience(timeout_s)
+            while not self._ready and self._error is None:
+                if not await self._bell.wait():
+                    return []
         ready, self._ready = self._ready, []
         if not ready and self._error is not None:
             raise self._error
@@ -146,8 +145,5 @@ class Generation:
         """Say that nobody reads on: a job that has not ended is cancelled. May be called twice."""
         if not self._is_closed:
             self._is_closed = True
+            self._bell.close()
             self._on_close(self)
-
-    async def _wait(self) -> None:
-        self._news.clear()
-        await self._news.wait()

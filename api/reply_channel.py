@@ -47,6 +47,8 @@ class ReplyChannel:
 
     async def wait_subscribed(self, timeout_s: float) -> bool:
         """Wait until answers can be heard: a job enqueued earlier could end unheard."""
+        if self._subscribed.is_set():
+            return True
         try:
             await asyncio.wait_for(self._subscribed.wait(), timeout_s)
         except TimeoutError:

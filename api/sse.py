@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -31,12 +32,13 @@ async def stream(
         while not generation.is_accepted:
             yield b": queued, position %d\n\n" % generation.position
             await generation.wait_accepted(settings.queue_comment_s)
+        events_of = EventWriter(writer)
         has_finished = False
         while not has_finished:
             events = await generation.take(settings.ping_s)
             observer.see(events)
             has_finished = bool(events) and isinstance(events[-1], Finished)
-            if data := _write(events, writer):
+            if data := events_of.write(events):
                 yield data
             elif not events:
                 yield PING
@@ -52,18 +54,38 @@ async def stream(
         generation.close()
 
 
-def _write(events: list[Delta | Finished], writer: Writer) -> bytes:
-    """Return the bytes of all that came together, to be sent at once."""
-    parts: list[bytes] = []
-    for event in events:
-        if isinstance(event, Delta):
-            # The id goes on a delta's last chunk: who has seen it has seen the whole delta.
-            chunks = writer.chunks(event)
-            parts += [_event(chunk) for chunk in chunks[:-1]]
-            parts += [b"id: %d\n" % event.index + _event(chunk) for chunk in chunks[-1:]]
-        elif (chunk := writer.last_chunk(event)) is not None:
-            parts.append(_event(chunk))
-    return b"".join(parts)
+class EventWriter:
+    """Deltas into bytes; of most chunks only the text is new, and only that is encoded again."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._around_text: dict[int, tuple[bytes, bytes]] = {}  # by choice
+
+    def write(self, events: list[Delta | Finished]) -> bytes:
+        """Return the bytes of all that came together, to be sent at once."""
+        parts: list[bytes] = []
+        for event in events:
+            if isinstance(event, Delta):
+                parts += self._delta(event)
+            elif (chunk := self._writer.last_chunk(event)) is not None:
+                parts.append(_event(chunk))
+        return b"".join(parts)
+
+    def _delta(self, delta: Delta) -> list[bytes]:
+        # The id goes on a delta's last chunk: who has seen it has seen the whole delta.
+        if self._writer.shows_text_alone(delta):
+            head, tail = self._around_text.get(delta.choice) or self._learn(delta)
+            return [b"id: %d\n" % delta.index, head, _encode(delta.text), tail]
+        chunks = self._writer.chunks(delta)
+        parts = [_event(chunk) for chunk in chunks[:-1]]
+        return parts + [b"id: %d\n" % delta.index + _event(chunk) for chunk in chunks[-1:]]
+
+    def _learn(self, delta: Delta) -> tuple[bytes, bytes]:
+        mark = uuid.uuid4().hex  # longer than any chance: no other field can hold it
+        (chunk,) = self._writer.chunks(msgspec.structs.replace(delta, text=mark))
+        head, tail = _event(chunk).split(_encode(mark))
+        self._around_text[delta.choice] = head, tail
+        return head, tail
 
 
 def _event(body: msgspec.Struct) -> bytes:

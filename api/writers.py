@@ -64,6 +64,10 @@ class Writer(Protocol):
         """Return what to stream for a delta: nothing where a client would see nothing."""
         ...
 
+    def shows_text_alone(self, delta: Delta) -> bool:
+        """Say whether a delta makes one chunk, like the others of its choice but for the text."""
+        ...
+
     def last_chunk(self, finished: Finished) -> Struct | None: ...
 
     def body(self, choices: Sequence[GatheredChoice], finished: Finished) -> Struct: ...
@@ -87,6 +91,9 @@ class ChatWriter:
         if _shows(delta, self._wishes):
             chunks.append(self._chunk([self._choice(delta)]))
         return chunks
+
+    def shows_text_alone(self, delta: Delta) -> bool:
+        return delta.choice in self._begun and _is_text_alone(delta, self._job, self._wishes)
 
     def last_chunk(self, finished: Finished) -> Struct | None:
         if not self._wishes.include_usage:
@@ -156,6 +163,9 @@ class TextWriter:
         choice.add(delta)
         return [self._completion([self._choice(choice)], self._no_usage)]
 
+    def shows_text_alone(self, delta: Delta) -> bool:
+        return _is_text_alone(delta, self._job, self._wishes)
+
     def last_chunk(self, finished: Finished) -> Struct | None:
         if not self._wishes.include_usage:
             return None
@@ -200,3 +210,9 @@ def _shows(delta: Delta, wishes: Wishes) -> bool:
     """Say whether a client sees anything of a delta: half a character is no text yet."""
     has_ids = wishes.return_token_ids and bool(delta.token_ids)
     return bool(delta.text or delta.finish_reason or delta.logprobs) or has_ids
+
+
+def _is_text_alone(delta: Delta, job: GenerateJob, wishes: Wishes) -> bool:
+    has_more = delta.finish_reason or delta.holes is not None
+    wants_more = wishes.return_token_ids or job.sampling.logprobs is not None
+    return bool(delta.text) and not has_more and not wants_more

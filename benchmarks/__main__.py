@@ -21,6 +21,7 @@ TABLES = {
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
     "prefix": "time to first token by the length of a prefix, cold and warm",
     "queue_path": "what HTTP and the queue add: latency, Redis traffic, jobs/s (no model)",
+    "streams": "1, 64 and 512 SSE streams at 20 tokens/s: each token's way (no model)",
     "memory": "MiB of weights, and of 1,000 tokens of context, by mode",
     "device": "an 8B-shaped verifier against the device's memory bandwidth (CUDA)",
     "startup": "seconds from `dfastllm serve` to ready and to the first token",

@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
-from redis import Redis
-
+from benchmarks import claim_rate
 from benchmarks.http_client import Client
+from benchmarks.model_free import ServerPath, whole_path
 from benchmarks.options import Options
 from benchmarks.redis_watch import calls_by_script, counters, idle_rates
 from benchmarks.results import Cell, Chart, Table
 from benchmarks.rounds import Sample, interleave, middle, percentile
-from benchmarks.server import free_port, process, wait_until_ready
 from engine.request.sampling_params import SamplingParams
 from tests.fakes import FakeEngine
-from worker.embedded_redis import EmbeddedRedis
 
 LOADS = {"1 at once": 1, "64 at once": 64}
+PARTS = ("api", "worker", "valkey")
+FILLED = "queue filled before"
 PROMPT = "a prompt of some words, as short ones are"
 _NOTES = (
     "A whole server (embedded Valkey, API, worker process) around the tests' fake engine, whose "
     "step takes no time. Unstreamed completions of one token.",
     "`added`: the answer's way from HTTP to HTTP less the same request on the engine alone.",
+    f"`{FILLED}`: no HTTP; one worker whose queue holds all jobs when it starts, from its first "
+    "claim to its last ending by Redis' clock.",
     "`scripts` and `commands` a job: EVALSHA calls, and all commands that Redis counts, those "
     "within scripts included. `reads` a job: how often Redis read from a socket, which is once "
     "a round trip; a pipeline is one. What the idle server sends in the same time is subtracted.",
+    "`CPU`: of each process; the worker's start is in it where the queue was filled before.",
 )
 
 
-@dataclass(frozen=True)
-class ServerPath:
-    """A running API and the Redis behind it."""
-
-    port: int
-    redis: Redis
-
-
 def run(options: Options) -> Table:
-    with _whole_path() as path:
+    with whole_path("tests.fake_worker", "--max-batch-size", "64") as path:
         alone_ms = _engine_alone_ms()
         cases = {
             name: lambda number, c=at_once: _sample(options, path, c)
             for name, at_once in LOADS.items()
         }
-        idle = idle_rates(path.redis, seconds=1.0 if options.quick else 6.0)
+        num_jobs = 500 if options.quick else 5000
+        cases[FILLED] = lambda number: claim_rate.measure(num_jobs, PROMPT)
+        idle = _idle_rates(path, seconds=1.0 if options.quick else 6.0)
         samples = interleave(cases, options.num_rounds)
         scripts = {name: _scripts(path, at_once) for name, at_once in LOADS.items()}
     rows: list[list[Cell]] = [
@@ -60,6 +51,7 @@ def run(options: Options) -> Table:
     bars = {
         name: {"p50": middle(own, "ms_p50") - alone_ms, "p99": middle(own, "ms_p99") - alone_ms}
         for name, own in samples.items()
+        if name in LOADS
     }
     return Table(
         "queue_path",
@@ -72,12 +64,30 @@ def run(options: Options) -> Table:
             "scripts/job",
             "commands/job",
             "reads/job",
+            *(f"{part} CPU ms/job" for part in PARTS),
         ),
         rows,
-        (*_NOTES, f"The engine alone: {alone_ms:.3f} ms.", *_script_notes(scripts)),
+        (
+            *_NOTES,
+            f"The engine alone: {alone_ms:.3f} ms.",
+            _idle_note(idle),
+            *_script_notes(scripts),
+        ),
         {**samples, "idle, a second": idle},
         Chart("ms added", bars),
     )
+
+
+def _idle_rates(path: ServerPath, seconds: float) -> dict[str, float]:
+    before = path.cpu_s()
+    rates = idle_rates(path.redis, seconds)
+    after = path.cpu_s()
+    return {**rates, **{f"{part}_cpu_s": (after[part] - before[part]) / seconds for part in after}}
+
+
+def _idle_note(idle: dict[str, float]) -> str:
+    parts = ", ".join(f"{part} {idle[f'{part}_cpu_s'] * 1e3:.1f} ms" for part in PARTS)
+    return f"Idle, a second: {idle['commands']:.1f} commands; CPU {parts}."
 
 
 def _scripts(path: ServerPath, at_once: int) -> dict[str, float]:
@@ -102,42 +112,20 @@ def _figures(own: list[Sample], idle: dict[str, float], alone_ms: float) -> list
         return (middle(own, kind) - noise) / middle(own, "num_jobs")
 
     return [
-        middle(own, "ms_p50") - alone_ms,
-        middle(own, "ms_p99") - alone_ms,
+        *(middle(own, kind) - alone_ms for kind in ("ms_p50", "ms_p99")),
         middle(own, "jobs_s"),
         *(per_job(kind) for kind in ("scripts", "commands", "reads")),
+        *(middle(own, f"{part}_cpu_s") / middle(own, "num_jobs") * 1e3 for part in PARTS),
     ]
-
-
-@contextmanager
-def _whole_path() -> Iterator[ServerPath]:
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="dflb") as name:
-        folder = Path(name)
-        queue = EmbeddedRedis(folder / "data")
-        queue.start()
-        worker = [sys.executable, "-m", "tests.fake_worker", "--redis-url", queue.url]
-        worker += ["--max-batch-size", "64"]
-        api = [sys.executable, "-m", "api"]
-        try:
-            with (
-                process(worker, folder / "worker.log"),
-                process(api, folder / "api.log", PORT=str(port), REDIS_URL=queue.url) as child,
-                Redis.from_url(queue.url) as redis,
-            ):
-                wait_until_ready(port, child)
-                yield ServerPath(port, redis)
-        finally:
-            queue.stop()
 
 
 def _sample(options: Options, path: ServerPath, at_once: int) -> Sample:
     count = (20 if options.quick else 200) * (1 if at_once == 1 else 10)
-    before = counters(path.redis)
+    cpu_before, before = path.cpu_s(), counters(path.redis)
     started = time.perf_counter()
     latencies = asyncio.run(_ask(path.port, count, at_once))
     seconds = time.perf_counter() - started
-    after = counters(path.redis)
+    after, cpu_after = counters(path.redis), path.cpu_s()
     return {
         "num_jobs": count,
         "seconds": seconds,
@@ -145,6 +133,7 @@ def _sample(options: Options, path: ServerPath, at_once: int) -> Sample:
         "ms_p50": percentile(latencies, 0.5) * 1e3,
         "ms_p99": percentile(latencies, 0.99) * 1e3,
         **{kind: after[kind] - before[kind] for kind in after},
+        **{f"{part}_cpu_s": cpu_after[part] - cpu_before[part] for part in cpu_after},
     }
 
 

@@ -81,6 +81,10 @@ class FakeEngine:
         return bool(self._sequences)
 
     @property
+    def running(self) -> list[FakeSequence]:
+        return list(self._sequences.values())[: self.max_batch_size]
+
+    @property
     def num_running(self) -> int:
         return min(len(self._sequences), self.max_batch_size)
 
@@ -126,7 +130,7 @@ class FakeEngine:
         self._sequences.pop(sequence_id, None)
 
     def step(self) -> list[StepOutput]:
-        running = list(self._sequences.values())[: self.max_batch_size]
+        running = self.running
         self.num_steps += 1
         time.sleep(self._step_s)
         if any(POISON in self.tokenizer.decode(seq.prompt_token_ids) for seq in running):
@@ -156,7 +160,7 @@ class FakeEngine:
             logprobs=None if seq.params.logprobs is None else _logprobs(new),
             prompt_logprobs=_prompt_logprobs(seq) if first and seq.params.prompt_logprobs else None,
             finish_reason=reason,
-            summary=None if reason is None else _summary(seq),
+            summary=None if reason is None else finished_summary(seq),
         )
 
 
@@ -166,7 +170,7 @@ def _finish_reason(seq: FakeSequence) -> FinishReason | None:
     return FinishReason.LENGTH if len(seq.output) >= seq.max_tokens else None
 
 
-def _summary(seq: FakeSequence) -> SequenceSummary:
+def finished_summary(seq: FakeSequence) -> SequenceSummary:
     return SequenceSummary(
         num_prompt_tokens=len(seq.prompt_token_ids),
         num_output_tokens=len(seq.output),

@@ -96,6 +96,7 @@ class Listener:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self.events: dict[str, list[Event]] = {}
+        self.frames: list[list[Event]] = []
         self._pubsub = client.pubsub(ignore_subscribe_messages=True)
         self._pubsub.subscribe(keys.reply_channel(API_ID))
 
@@ -150,7 +151,8 @@ class Listener:
             time.sleep(0.05)  # the server is down, as some tests want it
             return
         if message is not None:
-            for event in codec.decode_frame(message["data"]).events:
+            self.frames.append(codec.decode_frame(message["data"]).events)
+            for event in self.frames[-1]:
                 self.events.setdefault(event.job_id, []).append(event)
 
 

@@ -65,12 +65,10 @@ class EngineThread(threading.Thread):
             self._inbox.extend(commands)
             self._changed.notify()
 
-    def take(self) -> list[StepOutput | EngineFault]:
-        """Return what has happened since the last call."""
-        taken = []
-        while self._outbox:
-            taken.append(self._outbox.popleft())
-        return taken
+    def take(self, limit: int | None = None) -> list[StepOutput | EngineFault]:
+        """Return what has happened since the last call, and not more than `limit` of it."""
+        count = len(self._outbox) if limit is None else min(limit, len(self._outbox))
+        return [self._outbox.popleft() for _ in range(count)]
 
     def pause(self, is_paused: bool) -> None:
         """Stop stepping, or go on: the way to say that nobody can take more output."""

@@ -22,6 +22,8 @@ log = logging.getLogger("worker")
 POLL_S = 1.0  # a wake can get lost; no job waits longer than this for it
 RETRY_S = 0.25  # while Redis is away
 ADMIT_SLICE_S = 0.005  # a round trip for each admitted job would cost more than the job's wait
+SLICE = 64  # outputs in a record, at most: a round trip costs as much as ten of them
+MAX_SLICES = 16
 LAST_WORDS_S = 3.0  # how long a stopping worker tries to tell Redis what it leaves behind
 EXIT_ENGINE_BROKEN = 70
 
@@ -98,12 +100,14 @@ class IoLoop:
 
     def _turn(self) -> None:
         """Do all that can be done now; what Redis refuses is tried again at a later turn."""
-        self._absorb_outputs()
+        may_be_more = self._absorb_outputs(SLICE)
         self._runner.cancel(self._mailbox.take_jobs_to_stop(), "stopped")
         self._runner.stop_late_jobs()
         self._note_stop_calls()
         if time.monotonic() >= self._retry_at:
-            self._try_to_talk()
+            self._try_to_talk(may_be_more)
+        else:
+            self._absorb_outputs()  # kept, and counted, until Redis is back
         self._runner.pause(self._runner.publisher.num_bytes > self._limits.outage_buffer_bytes)
         if time.monotonic() > self._drain_until + LAST_WORDS_S:
             log.warning(
@@ -111,13 +115,16 @@ class IoLoop:
             )
             self._has_left = True
 
-    def _absorb_outputs(self) -> None:
-        for fault in self._runner.absorb_outputs():
+    def _absorb_outputs(self, limit: int | None = None) -> bool:
+        """Absorb up to `limit` outputs; say whether there may be more."""
+        absorbed = self._runner.absorb_outputs(limit)
+        for fault in absorbed.faults:
             self._fault = fault.message
         if not self._runner.is_alive and not self._is_draining:
             log.error("the engine has stopped; this worker ends")
             self._fault = self._fault or "EngineStopped"
             self._drain_until = time.monotonic()
+        return absorbed.may_be_more
 
     def _note_stop_calls(self) -> None:
         now = time.monotonic()
@@ -127,8 +134,11 @@ class IoLoop:
         if self._mailbox.num_stop_calls > 1:
             self._drain_until = min(self._drain_until, now)
 
-    def _try_to_talk(self) -> None:
+    def _try_to_talk(self, may_be_more: bool) -> None:
         try:
+            self._send()
+            if may_be_more:
+                self._send_slices()
             self._talk_to_redis()
         except RedisError as error:
             self._retry_at = time.monotonic() + RETRY_S
@@ -145,7 +155,6 @@ class IoLoop:
             self._last_trouble = ""
 
     def _talk_to_redis(self) -> None:
-        self._send()
         self._admit()
         if self._fault is not None:
             self._give_back_after_fault(self._fault)
@@ -165,6 +174,15 @@ class IoLoop:
             ended = [ending.job_id for ending in publisher.arrived()]
             self._runner.jobs.remove(ended)
             self._drop(lost.difference(ended))
+
+    def _send_slices(self) -> None:
+        """Send the rest of a large step bit by bit: meanwhile the API hands on what it has got."""
+        for _ in range(MAX_SLICES):
+            may_be_more = self._absorb_outputs(SLICE)
+            self._send()
+            if not may_be_more:
+                return
+        self._mailbox.ring()
 
     def _drop(self, lost: set[str]) -> None:
         if lost:

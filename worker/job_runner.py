@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engine.request.errors import InvalidRequestError
 from engine.request.outputs import FinishReason, StepOutput
 from worker.engine_port import EnginePort
 from worker.engine_thread import Abort, EngineFault, EngineThread
-from worker.job_store import Claim, Ending
+from worker.held_job import Ending
+from worker.job_store import Claim
 from worker.job_table import JobTable
 from worker.publisher import Publisher
 from worker.running_job import RunningJob
@@ -21,6 +22,11 @@ log = logging.getLogger("worker")
 
 # Longer than any compilation in a first step; a device that hangs does not come back.
 STEP_LIMIT_S = 900.0
+
+
+class Absorbed(NamedTuple):
+    may_be_more: bool
+    faults: list[EngineFault]
 
 
 class JobRunner:
@@ -77,15 +83,16 @@ class JobRunner:
         self._thread.post(job.sequences)
         self._finish_if_complete(job)
 
-    def absorb_outputs(self) -> list[EngineFault]:
+    def absorb_outputs(self, limit: int | None = None) -> Absorbed:
         """Turn what the engine has done since the last call into deltas and endings."""
+        outputs = self._thread.take(limit)
         faults = []
-        for output in self._thread.take():
+        for output in outputs:
             if isinstance(output, EngineFault):
                 faults.append(output)
             else:
                 self._absorb(output)
-        return faults
+        return Absorbed(len(outputs) == limit, faults)
 
     def end(
         self, job: RunningJob, event: Failed, status: Literal["failed", "stopped", "canceled"]
@@ -96,10 +103,9 @@ class JobRunner:
         self.publisher.end(Ending(job.job_id, status, event, exc_info=event.message))
 
     def stop_late_jobs(self) -> None:
-        for job in self.jobs.live_jobs:
-            if job.is_late:
-                words = f"the request was not done within its {job.job.timeout_s:g} s"
-                self.end(job, _failed(job.job_id, 504, words, "timeout"), "failed")
+        for job in self.jobs.late_jobs():
+            words = f"the request was not done within its {job.job.timeout_s:g} s"
+            self.end(job, _failed(job.job_id, 504, words, "timeout"), "failed")
 
     def cancel(self, job_ids: Iterable[str], status: Literal["stopped", "canceled"]) -> None:
         for job_id in job_ids:
@@ -139,7 +145,8 @@ class JobRunner:
         delta = job.take(output)
         if delta is not None:
             self.publisher.say([delta])
-        self._finish_if_complete(job)
+        if output.finish_reason is not None:
+            self._finish_if_complete(job)
 
     def _finish_if_complete(self, job: RunningJob) -> None:
         if job.is_finished:

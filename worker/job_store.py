@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 from uuid import uuid4
 
-from msgspec import Raw
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.wire import codec, keys, lua, reasons, rq_hash
+from worker.held_job import Ending, HeldJob, StepRecord
+from worker.wire import codec, keys, lua, reasons
 from worker.wire.messages import (
     Accepted,
     Delta,
     Failed,
-    Finished,
     GenerateJob,
-    Rejected,
     WorkerInfo,
 )
-
-LOG_EVERY = 8
-"""Deltas of a job that nobody streams are written at least this many at a time."""
 
 MODEL_TTL_S = 86400
 """How long a model stays known after its last worker's beat."""
@@ -41,26 +36,6 @@ class Claim:
     """What earlier attempts logged: output to replay. The next delta's index is last index + 1."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """The end of a job. A `Rejected` job ends as `failed`."""
-
-    job_id: str
-    status: Literal["finished", "failed", "stopped", "canceled"]
-    event: Finished | Failed | Rejected
-    result: bytes | None = None  # kept as RQ's return value
-    exc_info: str | None = None  # shown by RQ's tools; holds no prompt
-
-
-@dataclass
-class StepRecord:
-    """What one step has to say; of each job first its answer, then its deltas, then its ending."""
-
-    answers: list[Accepted] = field(default_factory=list)
-    deltas: list[Delta] = field(default_factory=list)
-    endings: list[Ending] = field(default_factory=list)
-
-
 class Beat(NamedTuple):
     lost: set[str]  # not ours any more: drop them, say nothing
     cancelled: set[str]  # to be stopped, with an ending of status "canceled"
@@ -70,27 +45,6 @@ class Beat(NamedTuple):
 class Reaped(NamedTuple):
     requeued: list[str]
     failed: list[str]
-
-
-@dataclass
-class _Held:
-    """A job of ours, with the deltas that are not in its log yet."""
-
-    execution_id: str
-    stream: bool
-    next_index: int = 0
-    is_first: bool = True  # nothing is written yet, so the log has no TTL yet
-    unwritten: list[Delta] = field(default_factory=list)
-
-    def take(self, delta: Delta) -> None:
-        # A step that is emitted again brings deltas that were taken the first time.
-        if delta.index >= self.next_index:
-            self.unwritten.append(delta)
-            self.next_index = delta.index + 1
-
-    @property
-    def is_due(self) -> bool:
-        return len(self.unwritten) >= (1 if self.stream else LOG_EVERY)
 
 
 class JobStore:
@@ -116,7 +70,7 @@ class JobStore:
         self._fingerprint = fingerprint
         self._defaults = {"result_ttl": result_ttl_s, "failure_ttl": failure_ttl_s}
         self._frame_head = codec.for_lua(worker_name)
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, HeldJob] = {}
 
     def claim(self, queues: Sequence[str], limit: int) -> list[Claim]:
         """Take up to `limit` jobs, earlier queues first; those that cannot run end as failed."""
@@ -158,25 +112,16 @@ class JobStore:
 
     def emit(self, step: StepRecord) -> set[str]:
         """Log and publish a step, and end what ends in it; returns the jobs that are not ours."""
-        lost = self._take(step)
-        answers = {answer.job_id: codec.for_lua(answer) for answer in step.answers}
-        endings = {ending.job_id: _packed(ending) for ending in step.endings}
-        written = {
-            job_id: held
-            for job_id, held in self._held.items()
-            if held.is_due or job_id in answers or job_id in endings
-        }
+        ours, lost = self._take(step)
+        written = {job_id: held for job_id, held in ours.items() if held.is_due}
         if not written:
             return lost
-        jobs = [
-            _record(job_id, held, answers.get(job_id), endings.get(job_id))
-            for job_id, held in written.items()
-        ]
-        refused = self._call("emit", jobs=jobs, has_endings=bool(endings))
+        jobs = [held.record(job_id) for job_id, held in written.items()]
+        has_endings = any(held.ending is not None for held in written.values())
+        refused = self._call("emit", jobs=jobs, has_endings=has_endings)
         for job_id, held in written.items():
-            held.is_first = held.is_first and not held.unwritten
-            held.unwritten.clear()
-            if job_id in endings:
+            held.note_written()
+            if held.ending is not None:
                 del self._held[job_id]
         return lost | self._forget(refused)
 
@@ -195,21 +140,26 @@ class JobStore:
         """Do the same at once for every job of a worker that is known to be dead."""
         return self._bury("reap_worker", dead=worker_name)
 
-    def _take(self, step: StepRecord) -> set[str]:
-        """Keep the step's deltas until they are written; returns the jobs that are not ours."""
-        for delta in step.deltas:
-            if delta.job_id in self._held:
-                self._held[delta.job_id].take(delta)
+    def _take(self, step: StepRecord) -> tuple[dict[str, HeldJob], set[str]]:
+        """Keep the step's deltas until they are written; returns its jobs: ours, and the others."""
         items: list[Accepted | Delta | Ending] = [*step.answers, *step.deltas, *step.endings]
-        mentioned = {item.job_id for item in items}
-        return mentioned - self._held.keys()
+        ours: dict[str, HeldJob] = {}
+        lost: set[str] = set()
+        for item in items:
+            held = self._held.get(item.job_id)
+            if held is None:
+                lost.add(item.job_id)
+                continue
+            ours[item.job_id] = held
+            held.take(item)
+        return ours, lost
 
     def _read_claims(self, rows: list[Any]) -> list[Claim]:
         claims, unreadable = [], []
         for job_id, execution_id, queue, attempt, payload in rows:
             name = job_id.decode()
             job = _read_job(name, payload)
-            self._held[name] = _Held(execution_id.decode(), job is not None and job.stream)
+            self._held[name] = HeldJob(execution_id.decode(), job is not None and job.stream)
             if job is None:
                 unreadable.append(_unreadable(name))
             else:
@@ -263,29 +213,3 @@ def _unreadable(job_id: str) -> Ending:
     why = reasons.UNREADABLE
     event = Failed(job_id, why["status"], why["message"], why["code"])
     return Ending(job_id, "failed", event, exc_info=why["message"])
-
-
-def _record(
-    job_id: str, held: _Held, answer: Raw | None, ending: dict[str, object] | None
-) -> tuple[object, ...]:
-    """Return what `emit.lua` reads of one job."""
-    deltas = b"".join([codec.encode(delta) for delta in held.unwritten])
-    return (
-        job_id,
-        held.execution_id,
-        held.is_first,
-        f"{held.next_index}-0",
-        len(held.unwritten),
-        codec.for_lua(deltas),
-        answer,
-        ending,
-    )
-
-
-def _packed(ending: Ending) -> dict[str, object]:
-    return {
-        "status": ending.status,
-        "event": codec.for_lua(ending.event),
-        "result": rq_hash.return_value(ending.result),
-        "exc": rq_hash.exc_string(ending.exc_info) if ending.exc_info is not None else None,
-    }

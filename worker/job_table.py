@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 
 from worker.running_job import RunningJob
@@ -13,6 +14,7 @@ class JobTable:
     def __init__(self) -> None:
         self._jobs: dict[str, RunningJob] = {}
         self._by_sequence: dict[str, RunningJob] = {}
+        self._look_at = float("inf")
 
     def __iter__(self) -> Iterator[RunningJob]:
         return iter(list(self._jobs.values()))
@@ -34,10 +36,22 @@ class JobTable:
 
     @property
     def next_deadline(self) -> float:
-        return min((job.deadline for job in self.live_jobs), default=float("inf"))
+        """Unix time before which no job is late; none may be when it comes."""
+        return self._look_at
+
+    def late_jobs(self) -> list[RunningJob]:
+        """Return the live jobs past their deadline; cheap while there are none."""
+        now = time.time()
+        if now < self._look_at:
+            return []
+        live = self.live_jobs
+        in_time = (job.deadline for job in live if job.deadline > now)
+        self._look_at = min(in_time, default=float("inf"))
+        return [job for job in live if job.deadline <= now]
 
     def add(self, job: RunningJob) -> None:
         self._jobs[job.job_id] = job
+        self._look_at = min(self._look_at, job.deadline)
         for sequence in job.sequences:
             self._by_sequence[sequence.sequence_id] = job
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from worker.job_store import Ending, StepRecord
+from worker.held_job import Ending, StepRecord
 from worker.wire.messages import Accepted, Delta
 
 # What a delta weighs beside its text and tokens, in bytes; a guess that errs on the high side.

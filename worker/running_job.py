@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from dataclasses import dataclass, field
 
 from engine.request.options import GenerationOptions
@@ -25,7 +24,7 @@ from worker.translate import (
     sequence_of,
     wire_logprobs,
 )
-from worker.wire.messages import Accepted, Delta, Finished, GenerateJob, TokenLogprob, Usage
+from worker.wire.messages import Accepted, Delta, Finished, TokenLogprob, Usage
 
 # Of a job that nobody streams no one reads single tokens: fewer, longer deltas cost less.
 UNSTREAMED_DELTA_TOKENS = 8
@@ -78,21 +77,16 @@ class RunningJob:
     def __init__(self, claim: Claim, engine: EnginePort) -> None:
         """Raise InvalidRequestError, before anything runs, if any choice of the job is wrong."""
         self.claim = claim
+        self.job = claim.job
+        self.job_id = claim.job.job_id
         self.has_ended = False
+        self._delta_tokens = 1 if self.job.stream else UNSTREAMED_DELTA_TOKENS
         self._next_index = max((delta.index + 1 for delta in claim.deltas), default=0)
         self._prompts = prompts_of(self.job, engine.tokenizer)
         self._choices = self._make_choices(engine)
         self._by_sequence = {
             choice.sequence.sequence_id: choice for choice in self._choices if choice.sequence
         }
-
-    @property
-    def job(self) -> GenerateJob:
-        return self.claim.job
-
-    @property
-    def job_id(self) -> str:
-        return self.claim.job.job_id
 
     @property
     def sequences(self) -> list[EngineSequence]:
@@ -107,10 +101,6 @@ class RunningJob:
         """Unix time at which the client has waited long enough, in the queue and here."""
         timeout_s = self.job.timeout_s
         return float("inf") if timeout_s is None else self.job.created + timeout_s
-
-    @property
-    def is_late(self) -> bool:
-        return time.time() >= self.deadline
 
     def accepted(self) -> Accepted:
         return Accepted(self.job_id, self._num_prompt_tokens)
@@ -141,10 +131,6 @@ class RunningJob:
     @property
     def _mode(self) -> str:
         return next((sequence.mode for sequence in self.sequences), self.job.mode or "")
-
-    @property
-    def _delta_tokens(self) -> int:
-        return 1 if self.job.stream else UNSTREAMED_DELTA_TOKENS
 
     @property
     def _num_prompt_tokens(self) -> int:

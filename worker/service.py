@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import time
@@ -50,6 +51,8 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         fingerprint=engine.fingerprint,
     )
     worker.begin()
+    gc.collect()
+    gc.freeze()  # the libraries and the model: to look through them takes longer than a step
     try:
         log.info("worker %s serves %s, %d at once", name, engine.model_name, engine.max_batch_size)
         return IoLoop(engine, store, worker, mailbox, _limits(settings)).run()

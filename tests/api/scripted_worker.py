@@ -9,7 +9,8 @@ import redis
 
 from tests.api.fakes import MODEL
 from tests.valkey import Valkey
-from worker.job_store import Claim, Ending, JobStore, StepRecord
+from worker.held_job import Ending, StepRecord
+from worker.job_store import Claim, JobStore
 from worker.wire import codec, keys
 from worker.wire.messages import (
     Accepted,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
 import redis
 from rq.suspension import resume, suspend
 
 from tests.fakes import FakeEngine
 from tests.valkey import Valkey
-from tests.worker_bench import make_job, put, status_of
+from tests.worker_bench import assert_complete, listening, make_job, put, status_of
 from worker.batch_worker import BatchWorker
-from worker.io_loop import IoLoop, LoopLimits
+from worker.held_job import StepRecord
+from worker.io_loop import SLICE, IoLoop, LoopLimits
 from worker.job_store import JobStore
 from worker.mailbox import Mailbox
 from worker.wire import keys
+from worker.wire.messages import Delta
 
 WAIT_S = 20.0
 
@@ -95,3 +98,51 @@ def test_a_worker_that_rq_has_forgotten_registers_again(
         while not redis_client.hexists(keys.worker("w1"), "birth"):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_large_step_goes_out_in_slices_and_whole(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    jobs = [make_job(f"job-{number}", max_tokens=3) for number in range(2 * SLICE + 10)]
+    put(valkey, *jobs)
+    engine = FakeEngine(max_batch_size=len(jobs), step_s=0.05)
+    with (
+        listening(redis_client) as listener,
+        RunningLoop(valkey, engine, LoopLimits()),
+    ):
+        listener.wait_for_endings(*(job.job_id for job in jobs))
+    for job in jobs:
+        assert_complete(listener, redis_client, job)
+    sizes = [sum(isinstance(event, Delta) for event in frame) for frame in listener.frames]
+    assert max(sizes) == SLICE
+
+
+def test_a_large_step_is_kept_while_redis_is_away(
+    valkey: Valkey, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [make_job(f"job-{number}", max_tokens=4) for number in range(2 * SLICE + 10)]
+    put(valkey, *jobs)
+    engine = FakeEngine(max_batch_size=len(jobs), step_s=0.05)
+    is_away = threading.Event()
+    emit = JobStore.emit
+
+    def refuse(store: JobStore, step: StepRecord) -> set[str]:
+        if is_away.is_set():
+            raise redis.ConnectionError("away")
+        return emit(store, step)
+
+    monkeypatch.setattr(JobStore, "emit", refuse)
+    with (
+        listening(redis_client) as listener,
+        RunningLoop(valkey, engine, LoopLimits()),
+    ):
+        listener.wait_for_deltas(1, jobs[0].job_id)
+        is_away.set()
+        deadline = time.monotonic() + WAIT_S
+        while engine.has_work:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        is_away.clear()
+        listener.wait_for_endings(*(job.job_id for job in jobs))
+    for job in jobs:
+        assert_complete(listener, redis_client, job)

@@ -6,7 +6,7 @@ import time
 
 import redis.asyncio
 
-from worker.job_store import Ending
+from worker.held_job import Ending
 from worker.wire import keys, queueing
 from worker.wire.messages import (
     Delta,

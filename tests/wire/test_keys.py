@@ -18,7 +18,8 @@ import asyncio, sys
 import redis, redis.asyncio
 from rq.job import Job
 from tests.wire.samples import QUEUES, finished, put
-from worker.job_store import JobStore, StepRecord
+from worker.held_job import StepRecord
+from worker.job_store import JobStore
 
 async def enqueue():
     async with redis.asyncio.Redis.from_url(sys.argv[1]) as client:

@@ -20,7 +20,8 @@ from tests.wire.samples import (
     make_job,
     put,
 )
-from worker.job_store import JobStore, StepRecord
+from worker.held_job import StepRecord
+from worker.job_store import JobStore
 from worker.serializer import RestrictedSerializer
 from worker.wire import codec, keys, queueing
 from worker.wire.messages import Accepted, Failed

@@ -20,7 +20,8 @@ from tests.wire.samples import (
     put,
     stopped,
 )
-from worker.job_store import LOG_EVERY, Ending, JobStore, StepRecord
+from worker.held_job import LOG_EVERY, Ending, StepRecord
+from worker.job_store import JobStore
 from worker.wire import codec, keys, queueing
 from worker.wire.messages import Accepted, Event, Rejected
 
@@ -101,6 +102,22 @@ async def test_what_is_published_is_in_the_log_already(
         commands = iter(monitor.listen())
         inner = [next(commands)["command"].split()[0] for _ in range(7)]
     assert inner.index("XADD") < inner.index("PUBLISH")
+
+
+async def test_the_answer_of_a_job_that_nobody_streams_goes_with_its_first_words(
+    async_redis: redis.asyncio.Redis, store: JobStore, listener: Listener
+) -> None:
+    await put(async_redis, make_job("whole", stream=False))
+    await put(async_redis, make_job("streamed", stream=True))
+    store.claim(QUEUES, 2)
+    store.emit(StepRecord([Accepted("whole", 3), Accepted("streamed", 4)]))
+    assert listener.frames() == [[Accepted("streamed", 4)]]
+    ending = finished("whole", 1)
+    store.emit(StepRecord(deltas=[delta("whole", 0)], endings=[ending]))
+    assert listener.frames() == [[Accepted("whole", 3), delta("whole", 0), ending.event]]
+    state = await queueing.job_state(async_redis, "whole")
+    assert state is not None
+    assert state.accepted == Accepted("whole", 3)
 
 
 async def test_jobs_nobody_streams_are_written_a_few_deltas_at_a_time_and_completely(

@@ -13,7 +13,8 @@ from rq.job import Job
 
 from tests.wire.samples import INFO, QUEUES, delta, finished, put
 from tests.worker.leases import LEASE_S, outlive_the_lease, status_of
-from worker.job_store import JobStore, StepRecord
+from worker.held_job import StepRecord
+from worker.job_store import JobStore
 from worker.serializer import RestrictedSerializer
 from worker.wire import codec, queueing
 from worker.wire.messages import Failed

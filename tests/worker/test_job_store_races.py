@@ -15,7 +15,8 @@ from rq.registry import StartedJobRegistry
 from tests.valkey import Valkey
 from tests.wire.samples import INFO, QUEUE, QUEUES, delta, finished, make_job, put, stopped
 from tests.worker.leases import LEASE_S, outlive_the_lease, status_of
-from worker.job_store import JobStore, StepRecord
+from worker.held_job import StepRecord
+from worker.job_store import JobStore
 from worker.serializer import RestrictedSerializer
 from worker.wire import queueing
 

@@ -25,7 +25,8 @@ from rq.registry import StartedJobRegistry
 
 from tests.valkey import Valkey
 from tests.wire.samples import INFO, PROMPT, QUEUE, QUEUES, delta, failed, finished, put, stopped
-from worker.job_store import JobStore, StepRecord
+from worker.held_job import StepRecord
+from worker.job_store import JobStore
 from worker.serializer import RestrictedSerializer
 from worker.wire import queueing
 

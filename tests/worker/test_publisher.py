@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.job_store import Ending
+from worker.held_job import Ending
 from worker.publisher import Publisher
 from worker.wire.messages import Accepted, Delta, Finished, Usage
 

@@ -102,7 +102,7 @@ class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     options: Options | None = None
 
 
-class TokenLogprob(Struct, frozen=True, array_like=True):
+class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
     """Log-probability of one token, and of its most probable rivals."""
 
     token_id: int
@@ -156,7 +156,7 @@ class Rejected(Struct, frozen=True, array_like=True, tag="rejected"):
     code: str | None = None
 
 
-class Delta(Struct, frozen=True, array_like=True, tag="delta"):
+class Delta(Struct, frozen=True, array_like=True, tag="delta", gc=False):
     """New text of one choice. `index` counts a job's deltas from 0, so a reader sees a gap."""
 
     job_id: str
