@@ -1,4 +1,4 @@
-"""Table `backends`: one verifier forward eager or compiled, in 8 bits or not, by attention."""
+"""Table `backends`: one verifier forward by operators, kernels, compiled, 8 bits, attention."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ CASES = ((1, 1), (1, 4), (4, 1), (4, 4), (16, 1), (16, 4))
 """Sequences, and rows of each: 1 decodes, 4 verify a draft of three."""
 CONTEXT = 200
 NUM_TEXTS, TEXT_TOKENS = 18, 64
+KERNELS = "CPU kernels"
 COLUMNS = (
     "variant", *(f"{n} x {rows} ms" for n, rows in CASES), "x plain at 1 x 1", "x plain at 16 x 4",
     "logit error", "perplexity", "same greedy", "start s",
@@ -42,13 +43,14 @@ class Variant:
 
 
 def variants() -> Iterator[Variant]:
-    yield Variant("plain", {"attention": "sdpa"})
+    yield Variant("plain", {"attention": "sdpa", "cpu_kernels": False})
+    yield Variant(KERNELS, {"attention": "sdpa"})
     yield Variant("compiled", {"attention": "sdpa", "compile": True})
     yield Variant("8 bits", {"attention": "sdpa", "use_8bit": True})
     both = {"attention": "sdpa", "compile": True, "use_8bit": True}
     yield Variant("compiled, 8 bits", both)
     for name in FLASH_KINDS:
-        yield Variant(f"attention {name}", {"attention": name})
+        yield Variant(f"attention {name}", {"attention": name, "cpu_kernels": False})
 
 
 def run(options: Options) -> Table:
@@ -62,6 +64,9 @@ def run(options: Options) -> Table:
             engines[variant.name] = build_engine(_changed(base, variant))
         except (AttentionUnavailableError, CompilerMissingError) as error:
             refused[variant.name] = str(error)
+        if variant.name == KERNELS and not engines[KERNELS]._runner.uses_kernels:
+            del engines[KERNELS]
+            refused[KERNELS] = "for Llama-like models on a CPU, where numba is installed"
         seconds[variant.name] = time.perf_counter() - started
     samples = interleave(
         {name: lambda number, e=engine: _times(e, options) for name, engine in engines.items()},

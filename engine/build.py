@@ -140,7 +140,7 @@ def _model_runner(
     if on_cpu:
         # On a GPU the operators' launch is not what a step waits for, and no run has tried it.
         runner.fuse_layers()
-        if not (config.use_8bit or config.compile):
+        if config.cpu_kernels and not (config.use_8bit or config.compile):
             runner.use_kernels(torch.get_num_threads())
         for check in again:
             check()
@@ -262,6 +262,7 @@ def _fingerprint(config: EngineConfig) -> str:
     options = replace(config.options, draft_length=None)  # which no token hangs on
     modes = [config.default_mode, repr(options)]
     chosen = [config.dtype, config.device, config.compile, config.use_8bit, *modes]
+    chosen.append(config.cpu_kernels)
     digest.update(json.dumps(chosen).encode())
     return digest.hexdigest()
 

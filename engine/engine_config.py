@@ -46,6 +46,7 @@ class EngineConfig:
     self_test: bool = True
     compile: bool = False  # through torch.compile, once at the start
     use_8bit: bool = False  # weights in int8, activations too while they are multiplied
+    cpu_kernels: bool = True  # whole forwards in machine code, on CPUs, for models that they know
     options: GenerationOptions = field(default_factory=GenerationOptions)
     """What a request that says nothing gets."""
     entropy: EntropyConfig | None = None

@@ -37,6 +37,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     hybrid_mode: Literal["deer", "spec_diff", "semi_ar", "diffusion", "apd", "ar"] | None = None
     hybrid_draft_size: Amount | None = None
     hybrid_max_draft: Positive | None = None
+    cpu_kernels: bool = True
     compile: bool = False
     flash_attention: bool | None = None
     use_8bit: bool = False

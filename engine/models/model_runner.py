@@ -112,6 +112,10 @@ class ModelRunner:
             self._compiled_drafter = CompiledDrafter(self.drafter, self.device)
 
     @property
+    def uses_kernels(self) -> bool:
+        return self._kernels is not None
+
+    @property
     def verifier(self) -> CausalLM:
         assert self._verifier is not None, "a diffusion model alone has no verifier"
         return self._verifier

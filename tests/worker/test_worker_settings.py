@@ -181,6 +181,7 @@ REACHING_THE_ENGINE = {
     "HYBRID_MODE": "spec_diff",
     "HYBRID_DRAFT_SIZE": "3",
     "HYBRID_MAX_DRAFT": "5",
+    "CPU_KERNELS": "false",
     "COMPILE": "true",
     "FLASH_ATTENTION": "false",
     "USE_8BIT": "true",

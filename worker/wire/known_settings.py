@@ -94,6 +94,12 @@ _ALL = (
         "15, or less where the drafter's blocks are shorter",
         "longest draft the planner may choose",
     ),
+    _setting(
+        "CPU_KERNELS",
+        (WORKER,),
+        "true",
+        "on a CPU, run Llama-like models as one kernel a forward (not with COMPILE or USE_8BIT)",
+    ),
     _setting("COMPILE", (WORKER,), "false", "compile the models at the start, with torch.compile"),
     _setting(
         "FLASH_ATTENTION",
