@@ -1,4 +1,4 @@
-"""Whole engines on the CPU kernels: drafting changes no token, whatever the batch and the threads."""
+"""Whole engines on the CPU kernels: drafting changes no token, in any batch, on any threads."""
 
 from __future__ import annotations
 
