@@ -48,13 +48,14 @@ def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, sco
     for n in range(num_rows):
         row = scores[n * width : (n + 1) * width]
         low, high = lows[n] - first * BLOCK, highs[n] - first * BLOCK
-        hole = row[gap[0] - first * BLOCK : gap[1] - first * BLOCK]
         # Left in and taken off the sum later, what stands there could outweigh all that is seen.
-        hole[:] = LOWEST
+        for i in range(gap[0] - first * BLOCK, gap[1] - first * BLOCK):
+            row[i] = LOWEST
         row[:low] = np.float32(0.0)
         row[high:] = np.float32(0.0)
         totals[n] = soften(row[low:high])
-        hole[:] = np.float32(0.0)
+        for i in range(gap[0] - first * BLOCK, gap[1] - first * BLOCK):
+            row[i] = np.float32(0.0)
     for number in range(first, last):
         start = (blocks[number] * num_heads + head) * size * BLOCK
         column = (number - first) * BLOCK
