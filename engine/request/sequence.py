@@ -55,6 +55,8 @@ class Sequence:
         self.mode = mode
         self.prompt_index = prompt_index
         self.choice = choice
+        self.sampling = (params, prompt_index, choice)
+        """What its draws hang on, as one object by which a batch is known again."""
         self.options = options
         self.cache_salt = cache_salt
         self.grammar = grammar  # stands after the output tokens, whatever they came from
