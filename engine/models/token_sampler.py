@@ -70,9 +70,9 @@ class TokenSampler:
         start = 0
         for number, pick in enumerate(picks):
             if draft_grammar(pick) is not None:
-                own = logits[start : start + pick.count]
+                own = logits[start : start + pick.num_rows]
                 tokens[number] = self._chain(own, [pick], [0], no_bias)[0]
-            start += pick.count
+            start += pick.num_rows
         return tokens
 
     def distribution(self, logits: Tensor, picks: Seq[Pick], bias: Tensor | None = None) -> Tensor:
@@ -118,14 +118,14 @@ class TokenSampler:
     def _chain(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
     ) -> list[list[int]]:
-        order = ChainOrder.of([pick.count for pick in picks])
+        order = ChainOrder.of([pick.num_rows for pick in picks])
         scores = self._perturbed(logits, picks)
         if len(picks) > 1:
             scores = scores.index_select(0, torch.tensor(order.rows).to(self._device))
         previous = torch.tensor([anchors[i] for i in order.drafts], device=self._device)
         grammars = [grammar for pick in picks if (grammar := draft_grammar(pick)) is not None]
         drawn: list[Tensor] = []
-        for own in scores.split(order.widths):
+        for own in scores.split_with_sizes(order.widths):
             own = own + bias(previous[: len(own)])
             previous = most_likely(own)
             if grammars:
@@ -193,11 +193,11 @@ class TokenSampler:
 
     def _rows(self, picks: Seq[Pick]) -> tuple[Tensor, Tensor]:
         """Of every row the index of its pick, and its output position: [R] each."""
-        owners = [i for i, pick in enumerate(picks) for _ in range(pick.count)]
+        owners = [i for i, pick in enumerate(picks) for _ in range(pick.num_rows)]
         positions = [
             max(position, 0)  # prompt rows are drawn for nobody
             for pick in picks
-            for position in range(pick.first_position, pick.first_position + pick.count)
+            for position in range(pick.first_position, pick.first_position + pick.num_rows)
         ]
         rows = torch.tensor([owners, positions], dtype=torch.int64).to(self._device)
         return rows[0], rows[1]
@@ -206,7 +206,7 @@ class TokenSampler:
         """Of every row its denoising step, [R]; None where all are 0."""
         if not any(pick.denoising_step for pick in picks):
             return None
-        steps = [pick.denoising_step for pick in picks for _ in range(pick.count)]
+        steps = [pick.denoising_step for pick in picks for _ in range(pick.num_rows)]
         return torch.tensor(steps).to(self._device)
 
     def _table(self, picks: Seq[Pick]) -> SamplingTable:
@@ -239,9 +239,9 @@ class TokenSampler:
         for pick in picks:
             sequence = pick.sequence
             if _needs_processing(pick):
-                first = 0 if pick.is_drafter else pick.count - 1 - len(pick.draft)
+                first = 0 if pick.is_drafter else pick.num_rows - 1 - len(pick.draft)
                 apply_processors(
-                    logits[start + first : start + pick.count],
+                    logits[start + first : start + pick.num_rows],
                     sequence.params,
                     sequence.prompt_token_ids,
                     pick.output_token_ids,
@@ -250,8 +250,8 @@ class TokenSampler:
                     pick.first_position if pick.is_drafter else None,
                 )
             if pick.temperature != 1.0:
-                logits[start : start + pick.count] /= pick.temperature
-            start += pick.count
+                logits[start : start + pick.num_rows] /= pick.temperature
+            start += pick.num_rows
         apply_grammars(logits, picks)
         return logits
 
@@ -260,8 +260,8 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
     token_ids: list[int] = drawn.tolist()
     tokens, start = [], 0
     for pick in picks:
-        tokens.append(token_ids[start : start + pick.count])
-        start += pick.count
+        tokens.append(token_ids[start : start + pick.num_rows])
+        start += pick.num_rows
     return tokens
 
 
@@ -273,4 +273,4 @@ def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
     sequence = pick.sequence
     has_own = sequence.grammar is not None or pick.temperature != 1.0
-    return pick.count > 0 and (has_own or needs_processing(sequence.params, _num_written(pick)))
+    return pick.num_rows > 0 and (has_own or needs_processing(sequence.params, _num_written(pick)))
