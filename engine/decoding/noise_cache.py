@@ -2,7 +2,8 @@
 
 With drafts of k tokens a position's noise is wanted by the drafter, by the verifier, and after a
 rejection by both again. On a CPU, where making a row costs as much as a small model's layer, it
-pays to make each row once. The rows are a pure function, so nothing ever has to be invalidated.
+pays to make each row once, and a few before they are asked for. The rows are a pure function, so
+nothing ever has to be invalidated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from engine.decoding.noise import gumbel
 
 NoiseKey = tuple[tuple[int, int, int], int]
 """(seed, prompt index, choice) and the output position."""
+
+
+NUM_AT_ONCE = 8
+"""Rows that are made together where fewer are missing: one alone costs most of what they cost."""
 
 
 class NoiseCache:
@@ -39,17 +44,27 @@ class NoiseCache:
         for key in keys:  # first of all, so that making room cannot drop what is wanted now
             if key in self._slots:
                 self._slots.move_to_end(key)
-        missing = [key for key in dict.fromkeys(keys) if key not in self._slots]
+        missing = self._missing(keys)
         if missing:
+            num_ahead = min(NUM_AT_ONCE, len(self._pool) - len(keys)) // len(missing)
+            missing = self._missing([*missing, *_following(missing, num_ahead)])
             slots = [self._take_slot(key) for key in missing]
-            self._pool[torch.tensor(slots)] = _make(missing, vocab_size)
-        return self._pool[torch.tensor([self._slots[key] for key in keys])]
+            self._pool.index_copy_(0, torch.tensor(slots), _make(missing, vocab_size))
+        return self._pool.index_select(0, torch.tensor([self._slots[key] for key in keys]))
+
+    def _missing(self, keys: Sequence[NoiseKey]) -> list[NoiseKey]:
+        return [key for key in dict.fromkeys(keys) if key not in self._slots]
 
     def _take_slot(self, key: NoiseKey) -> int:
         num_used = len(self._slots)
         slot = num_used if num_used < len(self._pool) else self._slots.popitem(last=False)[1]
         self._slots[key] = slot
         return slot
+
+
+def _following(keys: Sequence[NoiseKey], num_at_once: int) -> list[NoiseKey]:
+    """The positions after each key, which will be asked for soon; with it so many."""
+    return [(stream, at + ahead) for stream, at in keys for ahead in range(1, num_at_once)]
 
 
 def _make(keys: Sequence[NoiseKey], vocab_size: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from engine.base import BaseStats
@@ -111,8 +111,7 @@ class DraftAndVerify(GenerationStrategy):
 
     def draft_rows(self, sequence: Sequence, length: int, revealed: Seq[int | None] = ()) -> Rows:
         """A block, asking for what the rule will want to know of it."""
-        return replace(
-            self.source.rows(sequence, length, revealed),
+        return self.source.rows(sequence, length, revealed)._replace(
             wants_logits=sequence.options.skip_verify_confidence is not None,
             wants_logprobs=self.judges_by_rejection(sequence),
         )

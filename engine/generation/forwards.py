@@ -90,7 +90,7 @@ class Forwards:
         logprobs = self._sampler.distribution(logits, [picks[i] for i in wanted], bias)
         parts = torch.split(logprobs, [outputs[i].rows.num_logits for i in wanted])
         for i, part in zip(wanted, parts, strict=True):
-            outputs[i] = replace(outputs[i], logprobs=part)
+            outputs[i] = outputs[i]._replace(logprobs=part)
         return outputs
 
 
@@ -144,11 +144,13 @@ def _outputs(
     tokens: Seq[list[int]],
     feedback: Tensor | None = None,
 ) -> list[RowsOutput]:
-    outputs, start = [], 0
-    for rows, token_ids in zip(all_rows, tokens, strict=True):
+    lengths = [rows.num_logits for rows in all_rows]
+    parts = logits.split_with_sizes(lengths)
+    told: Seq[Tensor | None] = [None] * len(lengths)
+    if feedback is not None:
+        told = feedback.split_with_sizes(lengths)
+    outputs = []
+    for rows, token_ids, part, own in zip(all_rows, tokens, parts, told, strict=True):
         rows.sequence.num_forwards += 1
-        part = slice(start, start + rows.num_logits)
-        own = None if feedback is None else feedback[part]
-        outputs.append(RowsOutput(rows, token_ids, logits[part], feedback=own))
-        start += rows.num_logits
+        outputs.append(RowsOutput(rows, token_ids, part, feedback=own))
     return outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.generation.forwards import Forwards
 from engine.generation.rounds import DraftRounds
@@ -31,8 +32,7 @@ class Schedule:
     """With the number of tokens to read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """What one sequence gains in a step; `num_computed` tokens then have KV (before the commit)."""
 
     sequence: Sequence

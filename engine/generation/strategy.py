@@ -42,8 +42,7 @@ class Piece:
     visible_end: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """Rows of one model for one sequence, at positions start, start + 1, ...
 
     Verifier rows are causal, and `num_logits` counts from the end: row p predicts position p + 1.
@@ -80,8 +79,7 @@ class Rows:
         return self.model is ModelRole.DRAFTER or not self.is_final
 
 
-@dataclass(frozen=True, slots=True)
-class RowsOutput:
+class RowsOutput(NamedTuple):
     """What came of `rows`: a token for each row with logits, drawn with the request's own noise.
 
     token_ids: num_logits of them. logits: [num_logits, V], before any processing; those of a canvas

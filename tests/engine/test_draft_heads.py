@@ -54,7 +54,7 @@ def test_chained_tokens_are_drawn_left_to_right(models: TinyModels, mode: str) -
         Pick(
             engine.make_sequence(str(i), tokens(5, i), SamplingParams(temperature=t, seed=40 + i)),
             first_position=2 * i,
-            count=count,
+            num_rows=count,
             is_drafter=True,
         )
         for i, (t, count) in enumerate(zip(temperatures, counts, strict=True))
@@ -68,13 +68,25 @@ def test_chained_tokens_are_drawn_left_to_right(models: TinyModels, mode: str) -
         rows = iter(logits)
         for i, (pick, anchor) in enumerate(zip(picks, anchors, strict=True)):
             previous, expected = anchor, []
-            for position in range(pick.first_position, pick.first_position + pick.count):
+            for position in range(pick.first_position, pick.first_position + pick.num_rows):
                 at = torch.tensor([position])
                 noise = gumbel(torch.tensor([40 + i]), 0 * at, 0 * at, at, VOCAB_SIZE)[0]
                 biased = next(rows) + head.bias(torch.tensor([previous]))[0]
                 previous = int((biased + temperatures[i] * noise).argmax())
                 expected.append(previous)
             assert drawn[i] == expected
+
+
+def test_a_head_of_a_small_vocabulary_is_looked_up_and_says_the_same() -> None:
+    head = MarkovHead(VOCAB_SIZE, 8)
+    torch.nn.init.normal_(head.lm_head.weight)
+    previous = torch.tensor([3, 0, VOCAB_SIZE - 1, 3])
+    names, expected = set(head.state_dict()), head.bias(previous)
+    head.tabulate()
+    torch.testing.assert_close(head.bias(previous), expected)
+    assert set(head.state_dict()) == names, "the table is no weight"
+    head.lm_head.weight.data.zero_()
+    torch.testing.assert_close(head.bias(previous), expected)
 
 
 def test_a_filter_holds_for_chained_drafts(models: TinyModels) -> None:

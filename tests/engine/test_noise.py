@@ -23,7 +23,7 @@ from engine.decoding.noise import (
     philox,
     uniform,
 )
-from engine.decoding.noise_cache import NoiseCache
+from engine.decoding.noise_cache import NUM_AT_ONCE, NoiseCache
 
 # Random123, kat_vectors: philox4x32, 10 rounds: counter, key, expected.
 KNOWN_ANSWERS = [
@@ -140,22 +140,36 @@ def test_a_gpu_draws_the_same_integers() -> None:
     assert all(torch.equal(a, b.cpu()) for a, b in zip(on_cpu, on_gpu, strict=True))
 
 
-def test_a_cached_row_is_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows were made each time that some were."""
+    counts: list[int] = []
     make = noise_cache._make
 
     def counting_make(keys: list[noise_cache.NoiseKey], vocab_size: int) -> Tensor:
-        made.append(len(keys))
+        counts.append(len(keys))
         return make(keys, vocab_size)
 
     monkeypatch.setattr(noise_cache, "_make", counting_make)
+    return counts
+
+
+def test_a_cached_row_is_the_row(made: list[int]) -> None:
     cache = NoiseCache()
     keys = [((5, 0, 0), position) for position in (3, 4, 5, 4)]
     plain = gumbel(rows(5, 5, 5, 5), rows(0, 0, 0, 0), rows(0, 0, 0, 0), rows(3, 4, 5, 4), 100)
     assert torch.equal(cache.rows(keys, 100), plain)
     assert torch.equal(cache.rows(keys[1:], 100), plain[1:])
-    assert made == [3]  # each position once, however often it is asked for
+    assert made == [4]  # each position once, however often it is asked for, and position 6
     assert torch.equal(cache.rows(keys, 52), plain[:, :52])  # another vocabulary, other rows
+
+
+def test_few_missing_rows_are_made_with_those_that_follow(made: list[int]) -> None:
+    cache = NoiseCache()
+    for position in range(16):
+        row = gumbel(rows(5), rows(0), rows(0), rows(position), 100)
+        assert torch.equal(cache.rows([((5, 0, 0), position)], 100), row)
+    assert made == [NUM_AT_ONCE, NUM_AT_ONCE]
 
 
 def test_a_full_cache_drops_the_row_used_longest_ago_and_never_one_in_use() -> None:
