@@ -46,7 +46,8 @@ class Forwards:
             return self._with_logprobs(_outputs(blocks, logits, tokens), picks)
         anchors = [r.token_ids[0] for r in blocks]
         bias = self._runner.next_token_bias
-        tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
+        chain = self._runner.draw_chained if self._runner.uses_kernels else None
+        tokens = self._sampler.sample_chained(logits, picks, anchors, bias, chain)
         if not any(rows.wants_logits or rows.wants_logprobs for rows in blocks):
             return _outputs(blocks, logits, tokens)
         plain = torch.split(logits, [rows.num_logits for rows in blocks])

@@ -24,6 +24,10 @@ class CpuKernels(Protocol):
 
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor: ...
 
+    def draw_chained(
+        self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]
+    ) -> list[list[int]]: ...
+
     def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor: ...
 
 

@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 
 
-MAX_TABLE_BYTES = 64 << 20
-
-
 class MarkovHead(nn.Module):
     """A bias on a token's logits by the token drafted just before it, of low rank.
 
@@ -23,7 +20,6 @@ class MarkovHead(nn.Module):
     def __init__(self, vocab_size: int, rank: int) -> None:
         super().__init__()
         self.rank = rank
-        self._table: Tensor | None = None
         self.embed_previous = nn.Embedding(vocab_size, rank)
         self.lm_head = nn.Linear(rank, vocab_size, bias=False)
         nn.init.normal_(self.embed_previous.weight, std=rank**-0.5)
@@ -31,20 +27,7 @@ class MarkovHead(nn.Module):
 
     def bias(self, previous_ids: Tensor) -> Tensor:
         """The tokens before, [N] -> what to add to the logits of the next, [N, V]."""
-        if self._table is not None:
-            return self._table.index_select(0, previous_ids)
         return self.lm_head(self.embed_previous(previous_ids))  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def tabulate(self) -> None:
-        """Keep the bias after every token where the vocabulary is small: [V, V].
-
-        A draft's tokens wait for each other, and looking a row up costs a tenth of multiplying by
-        the output head. The weights must be what they are to remain.
-        """
-        vocab_size, item_size = self.lm_head.out_features, self.lm_head.weight.element_size()
-        if vocab_size**2 * item_size <= MAX_TABLE_BYTES:
-            self._table = self.lm_head(self.embed_previous.weight)
 
 
 class ConfidenceHead(nn.Module):

@@ -15,10 +15,8 @@ def fuse_drafter(drafter: DFlashDrafter) -> None:
     """Replace the layers by ones that compute the same in about half as many operators.
 
     The drafter can draft and keep its context as before, but no longer be saved or trained. One
-    with biases in its attention keeps its layers.
+    with biases in its attention stays as it is.
     """
-    if drafter.markov is not None:
-        drafter.markov.tabulate()
     if drafter.config.attention_bias:
         return
     drafter.layers = nn.ModuleList(FusedDraftLayer(layer) for layer in drafter.layers)  # type: ignore[arg-type]

@@ -26,6 +26,9 @@ from engine.models.pick import Pick
 from engine.request.outputs import TokenLogprobs
 from engine.request.tokenizer import Tokenizer
 
+# (scores [R, V], rows of each draft, the token before each) -> the tokens of each draft
+Chain = Callable[[Tensor, Seq[int], Seq[int]], list[list[int]]]
+
 _MAX_BATCHES = 64  # that are remembered; a running one keeps its own for many steps
 
 
@@ -106,14 +109,23 @@ class TokenSampler:
         return committed_tokens(drafted, lengths, verdict)
 
     def sample_chained(
-        self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
+        self,
+        logits: Tensor,
+        picks: Seq[Pick],
+        anchors: Seq[int],
+        bias: Callable[[Tensor], Tensor],
+        chain: Chain | None = None,
     ) -> list[list[int]]:
         """Like `sample`, but each token of a pick is drawn in the light of the one before it.
 
         `bias` maps the tokens before, [N], to what they add to the logits of the next, [N, V];
-        `anchors` are the tokens before each pick's first.
+        `anchors` are the tokens before each pick's first. `chain` does the same in one call, where
+        there is no grammar to be asked after each token.
         """
-        return self._chain(self.process(logits, picks), picks, anchors, bias)
+        logits = self.process(logits, picks)
+        if chain is not None and not any(map(draft_grammar, picks)):
+            return chain(self._perturbed(logits, picks), [p.num_rows for p in picks], anchors)
+        return self._chain(logits, picks, anchors, bias)
 
     def _chain(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]

@@ -77,18 +77,6 @@ def test_chained_tokens_are_drawn_left_to_right(models: TinyModels, mode: str) -
             assert drawn[i] == expected
 
 
-def test_a_head_of_a_small_vocabulary_is_looked_up_and_says_the_same() -> None:
-    head = MarkovHead(VOCAB_SIZE, 8)
-    torch.nn.init.normal_(head.lm_head.weight)
-    previous = torch.tensor([3, 0, VOCAB_SIZE - 1, 3])
-    names, expected = set(head.state_dict()), head.bias(previous)
-    head.tabulate()
-    torch.testing.assert_close(head.bias(previous), expected)
-    assert set(head.state_dict()) == names, "the table is no weight"
-    head.lm_head.weight.data.zero_()
-    torch.testing.assert_close(head.bias(previous), expected)
-
-
 def test_a_filter_holds_for_chained_drafts(models: TinyModels) -> None:
     engine = make_engine(models)
     params = SamplingParams(temperature=5.0, top_k=2, seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
+from engine.models.cpu.chain import draw_chains
 from engine.models.cpu.decoder import Buffers, Cache, Shape, Weights
 from engine.models.cpu.forwards import Head, Taps, draft_blocks, read_text
 from engine.models.cpu.packed_model import (
@@ -20,7 +22,7 @@ from engine.models.cpu.packed_model import (
     can_pack,
     can_pack_drafter,
 )
-from engine.models.cpu.product import PANEL, Floats, Panels
+from engine.models.cpu.product import PANEL, Floats, Panels, is_bfloat16, pack_panels
 from engine.models.cpu.rows import num_scratch_blocks, pack_drafts, pack_rows
 from engine.models.cpu.team import Team
 from engine.models.dflash import DFlashDrafter
@@ -67,6 +69,10 @@ class KernelRunner:
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
         assert self._drafter is not None
         return self._drafter.draft(blocks, lengths)
+
+    def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
+        assert self._drafter is not None
+        return self._drafter.draw_chained(scores, lengths, anchors)
 
     def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
         assert self._diffusion is not None
@@ -147,6 +153,14 @@ class DrafterKernels:
         self._tapped = np.array(config.target_layer_ids, np.int64)
         self._fc = self.packed.pack(drafter.fc.weight.detach().numpy()).reshape(-1)
         self._norm = drafter.hidden_norm.weight.detach().numpy()
+        self._markov: tuple[Floats, Panels] | None = None
+        if drafter.markov is not None:
+            output = drafter.markov.lm_head.weight.detach().numpy()
+            half = is_bfloat16(output)
+            self._markov = (
+                drafter.markov.embed_previous.weight.detach().numpy(),
+                pack_panels(output, as_bfloat16=half).reshape(-1),
+            )
 
     def side(self, num_positions: int) -> _DraftSide:
         cache = self.packed.with_rotation(self._kept, num_positions)
@@ -166,6 +180,16 @@ class DrafterKernels:
             for i in range(0, len(blocks), _MAX_DRAFTS)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
+        """scores: [R, V], noise included -> the tokens of each draft, one after the other."""
+        assert self._markov is not None
+        starts = np.array([0, *accumulate(lengths)])
+        drawn = np.empty(len(scores), np.int64)
+        flat = np.ascontiguousarray(scores.numpy())
+        self._team.run(draw_chains, flat, starts, np.array(anchors), *self._markov, drawn)
+        token_ids: list[int] = drawn.tolist()
+        return [token_ids[first:end] for first, end in pairwise(starts.tolist())]
 
     def _draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
         rows = pack_drafts(blocks, self._page_size, self._scratch)
