@@ -30,6 +30,7 @@ class ServerStartError(RuntimeError):
 class RunningServer:
     port: int
     ready_s: float  # from the start of the process
+    pid: int
 
     @property
     def url(self) -> str:
@@ -46,7 +47,7 @@ def served(**settings: str) -> Iterator[RunningServer]:
         started = time.perf_counter()
         with process(command, Path(folder) / "log", **own) as log:
             wait_until_ready(port, log)
-            yield RunningServer(port, time.perf_counter() - started)
+            yield RunningServer(port, time.perf_counter() - started, log.process.pid)
 
 
 @dataclass(frozen=True)
