@@ -146,11 +146,11 @@ def sequences(
         params = SamplingParams(
             seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
         )
-        token_ids = _encoded(engine, prompt, num_tokens)
+        token_ids = encoded(engine, prompt, num_tokens)
         yield engine.make_sequence(str(index), token_ids, params, mode=mode, options=knobs)
 
 
-def _encoded(engine: DFastLLMEngine, prompt: Prompt, num_tokens: int) -> list[int]:
+def encoded(engine: DFastLLMEngine, prompt: Prompt, num_tokens: int) -> list[int]:
     """The prompt's tokens, the last of them where there is no room for all and `num_tokens`."""
     if prompt.messages:
         token_ids = engine.tokenizer.apply_chat_template(list(prompt.messages))
