@@ -40,6 +40,7 @@ class LineUp:
     banning: Running  # our `ar` with the end of text made impossible
     failed: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    versions: set[str] = field(default_factory=set)
 
     def playing(self, at_once: int) -> Iterator[tuple[str, Contestant]]:
         for name, contestant in self.contestants.items():
@@ -79,6 +80,7 @@ def _start(peer: Peer, place: Place, logs: Path, stack: ExitStack, found: LineUp
         found.failed[peer.name] = str(error)
         return
     running.freeze()
+    found.versions.add(peer.version(place))
     found.contestants[peer.name] = Contestant(running, peer.how, peer.loads, peer.bans_eos)
 
 

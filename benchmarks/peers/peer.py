@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
@@ -34,6 +35,7 @@ class Peer(ABC):
     name: str
     home: str  # its sub-folder of the peers' folder
     needs: tuple[str, ...]
+    package: str = ""  # whose version is its own; without one, its program says it
     conversions: tuple[Conversion, ...] = ()
     loads: tuple[int, ...] = LOADS
     bans_eos: bool = False
@@ -54,6 +56,18 @@ class Peer(ABC):
         """Files that would be there if it were installed."""
         wanted = (*self.needs, *self.preloads)
         return [f"{self.home}/{name}" for name in wanted if not self.file(place, name).exists()]
+
+    def version(self, place: Place) -> str:
+        """What is installed, as it calls itself."""
+        if self.package:
+            pattern = f"lib/python*/site-packages/{self.package.replace('-', '_')}-*.dist-info"
+            found = [path.stem for path in (place.peers / self.home).glob(pattern)]
+            return ", ".join(found) or f"{self.package} of an unknown version"
+        command = [str(self.file(place, self.needs[0])), "--version"]
+        said = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30
+        )
+        return f"{self.home} {said.stdout.splitlines()[0]}"
 
     def file(self, place: Place, name: str) -> Path:
         return (place.peers / self.home / name).absolute()

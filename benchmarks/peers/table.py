@@ -157,12 +157,13 @@ def measure(options: Options) -> Table:
             rows += [bench.row(name, at_once, samples) for name in samples]
             kept |= {f"{name}, {at_once} at once": own for name, own in samples.items()}
             bars[f"{at_once} at once"] = {n: middle(own, "tokens_s") for n, own in samples.items()}
-    absent = [
+    about = [
+        *(["Versions: " + "; ".join(sorted(players.versions))] if players.versions else ()),
         *(f"not installed: {name} ({reason})" for name, reason in players.missing.items()),
         *(f"failed: {name} ({reason})" for name, reason in players.failed.items()),
     ]
     title = "Other engines on the same weights"
-    return Table("peers", title, COLUMNS, rows, (*NOTES, *absent), kept, Chart("tokens / s", bars))
+    return Table("peers", title, COLUMNS, rows, (*NOTES, *about), kept, Chart("tokens / s", bars))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +145,16 @@ def test_a_peer_that_does_not_start_is_named_with_its_last_words(
     found = LineUp({}, banning=OURS)
     add_peers([_server("weak", "serve")], Place(tmp_path), stack, found)
     assert found.failed == {"weak": "no such model"}
+
+
+def test_a_version_is_the_packages_or_what_the_program_says_of_itself(tmp_path: Path) -> None:
+    (tmp_path / "weak" / "lib/python3.11/site-packages/we_ak-1.2.dist-info").mkdir(parents=True)
+    program = tmp_path / "weak" / "serve"
+    program.write_text("#!/bin/sh\necho build 7 >&2\n")
+    program.chmod(0o755)
+    peer, place = _server("weak", "serve"), Place(tmp_path)
+    assert replace(peer, package="we-ak").version(place) == "we_ak-1.2"
+    assert peer.version(place) == "weak build 7"
 
 
 def _server(home: str, program: str) -> ServerPeer:
