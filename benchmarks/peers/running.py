@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
 from benchmarks.load import run_streams
-from benchmarks.peers.frozen_process import FrozenProcess, cpu_seconds
+from benchmarks.peers.frozen_process import FrozenProcess, cpu_seconds, machine_cpu_seconds
 from benchmarks.peers.place import PeerFailedError, last_line
 
 ANSWER_TIMEOUT_S = 150.0
@@ -158,22 +158,28 @@ def figures(
     """Let it go, measure, and let it stand still again."""
     running.thaw()
     time.sleep(0.05)  # what it has to catch up with is not part of the measurement
-    cpu_started = cpu_seconds(running.pid)
+    started = _cpu(running)
     try:
         answers = running.generate(prompts, num_tokens, at_once)
-        cpu = cpu_seconds(running.pid) - cpu_started
+        everybody, cpu, client = (b - a for a, b in zip(started, _cpu(running), strict=True))
     finally:
         running.freeze()
     total = sum(answers.num_tokens)
     return answers, {
         "tokens_s": total / answers.seconds,
         "tokens_cpu_s": total / cpu if cpu > 0 else float("nan"),
+        "other_cores": (everybody - cpu - client) / answers.seconds,
         "num_complete": sum(number == num_tokens for number in answers.num_tokens),
         "num_answers": len(answers.num_tokens),
         "first_ms_p50": float("nan"),
         "pace_ms_p50": float("nan"),
         **answers.times,
     }
+
+
+def _cpu(running: Running) -> tuple[float, float, float]:
+    """CPU seconds so far: the machine's, the engine's, the client's."""
+    return machine_cpu_seconds(), cpu_seconds(running.pid), time.process_time()
 
 
 def _has_words(pipe: IO[str], timeout_s: float) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers.frozen_process import cpu_seconds, frozen_process
+from benchmarks.peers.frozen_process import cpu_seconds, frozen_process, machine_cpu_seconds
 from benchmarks.peers.peer import LibraryPeer
 from benchmarks.peers.place import ROOT, WEIGHTS, PeerFailedError, Place, peer_environ
 from benchmarks.peers.running import PeerPrompt
@@ -50,6 +50,14 @@ def test_a_process_stands_still_when_told_to_and_ends_with_the_block_all_the_sam
         process.freeze()
         assert cpu_seconds(pid) >= spent
     assert process.process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_the_machines_time_holds_what_this_process_has_used() -> None:
+    before, own = machine_cpu_seconds(), time.process_time()
+    while time.process_time() - own < 0.3:
+        pass
+    assert machine_cpu_seconds() - before >= 0.2  # counted in ticks of a hundredth
 
 
 def test_cpu_time_of_who_is_gone_is_no_figure() -> None:
