@@ -13,7 +13,8 @@ import torch
 from engine.base import BaseStats
 from engine.cache.page_pool import OutOfPagesError, PagePool
 from engine.cache.prefix_cache import PrefixCache
-from engine.generation.step_runner import Commit, Schedule, StepRunner
+from engine.generation.step_clock import Schedule
+from engine.generation.step_runner import Commit, StepRunner
 from engine.generation.strategy import GenerationStrategy
 from engine.request.outputs import StepOutput
 from engine.request.sequence import Sequence, SequenceStatus

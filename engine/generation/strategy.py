@@ -110,9 +110,13 @@ class StepTiming:
     """Of the drafter; sizes are blocks."""
     denoises: Seq[Forward]
     """Of the diffusion model; sizes are rows."""
-    verify: Forward
-    """Of the verifier; the size is the rows of sequences that decode."""
+    num_sequences: int
+    """Those that decode, of all strategies together."""
+    num_rows: int
+    """Theirs, of the verifier."""
     num_prefill_rows: int
+    seconds: float
+    """From the step's beginning to that of the next: all that a step costs is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +228,10 @@ class GenerationStrategy(ABC):
         return None
 
     def observe(self, timing: StepTiming) -> None:  # noqa: B027 an optional hook
-        """Learn from what the step cost; called once a step in which this strategy took part."""
+        """Learn from what a step in which this strategy took part has cost.
+
+        Called when the next step begins; left out where the engine may have been idle in between.
+        """
 
     def release(self, sequence: Sequence) -> None:  # noqa: B027 an optional hook
         """Forget what was kept for a sequence that has ended."""
