@@ -54,8 +54,11 @@ def cpu_kernels(
     if find_spec("numba") is None:
         logger.info("numba is not installed: models run operator by operator")
         return None
-    from engine.models.cpu.runner import KernelRunner, why_not
-
+    try:
+        from engine.models.cpu.runner import KernelRunner, why_not
+    except ImportError as error:  # numba refuses a NumPy that is newer than it knows
+        logger.info("no CPU kernels: %s", error)
+        return None
     reason = why_not(verifier, drafter, diffusion, page_size)
     if reason is not None:
         logger.info("no CPU kernels: %s", reason)
