@@ -4,63 +4,61 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from engine.models.cpu.atomics import add, load, pause, sleep_while, store, wake
+from engine.models.cpu.attendance import Attendance
 from engine.models.cpu.kernel import kernel
 
-_SPINS = 4000
-"""Looks at a barrier before the core is offered to others: some microseconds."""
+_SPINS = 2000
+"""Looks at a barrier before its thread sleeps: about 50 microseconds on x86."""
+_MIN_PRODUCTS = 4_000_000
+"""Multiply-adds that a helper is woken for, which takes as long as the half of them."""
+_ARRIVALS, _SLEEPERS, _SIZE = 0, 16, 17
+"""Counters of a run: how often somebody came to a barrier; whether one sleeps there, 128 bytes
+on, so that they share no cache line."""
 
 
 class Member(NamedTuple):
-    """One thread's place in its team, and the counter at which all meet."""
+    """One thread's place in its team, and the counters at which all meet."""
 
     rank: int
     size: int
-    arrivals: npt.NDArray[np.int64]  # [1]
-
-
-@intrinsic
-def _add_atomically(typing_context, array, value):
-    """array[0] += value; returns what it was. Everything written before is seen after."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", data, args[1], "seq_cst")
-
-    return types.int64(array, types.int64), generate
-
-
-@intrinsic
-def _yield_core(typing_context):
-    """sched_yield(2): whoever waits for this core may have it."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        function = cgutils.get_or_insert_function(builder.module, kind, "sched_yield")
-        return builder.call(function, [])
-
-    return types.int32(), generate
+    counters: npt.NDArray[np.int64]  # [17]
 
 
 @kernel
 def meet(member, number):
-    """Wait until all of the team have come to barrier `number` (1, 2, ...); returns the next."""
-    if member.size > 1:
-        _add_atomically(member.arrivals, 1)
-        spins = 0
-        while _add_atomically(member.arrivals, 0) < number * member.size:
+    """Wait until all of the team have come to barrier `number` (1, 2, ...); returns the next.
+
+    Who sleeps gives its core to whom it waits for. Yielding would give it to anybody, for a slice
+    of some milliseconds at every barrier.
+    """
+    counters, target = member.counters, number * member.size
+    if member.size == 1:
+        return number + 1
+    count = add(counters, _ARRIVALS, 1) + 1
+    if count == target:
+        if load(counters, _SLEEPERS):
+            store(counters, _SLEEPERS, 0)
+            wake(counters, _ARRIVALS)
+        return number + 1
+    spins = 0
+    while count < target:
+        if spins < _SPINS:
             spins += 1
-            if spins > _SPINS:
-                _yield_core()
+            pause()
+        else:
+            # Announced before the counter is compared again: the last to come sees one of both.
+            store(counters, _SLEEPERS, 1)
+            sleep_while(counters, _ARRIVALS, count)
+        count = load(counters, _ARRIVALS)
     return number + 1
 
 
@@ -70,28 +68,59 @@ def share(count, member):
     return count * member.rank // member.size, count * (member.rank + 1) // member.size
 
 
+_Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
 class Team:
-    """The calling thread and helpers, which sleep between kernels."""
+    """The calling thread and helpers, which sleep between kernels; ends with its last user."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._calls: list[queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]]] = []
+        self._attendance = Attendance(size)
+        self._calls: list[queue.SimpleQueue[_Call | None]] = []
+        self._clocks: list[int] = []
         for rank in range(1, size):
-            calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            self._calls.append(calls)
+            calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
             name = f"kernel-{rank}"
-            threading.Thread(target=_serve, args=(calls,), name=name, daemon=True).start()
+            thread = threading.Thread(target=_serve, args=(calls,), name=name, daemon=True)
+            thread.start()
+            assert thread.ident is not None
+            self._clocks.append(time.pthread_getcpuclockid(thread.ident))
+            self._calls.append(calls)
+            weakref.finalize(self, calls.put, None)
 
-    def run(self, kernel: Callable[..., Any], *args: Any, alone: bool = False) -> None:
-        """Call kernel(member, *args) on every thread; it must end with a barrier of its own."""
-        size = 1 if alone else self.size
-        arrivals = np.zeros(1, np.int64)
+    @property
+    def num_called(self) -> int:
+        """Threads that a kernel would be run by now."""
+        return self._attendance.num_called(time.perf_counter())
+
+    def run(self, kernel: Any, *args: Any, num_products: int) -> None:
+        """Call kernel(member, *args) on every thread; it must end with a barrier of its own.
+
+        num_products: about how many multiply-adds it does. Few are not worth a helper, and of a
+        helper that has no core the calling thread does the work.
+        """
+        size = self.num_called if self.size > 1 and num_products >= _MIN_PRODUCTS else 1
+        counters = np.zeros(_SIZE, np.int64)
+        if size == 1:
+            kernel(Member(0, 1, counters), *args)
+            return
+        num_compiled = len(kernel.overloads)
+        started, ran = time.perf_counter(), self._cpu_seconds(size)
         for rank in range(1, size):
-            self._calls[rank - 1].put((kernel, (Member(rank, size, arrivals), *args)))
-        kernel(Member(0, size, arrivals), *args)
+            self._calls[rank - 1].put((kernel, (Member(rank, size, counters), *args)))
+        kernel(Member(0, size, counters), *args)
+        now = time.perf_counter()
+        if len(kernel.overloads) > num_compiled:
+            return  # one thread has compiled it, or read it from disk, and the others waited
+        self._attendance.note(size, now - started, self._cpu_seconds(size) - ran, now)
+
+    def _cpu_seconds(self, size: int) -> float:
+        return time.thread_time() + sum(map(time.clock_gettime, self._clocks[: size - 1]))
 
 
-def _serve(calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
-    while True:
-        kernel, args = calls.get()
+def _serve(calls: queue.SimpleQueue[_Call | None]) -> None:
+    while (call := calls.get()) is not None:
+        kernel, args = call
         kernel(*args)
+        del call, kernel, args  # or the last forward's arrays would stay until the next
