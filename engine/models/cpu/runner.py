@@ -52,7 +52,8 @@ class KernelRunner:
         page_size: int,
         num_threads: int,
     ) -> None:
-        room = (num_pages, page_size, Team(num_threads))
+        self.team = Team(num_threads)
+        room = (num_pages, page_size, self.team)
         self._verifier = None if verifier is None else ModelKernels(PackedModel(verifier), *room)
         self._drafter: DrafterKernels | None = None
         if drafter is not None:
