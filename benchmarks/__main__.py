@@ -17,6 +17,7 @@ TABLES = {
     "concurrency": "ar, each fixed draft length and the planner, from 1 to 64 at once",
     "batching": "continuous batching against static batches and one at a time",
     "backends": "a verifier forward by operators, kernels or compiled, in 8 bits, by attention",
+    "threads": "forwards and tokens/s by CPU threads, quiet and beside busy processes",
     "entropy": "length, steps and fallback by entropy against each fixed setting, one process",
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
     "prefix": "time to first token by the length of a prefix, cold and warm",

@@ -138,13 +138,15 @@ def _model_runner(
         canvas=models.canvas,
     )
     on_cpu = runner.device.type == "cpu"
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     again = check_against_eager(runner) if config.self_test else []
     _log_choices(models, attention, num_pages)
     if on_cpu:
         # On a GPU the operators' launch is not what a step waits for, and no run has tried it.
         runner.fuse_layers()
         if config.cpu_kernels and not (config.use_8bit or config.compile):
-            runner.use_kernels(torch.get_num_threads())
+            _use_kernels(config, runner)
         for check in again:
             check()
     if config.use_8bit:
@@ -152,6 +154,18 @@ def _model_runner(
     if config.compile:
         compile_forwards(runner, config.max_batch_size)
     return runner
+
+
+def _use_kernels(config: EngineConfig, runner: ModelRunner) -> None:
+    num_threads = config.num_threads or torch.get_num_threads()
+    if not runner.use_kernels(num_threads):
+        return
+    logger.info(
+        "CPU kernels: %d threads, fewer while other processes are on their cores", num_threads
+    )
+    if config.num_threads is not None:
+        # Torch only samples now, and its threads would wait for those of the kernels.
+        torch.set_num_threads(1)
 
 
 def _check_plain(config: EngineConfig, models: Models) -> None:

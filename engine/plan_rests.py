@@ -10,8 +10,8 @@ _LONGEST_REST = 16
 _REST_BY_LEAD = 100.0
 """Such steps for all the rate that drafts would cost: the clearer that is, the longer it holds."""
 _REST_BY_SIZE, _SHORTEST_REST, _LONGEST_SIZED_REST = 4, 2, 6
-"""One such step for so many sequences: to plan for a large batch takes its time, and for one a tenth
-of a short step."""
+"""One such step for so many sequences: to plan for a large batch takes its time, and for a single
+one a tenth of a short step."""
 _RESTS_LIKE = 0.8
 """A batch is like another one if they have this share of the larger one's sequences in common."""
 

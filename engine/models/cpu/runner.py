@@ -53,7 +53,8 @@ class KernelRunner:
         page_size: int,
         num_threads: int,
     ) -> None:
-        room = (num_pages, page_size, Team(num_threads))
+        self.team = Team(num_threads)
+        room = (num_pages, page_size, self.team)
         self._verifier = None if verifier is None else ModelKernels(PackedModel(verifier), *room)
         self._drafter: DrafterKernels | None = None
         if drafter is not None:
@@ -128,6 +129,8 @@ class ModelKernels:
             head,
             taps,
             *side,
+            num_products=len(token_ids) * self.model.layers.num_weights
+            + head.logits.shape[0] * len(self.model.head),
         )
         return torch.from_numpy(head.logits)[:, : self.model.vocab_size]
 
@@ -189,7 +192,8 @@ class DrafterKernels:
         starts = np.array([0, *accumulate(lengths)])
         drawn = np.empty(len(scores), np.int64)
         flat = np.ascontiguousarray(scores.numpy())
-        self._team.run(draw_chains, flat, starts, np.array(anchors), *self._markov, drawn)
+        args = (flat, starts, np.array(anchors), *self._markov, drawn)
+        self._team.run(draw_chains, *args, num_products=len(scores) * len(self._markov[1]))
         token_ids: list[int] = drawn.tolist()
         return [token_ids[first:end] for first, end in pairwise(starts.tolist())]
 
@@ -209,6 +213,7 @@ class DrafterKernels:
             cache,
             new_buffers(x, self.packed.shape),
             head,
+            num_products=len(x) * self.packed.num_weights + len(wanted) * len(self._model.head),
         )
         return torch.from_numpy(head.logits)[:, : self._model.vocab_size]
 
