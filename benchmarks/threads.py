@@ -1,4 +1,4 @@
-"""Table `threads`: forwards and tokens/s by threads, on a quiet machine and beside busy processes."""
+"""Table `threads`: forwards and tokens/s by threads, quiet and beside busy processes."""
 
 from __future__ import annotations
 

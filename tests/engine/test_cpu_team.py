@@ -1,4 +1,4 @@
-"""A team of threads: meets at barriers, does with fewer while cores are taken, ends with its user."""
+"""A team of threads: meets at barriers, does with fewer while cores are taken, and ends."""
 
 from __future__ import annotations
 
