@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,17 @@ pytest.importorskip("numba")
 from benchmarks.options import Options
 from benchmarks.threads import COLUMNS, NEIGHBOURS, WRITING, _neighbours, _row, in_process_cases
 from engine.engine_config import EngineConfig
+from tests.engine.tiny_models import save_pair, tiny_drafter, tiny_qwen3
+from tests.engine.tiny_tokenizers import make_byte_level
+
+
+@pytest.fixture
+def kernel_pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of a tiny pair with sizes that the kernels take."""
+    verifier = tiny_qwen3(initializer_range=0.06, max_position_embeddings=512, head_dim=32)
+    folders = save_pair(tmp_path, verifier, tiny_drafter(head_dim=32))
+    make_byte_level(folders[0])
+    return folders
 
 
 def test_each_number_of_threads_is_measured_beside_each_number_of_neighbours(
@@ -31,16 +43,14 @@ def test_each_number_of_threads_is_measured_beside_each_number_of_neighbours(
 
 
 def test_neighbours_run_for_the_length_of_a_block() -> None:
-    before = _children()
+    before = children()
     with _neighbours(2):
-        assert len(_children() - before) == 2
-    assert _children() == before
+        assert len(children() - before) == 2
+    assert children() == before
 
 
-def _children() -> set[str]:
-    """Processes that any thread of this one has started."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return {child for children in lists for child in children.read_text().split()}
+def children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 def test_gains_are_over_all_loads_and_paired_by_round() -> None:
