@@ -17,6 +17,7 @@ TABLES = {
     "concurrency": "ar, each fixed draft length and the planner, from 1 to 64 at once",
     "batching": "continuous batching against static batches and one at a time",
     "backends": "a verifier forward by operators, kernels or compiled, in 8 bits, by attention",
+    "threads": "forwards and tokens/s by CPU threads, quiet and beside busy processes",
     "entropy": "length, steps and fallback by entropy against each fixed setting, one process",
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
     "prefix": "time to first token by the length of a prefix, cold and warm",
@@ -24,6 +25,8 @@ TABLES = {
     "streams": "1, 64 and 512 SSE streams at 20 tokens/s: each token's way (no model)",
     "memory": "MiB of weights, and of 1,000 tokens of context, by mode",
     "device": "an 8B-shaped verifier against the device's memory bandwidth (CUDA)",
+    "peers": "our server against other engines on the same weights and prompts (--peers FOLDER)",
+    "plain_diffusion": "the plain LLaDA loop against our ways, on our diffusion model",
     "startup": "seconds from `dfastllm serve` to ready and to the first token",
 }
 
@@ -34,7 +37,7 @@ def main() -> int:
         width = max(map(len, TABLES))
         print("\n".join(f"{name:<{width}}  {text}" for name, text in TABLES.items()))
         return 0
-    options = Options(args.quick, args.rounds, args.seed, args.data, args.out)
+    options = Options(args.quick, args.rounds, args.seed, args.data, args.out, args.peers)
     # As the worker does, and like it before torch is imported, which reads this once.
     set_cpu_policy(os.environ)
     for name in TABLES if "all" in args.tables else args.tables:
@@ -63,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of prompts and of sampling")
     parser.add_argument("--data", type=Path, help="prompts from a .jsonl or .jsonl.xz file")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    installed = "folder of the table peers: see benchmarks/peers/README.md"
+    parser.add_argument("--peers", type=Path, help=installed)
     return parser
 
 

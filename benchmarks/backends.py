@@ -54,7 +54,8 @@ def variants() -> Iterator[Variant]:
 
 
 def run(options: Options) -> Table:
-    base = configured()
+    # As many threads of torch as of the kernels: most of these variants run by torch.
+    base = replace(configured(), num_threads=None)
     engines: dict[str, DFastLLMEngine] = {}
     refused: dict[str, str] = {}
     seconds: dict[str, float] = {}

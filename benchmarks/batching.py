@@ -171,7 +171,7 @@ def _arrivals(
     for index, (at_s, prompt) in enumerate(zip(times, asked, strict=True)):
         num_tokens = 16 if options.quick else rng.choice(LENGTHS)
         params = SamplingParams(seed=index, temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        token_ids = encoded(engine, prompt)[-(engine.max_model_len - num_tokens) :]
+        token_ids = encoded(engine, prompt, num_tokens)
         yield Arrival(engine.make_sequence(str(index), token_ids, params, mode=mode), at_s)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.options import Options
-from worker.cpu_threads import available_cores
+from worker.cpu_threads import THREADS_NAME, available_cores
 
 ROOT = Path(__file__).parent.parent
 _SECRETS = ("VDIFF_API_KEY", "VDIFF_REDIS_URL")
@@ -31,7 +31,8 @@ def describe(options: Options) -> dict[str, object]:
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
-        "threads": torch.get_num_threads(),
+        # Torch's own number changes with the engines that a table builds.
+        "threads": int(os.environ.get(THREADS_NAME) or torch.get_num_threads()),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
         "settings": {
             name: value

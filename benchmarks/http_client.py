@@ -22,6 +22,7 @@ class Stream:
     chunk_times: list[float] = field(default_factory=list)  # of chunks with text or an ending
     num_tokens: int = 0
     num_cached_tokens: int = 0
+    text: str = ""
     finish_reason: str | None = None
     is_done: bool = False
 
@@ -54,7 +55,7 @@ class Client:
         self._port = port
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        await self._connect()
         return self
 
     async def __aexit__(
@@ -93,13 +94,31 @@ class Client:
             f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        self._writer.write(head.encode() + body)
+        self._request = head.encode() + body
+        self._writer.write(self._request)
+
+    async def _connect(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        self._is_used = False
+
+    async def _head(self) -> bytes:
+        """The status and fields; some servers close after an answer, and are then asked anew."""
+        try:
+            return await self._reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            if not self._is_used:
+                raise
+        self._writer.close()
+        await self._connect()
+        self._writer.write(self._request)
+        return await self._reader.readuntil(b"\r\n\r\n")
 
     async def _answer(self) -> Any:
         return json.loads(b"".join([part async for part in self._body()]))
 
     async def _body(self) -> AsyncIterator[bytes]:
-        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        head = (await self._head()).decode("latin-1").lower()
+        self._is_used = True
         status, _, fields = head.partition("\r\n")
         parts = self._chunks() if "transfer-encoding: chunked" in fields else self._whole(fields)
         if status.split()[1] != "200":
@@ -136,5 +155,6 @@ def _take_event(result: Stream, event: bytes, now: float) -> None:
         # The role alone, which opens a chat, is no token.
         text = choice.get("text") or (choice.get("delta") or {}).get("content")
         result.finish_reason = choice.get("finish_reason") or result.finish_reason
+        result.text += text or ""
         if text or choice.get("finish_reason"):
             result.chunk_times.append(now)

@@ -99,8 +99,10 @@ class Lane:
         )
 
 
-def encoded(engine: DFastLLMEngine, prompt: Prompt) -> list[int]:
-    """The tokens of a prompt as the model is asked it."""
+def encoded(engine: DFastLLMEngine, prompt: Prompt, num_tokens: int = 0) -> list[int]:
+    """A prompt as the model is asked it: its last tokens, where not all leave room for so many."""
     if prompt.messages:
-        return list(engine.tokenizer.apply_chat_template(list(prompt.messages)))
-    return list(engine.tokenizer.encode(prompt.text))
+        token_ids = engine.tokenizer.apply_chat_template(list(prompt.messages))
+    else:
+        token_ids = engine.tokenizer.encode(prompt.text)
+    return list(token_ids[-(engine.max_model_len - num_tokens) :])

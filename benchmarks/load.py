@@ -19,7 +19,7 @@ Request = tuple[str, Mapping[str, object]]
 @dataclass(frozen=True)
 class LoadResult:
     seconds: float
-    streams: Sequence[Stream]
+    streams: Sequence[Stream]  # in the order of the requests
 
     def figures(self) -> dict[str, float]:
         first = [stream.first_s * 1e3 for stream in self.streams]
@@ -61,12 +61,13 @@ def model_name(port: int) -> str:
 
 
 async def _run(port: int, requests: Sequence[Request], at_once: int) -> LoadResult:
-    waiting = deque(requests)
-    streams: list[Stream] = []
+    waiting = deque(enumerate(requests))
+    streams: dict[int, Stream] = {}
 
     async def work(client: Client) -> None:
         while waiting:
-            streams.append(await client.stream(*waiting.popleft()))
+            index, request = waiting.popleft()
+            streams[index] = await client.stream(*request)
 
     clients = [Client(port) for _ in range(min(at_once, len(requests)))]
     for client in clients:
@@ -78,4 +79,4 @@ async def _run(port: int, requests: Sequence[Request], at_once: int) -> LoadResu
         seconds = time.perf_counter() - started
         for client in clients:
             await client.__aexit__(None, None, None)
-    return LoadResult(seconds, streams)
+    return LoadResult(seconds, [streams[index] for index in sorted(streams)])

@@ -143,8 +143,7 @@ def sequences(
         params = SamplingParams(
             seed=index, temperature=temperature, max_tokens=num_tokens, ignore_eos=True
         )
-        # The last of the prompt's tokens, where there is no room for all of them.
-        token_ids = encoded(engine, prompt)[-(engine.max_model_len - num_tokens) :]
+        token_ids = encoded(engine, prompt, num_tokens)
         yield engine.make_sequence(str(index), token_ids, params, mode=mode, options=knobs)
 
 

@@ -17,6 +17,7 @@ class Options:
     seed: int = 0
     data: Path | None = None  # prompts from a file instead of the generator
     out: Path = RESULTS
+    peers: Path | None = None  # where other engines are installed, each in a sub-folder
 
     @property
     def num_rounds(self) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+ROOT = str(Path(__file__).parent.parent)
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
 # A benchmark's server is nobody else's: no key, no queue and no data that were there before.
@@ -30,6 +31,7 @@ class ServerStartError(RuntimeError):
 class RunningServer:
     port: int
     ready_s: float  # from the start of the process
+    pid: int
 
     @property
     def url(self) -> str:
@@ -46,7 +48,7 @@ def served(**settings: str) -> Iterator[RunningServer]:
         started = time.perf_counter()
         with process(command, Path(folder) / "log", **own) as log:
             wait_until_ready(port, log)
-            yield RunningServer(port, time.perf_counter() - started)
+            yield RunningServer(port, time.perf_counter() - started, log.process.pid)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Child:
 def process(command: Sequence[str], log: Path, **settings: str) -> Iterator[Child]:
     """Run a process for the length of a block, its output in a file."""
     inherited = {name: value for name, value in os.environ.items() if name not in _OURS}
+    # The code beside this file, which the header names, and not what may be installed besides.
+    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
     environ = {**inherited, **{f"VDIFF_{name}": value for name, value in settings.items()}}
     with log.open("wb") as words:
         child = Child(_start(command, environ, words), log)

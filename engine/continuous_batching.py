@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from engine.base import BaseStats
 from engine.cache.page_pool import OutOfPagesError, PagePool
 from engine.cache.prefix_cache import PrefixCache
-from engine.generation.step_runner import Commit, Schedule, StepRunner
+from engine.generation.step_clock import Schedule
+from engine.generation.step_runner import Commit, StepRunner
 from engine.generation.strategy import GenerationStrategy
 from engine.request.outputs import StepOutput
 from engine.request.sequence import Sequence, SequenceStatus
@@ -90,10 +91,14 @@ class RequestBatcher:
 
     def schedule(self) -> Schedule:
         self._admit()
-        decoding = _still_running(seq for seq in list(self.running) if self._can_decode(seq))
-        num_rows = sum(self.strategies[seq.mode].max_rows(seq) for seq in decoding)
-        budget = max(self.config.max_step_tokens - num_rows, self.config.min_prefill_tokens)
-        prefills = self._prefills(budget)
+        reading: list[Sequence] = []
+        decoding: list[Sequence] = []
+        for sequence in self.running:
+            (reading if self._is_prefilling(sequence) else decoding).append(sequence)
+        decoding = _still_running([seq for seq in decoding if self._can_decode(seq)])
+        if not reading:
+            return Schedule(decoding)
+        prefills = self._prefills(reading, self._prefill_budget(decoding))
         # An older prompt may just have pre-empted one that was to decode.
         return Schedule(_still_running(decoding), prefills)
 
@@ -155,7 +160,7 @@ class RequestBatcher:
             sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt_tokens)
 
     def _can_decode(self, sequence: Sequence) -> bool:
-        if sequence.status is not SequenceStatus.RUNNING or self._is_prefilling(sequence):
+        if sequence.status is not SequenceStatus.RUNNING:
             return False
         return self._reserve(sequence, self.strategies[sequence.mode].max_positions(sequence))
 
@@ -167,10 +172,14 @@ class RequestBatcher:
         strategy = self.strategies[sequence.mode]
         return strategy.shares_pages and strategy.reads_prompt(sequence)
 
-    def _prefills(self, budget: int) -> list[tuple[Sequence, int]]:
+    def _prefill_budget(self, decoding: Seq[Sequence]) -> int:
+        num_rows = sum(self.strategies[seq.mode].max_rows(seq) for seq in decoding)
+        return max(self.config.max_step_tokens - num_rows, self.config.min_prefill_tokens)
+
+    def _prefills(self, reading: Seq[Sequence], budget: int) -> list[tuple[Sequence, int]]:
         prefills = []
-        for sequence in list(self.running):
-            if sequence.status is not SequenceStatus.RUNNING or not self._is_prefilling(sequence):
+        for sequence in reading:
+            if sequence.status is not SequenceStatus.RUNNING:
                 continue
             count = min(sequence.num_tokens - sequence.num_computed, budget)
             if count <= 0 or not self._reserve(sequence, sequence.num_computed + count):
@@ -203,10 +212,8 @@ class RequestBatcher:
         return youngest is not needy
 
     def _file_full_pages(self, sequence: Sequence) -> None:
-        if not self._shares_pages(sequence):
-            return
         num_full = sequence.num_computed // self.pool.page_size
-        if num_full > len(sequence.page_digests):
+        if num_full > len(sequence.page_digests) and self._shares_pages(sequence):
             self.prefix_cache.insert(
                 sequence.token_ids,
                 sequence.page_ids,
@@ -230,8 +237,8 @@ class RequestBatcher:
             self.pool.release(page_id)
 
 
-def _still_running(sequences: Iterable[Sequence]) -> list[Sequence]:
-    return [seq for seq in list(sequences) if seq.status is SequenceStatus.RUNNING]
+def _still_running(sequences: Seq[Sequence]) -> list[Sequence]:
+    return [seq for seq in sequences if seq.status is SequenceStatus.RUNNING]
 
 
 class ContinuousBatchingEngine:

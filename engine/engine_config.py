@@ -46,6 +46,8 @@ class EngineConfig:
     self_test: bool = True
     compile: bool = False  # through torch.compile, once at the start
     use_8bit: bool = False  # weights in int8, activations too while they are multiplied
+    num_threads: int | None = None
+    """Of forwards on a CPU; torch's own number is set by it. None: as many as torch has."""
     cpu_kernels: bool = True  # whole forwards in machine code, on CPUs, for models that they know
     options: GenerationOptions = field(default_factory=GenerationOptions)
     """What a request that says nothing gets."""
@@ -54,7 +56,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         names = ("max_batch_size", "page_size", "max_draft_length", "max_model_len")
-        for name in (*names, "max_step_tokens", "kv_memory_bytes"):
+        for name in (*names, "max_step_tokens", "kv_memory_bytes", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -24,14 +24,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--name", help="the worker's name in RQ; default: <host>-<8 hex digits>")
     name = parser.parse_args(argv).name
     try:
+        # Before anything imports torch: OpenMP reads its environment once.
+        policy = set_cpu_policy(os.environ, int(os.environ.get("VDIFF_WORKERS") or 1))
         settings = read_settings(os.environ)
         logging.basicConfig(
             level=settings.log_level.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
         gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
-        # Before anything imports torch: OpenMP reads its environment once.
-        log.info(set_cpu_policy(os.environ, int(os.environ.get("VDIFF_WORKERS") or 1)))
+        log.info(policy)
         return _work(settings, name)
     except SettingsError as error:
         sys.stderr.write(f"dfastllm worker: {error}\n")

@@ -33,16 +33,26 @@ def sample(
     to the lowest token id. A cache saves time on a CPU and changes nothing else.
     """
     if table.all_greedy:
-        return logits.argmax(-1)
+        return most_likely(logits)
     if not table.any_greedy:
         return _draw(logits, table, sequence_index, positions, noise_cache, steps)
     rows = (~table.is_greedy[sequence_index]).nonzero().squeeze(1)
-    token_ids = logits.argmax(-1)
+    token_ids = most_likely(logits)
     own_steps = None if steps is None else steps[rows]
     token_ids[rows] = _draw(
         logits[rows], table, sequence_index[rows], positions[rows], noise_cache, own_steps
     )
     return token_ids
+
+
+def most_likely(scores: Tensor) -> Tensor:
+    """The token with the highest score of each row, [R, V] -> [R] int64; of equals the lowest id.
+
+    On a CPU NumPy finds it: torch looks at one element after the other, at ten times the cost.
+    """
+    if scores.device.type == "cpu" and scores.dtype is torch.float32:
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(-1)
 
 
 def perturbed_logits(
@@ -107,7 +117,7 @@ def _draw(
 ) -> Tensor:
     noise = noise_rows(table, index, positions, logits.shape[-1], cache, steps)
     # The normaliser of log p~ is the same for a whole row, so the argmax does not need it.
-    return _filtered(logits, table, index).add_(noise).argmax(-1)
+    return most_likely(_filtered(logits, table, index).add_(noise))
 
 
 def noise_rows(

@@ -6,7 +6,6 @@ Follows "Draft with Diffusion, Verify with Autoregressive Models" (arXiv 2512.15
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from typing import Any
 
 from engine.generation.draft_and_verify import DraftAndVerify
@@ -49,7 +48,7 @@ class Deer(DraftAndVerify):
             return super().draft_rows(sequence, length, revealed)
         if sequence.sequence_id not in self._whole:
             length = self.lengths.limit(sequence)
-        return replace(super().draft_rows(sequence, length, revealed), wants_logits=True)
+        return super().draft_rows(sequence, length, revealed)._replace(wants_logits=True)
 
     def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
         committed = super().accept(outputs)

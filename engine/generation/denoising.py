@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from typing import ClassVar
 
 from engine.decoding.diffusion_sampler import DiffusionSampler
@@ -92,7 +91,7 @@ class Denoising(GenerationStrategy):
         for sequence in sequences:
             block = self.block(sequence)
             num_written = self.num_written(sequence, block)
-            rows.append(replace(self._rows(sequence, block), num_written=num_written))
+            rows.append(self._rows(sequence, block)._replace(num_written=num_written))
         return rows
 
     def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from engine.base import BaseStats
@@ -111,8 +111,7 @@ class DraftAndVerify(GenerationStrategy):
 
     def draft_rows(self, sequence: Sequence, length: int, revealed: Seq[int | None] = ()) -> Rows:
         """A block, asking for what the rule will want to know of it."""
-        return replace(
-            self.source.rows(sequence, length, revealed),
+        return self.source.rows(sequence, length, revealed)._replace(
             wants_logits=sequence.options.skip_verify_confidence is not None,
             wants_logprobs=self.judges_by_rejection(sequence),
         )
@@ -155,27 +154,28 @@ class DraftAndVerify(GenerationStrategy):
         self.lengths.observe(timing)
 
     def release(self, sequence: Sequence) -> None:
-        self.lengths.acceptance.forget(sequence.sequence_id)
+        self.lengths.planner.forget(sequence.sequence_id)
         self.source.forget(sequence)
 
     def get_stats(self) -> dict[str, Any]:
-        return self.stats.to_dict()
+        planned = self.lengths.planner.get_stats()
+        return self.stats.to_dict() | {f"planner_{key}": n for key, n in planned.items()}
 
     def reset_stats(self) -> None:
         self.stats.reset()
+        self.lengths.planner.reset_stats()
 
     def _count(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
-        acceptance = self.lengths.acceptance
+        planner = self.lengths.planner
+        planner.count_committed(1 + num_accepted)
         self.stats.num_verify_steps += 1
         is_predicted = bool(predicted_draft(sequence))
         if is_predicted:
             self.stats.num_predicted_tokens += num_drafted
-        elif num_drafted:
-            cut_off = self.cut_off(sequence, num_drafted)
-            acceptance.update(sequence.sequence_id, num_drafted, num_accepted, cut_off)
         else:
-            self.stats.num_undrafted_steps += 1
-            acceptance.rest(sequence.sequence_id)
+            cut_off = self.cut_off(sequence, num_drafted) if num_drafted else ()
+            planner.take(sequence.sequence_id, num_drafted, num_accepted, cut_off)
+            self.stats.num_undrafted_steps += not num_drafted
         self.stats.num_draft_tokens += num_drafted
         self.stats.num_accepted_tokens += num_accepted
         sequence.record_draft(num_drafted, num_accepted, is_predicted=is_predicted)

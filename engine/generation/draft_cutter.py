@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from engine.draft_planner import AcceptanceModel, Candidate, Cost, plan_lengths
+from engine.acceptance_model import AcceptanceModel
+from engine.draft_planner import Candidate, Cost, plan_lengths
 from engine.entropy_controller import (
     Array,
     DraftOutcome,

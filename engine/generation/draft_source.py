@@ -10,12 +10,13 @@ from engine.generation.diffusion_reader import Block, DiffusionReader
 from engine.generation.strategy import ModelRole, Rows, StepTiming, StrategyContext
 from engine.models.diffusion_lm import ContextKind, DiffusionConfig
 from engine.request.sequence import Sequence
+from engine.step_costs import DraftCosts
 
 
 class DraftSource(ABC):
     """Makes the rows of one drafting forward, and knows what such a forward costs."""
 
-    cost: CostCurve
+    cost: DraftCosts
     """Seconds by blocks."""
 
     @property
@@ -48,7 +49,7 @@ class DFlashSource(DraftSource):
 
     def __init__(self, context: StrategyContext) -> None:
         assert context.mask_token_id is not None
-        self.cost = CostCurve(context.draft_costs)
+        self.cost = DraftCosts(CostCurve(context.draft_costs))
         self._mask_token_id = context.mask_token_id
         self._num_masks = context.block_size - 1
         self._max_length = min(context.max_draft_length, self._num_masks)
@@ -78,7 +79,7 @@ class DiffusionSource(DraftSource):
         self._max_length = min(context.max_draft_length, limit or context.max_draft_length)
         self._width = 1 + self._max_length
         points = [(rows / self._width, seconds) for rows, seconds in context.denoise_costs]
-        self.cost = CostCurve(points)
+        self.cost = DraftCosts(CostCurve(points))
 
     @property
     def max_length(self) -> int:

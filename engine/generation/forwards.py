@@ -46,7 +46,8 @@ class Forwards:
             return self._with_logprobs(_outputs(blocks, logits, tokens), picks)
         anchors = [r.token_ids[0] for r in blocks]
         bias = self._runner.next_token_bias
-        tokens = self._sampler.sample_chained(logits, picks, anchors, bias)
+        chain = self._runner.draw_chained if self._runner.uses_kernels else None
+        tokens = self._sampler.sample_chained(logits, picks, anchors, bias, chain)
         if not any(rows.wants_logits or rows.wants_logprobs for rows in blocks):
             return _outputs(blocks, logits, tokens)
         plain = torch.split(logits, [rows.num_logits for rows in blocks])
@@ -90,7 +91,7 @@ class Forwards:
         logprobs = self._sampler.distribution(logits, [picks[i] for i in wanted], bias)
         parts = torch.split(logprobs, [outputs[i].rows.num_logits for i in wanted])
         for i, part in zip(wanted, parts, strict=True):
-            outputs[i] = replace(outputs[i], logprobs=part)
+            outputs[i] = outputs[i]._replace(logprobs=part)
         return outputs
 
 
@@ -144,11 +145,13 @@ def _outputs(
     tokens: Seq[list[int]],
     feedback: Tensor | None = None,
 ) -> list[RowsOutput]:
-    outputs, start = [], 0
-    for rows, token_ids in zip(all_rows, tokens, strict=True):
+    lengths = [rows.num_logits for rows in all_rows]
+    parts = logits.split_with_sizes(lengths)
+    told: Seq[Tensor | None] = [None] * len(lengths)
+    if feedback is not None:
+        told = feedback.split_with_sizes(lengths)
+    outputs = []
+    for rows, token_ids, part, own in zip(all_rows, tokens, parts, told, strict=True):
         rows.sequence.num_forwards += 1
-        part = slice(start, start + rows.num_logits)
-        own = None if feedback is None else feedback[part]
-        outputs.append(RowsOutput(rows, token_ids, logits[part], feedback=own))
-        start += rows.num_logits
+        outputs.append(RowsOutput(rows, token_ids, part, feedback=own))
     return outputs

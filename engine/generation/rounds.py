@@ -84,6 +84,8 @@ class DraftRounds:
 
     def _run_models(self, named_rows: Seq[tuple[str, Rows]]) -> Iterator[RowsOutput]:
         """The outputs in the order of the rows."""
+        if not named_rows:
+            return
         all_rows = [rows for _, rows in named_rows]
         blocks = [rows for rows in all_rows if rows.model is ModelRole.DRAFTER]
         others = [rows for rows in all_rows if rows.model is ModelRole.DIFFUSION]

@@ -9,7 +9,6 @@ is revealed early was drawn without what stands left of it, so no q is known tha
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from typing import ClassVar
 
 from engine.decoding.diffusion_sampler import DiffusionSampler
@@ -102,7 +101,7 @@ class SpecDiff(DraftAndVerify):
 
     def draft_rows(self, sequence: Sequence, length: int, revealed: Seq[int | None] = ()) -> Rows:
         rows = super().draft_rows(sequence, length, revealed)
-        return replace(rows, wants_logits=True)
+        return rows._replace(wants_logits=True)
 
     def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
         committed = super().accept(outputs)

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.generation.forwards import Forwards
 from engine.generation.rounds import DraftRounds
-from engine.generation.strategy import (
-    Forward,
-    GenerationStrategy,
-    ModelRole,
-    Rows,
-    RowsOutput,
-    StepTiming,
-)
+from engine.generation.step_clock import Schedule, StepClock
+from engine.generation.strategy import GenerationStrategy, ModelRole, Rows, RowsOutput
 from engine.models.model_runner import ModelRunner
 from engine.models.token_sampler import TokenSampler
 from engine.request.outputs import Ending, TokenLogprobs
 from engine.request.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The sequences of one step: some decode, some read the next chunk of their prompt."""
-
-    decoding: list[Sequence] = field(default_factory=list)
-    prefills: list[tuple[Sequence, int]] = field(default_factory=list)
-    """With the number of tokens to read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """What one sequence gains in a step; `num_computed` tokens then have KV (before the commit)."""
 
     sequence: Sequence
@@ -54,22 +37,22 @@ class StepRunner:
         self._forwards = Forwards(runner, sampler)
         self._sampler = sampler
         self._strategies = strategies
+        self._clock = StepClock()
 
     def run(self, schedule: Schedule) -> list[Commit]:
         """Advance every scheduled sequence; counts their forwards, and commits nothing to them."""
         if not schedule.decoding and not schedule.prefills:
             return []  # no model can run zero rows
+        self._report(schedule)
         rounds = DraftRounds(self._forwards, self._strategies, schedule.decoding)
         rounds.run()
         prefill_rows = [_prefill_rows(seq, count) for seq, count in schedule.prefills]
-        verified, verify = self._verify(rounds.verifier_rows, prefill_rows)
-        timing = StepTiming(
-            rounds.drafts, rounds.denoises, verify, sum(count for _, count in schedule.prefills)
-        )
+        all_rows = [*rounds.verifier_rows, *prefill_rows]
+        verified = self._forwards.verify(all_rows) if all_rows else []
+        self._clock.note(schedule, rounds)
         commits: list[Commit] = []
         for name, outputs in rounds.final_outputs(verified).items():
             strategy = self._strategies[name]
-            strategy.observe(timing)
             tokens = strategy.accept(outputs)
             commits += [
                 self._commit(output, own, strategy.ending(output.rows.sequence))
@@ -78,15 +61,13 @@ class StepRunner:
         prefilled = verified[len(rounds.verifier_rows) :]
         return commits + [self._prefill_commit(output) for output in prefilled]
 
-    def _verify(
-        self, decode_rows: list[Rows], prefill_rows: list[Rows]
-    ) -> tuple[list[RowsOutput], Forward]:
-        """The one verifier forward of a step; none where all sequences do without it."""
-        all_rows = [*decode_rows, *prefill_rows]
-        started = time.perf_counter()
-        outputs = self._forwards.verify(all_rows) if all_rows else []
-        seconds = time.perf_counter() - started
-        return outputs, Forward(sum(len(rows.token_ids) for rows in decode_rows), seconds)
+    def _report(self, schedule: Schedule) -> None:
+        """Tell those who took part in the last step what it has cost."""
+        timing = self._clock.start(schedule)
+        if timing is None:
+            return
+        for mode in self._clock.modes:
+            self._strategies[mode].observe(timing)
 
     def _commit(self, output: RowsOutput, token_ids: list[int], ending: Ending | None) -> Commit:
         sequence = output.rows.sequence

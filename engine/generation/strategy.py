@@ -42,8 +42,7 @@ class Piece:
     visible_end: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """Rows of one model for one sequence, at positions start, start + 1, ...
 
     Verifier rows are causal, and `num_logits` counts from the end: row p predicts position p + 1.
@@ -80,8 +79,7 @@ class Rows:
         return self.model is ModelRole.DRAFTER or not self.is_final
 
 
-@dataclass(frozen=True, slots=True)
-class RowsOutput:
+class RowsOutput(NamedTuple):
     """What came of `rows`: a token for each row with logits, drawn with the request's own noise.
 
     token_ids: num_logits of them. logits: [num_logits, V], before any processing; those of a canvas
@@ -112,9 +110,13 @@ class StepTiming:
     """Of the drafter; sizes are blocks."""
     denoises: Seq[Forward]
     """Of the diffusion model; sizes are rows."""
-    verify: Forward
-    """Of the verifier; the size is the rows of sequences that decode."""
+    num_sequences: int
+    """Those that decode, of all strategies together."""
+    num_rows: int
+    """Theirs, of the verifier."""
     num_prefill_rows: int
+    seconds: float
+    """From the step's beginning to that of the next: all that a step costs is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,10 @@ class GenerationStrategy(ABC):
         return None
 
     def observe(self, timing: StepTiming) -> None:  # noqa: B027 an optional hook
-        """Learn from what the step cost; called once a step in which this strategy took part."""
+        """Learn from what a step in which this strategy took part has cost.
+
+        Called when the next step begins; left out where the engine may have been idle in between.
+        """
 
     def release(self, sequence: Sequence) -> None:  # noqa: B027 an optional hook
         """Forget what was kept for a sequence that has ended."""

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.decoding.noise import gumbel
+from engine.decoding.noise_cache import Gumbel
 from engine.models.causal_lm import CausalLM
 from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
@@ -24,7 +26,20 @@ class CpuKernels(Protocol):
 
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor: ...
 
+    def draw_chained(
+        self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]
+    ) -> list[list[int]]: ...
+
     def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor: ...
+
+
+def kernel_gumbel() -> Gumbel:
+    """`decoding.noise.gumbel`, by a kernel where numba is installed: equal to it bit for bit."""
+    if find_spec("numba") is None:
+        return gumbel
+    from engine.models.cpu.noise import gumbel as by_kernel
+
+    return by_kernel
 
 
 def cpu_kernels(

@@ -24,13 +24,13 @@ def apply_grammars(logits: Tensor, picks: Seq[Pick]) -> None:
     start = 0
     for pick in picks:
         grammar = pick.sequence.grammar
-        if grammar is not None and pick.count > 0 and not pick.is_drafter:
-            first = start + pick.count - 1 - len(pick.draft)
+        if grammar is not None and pick.num_rows > 0 and not pick.is_drafter:
+            first = start + pick.num_rows - 1 - len(pick.draft)
             for row, mask in enumerate(grammar.masks(pick.draft), first):
                 if mask:
                     rows.append(row)
                     masks.append(mask)
-        start += pick.count
+        start += pick.num_rows
     apply_token_masks(logits, rows, masks)
 
 

@@ -142,6 +142,11 @@ class ModelRunner:
         assert self.drafter is not None and self.drafter.markov is not None
         return self.drafter.markov.bias(token_ids)
 
+    def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
+        """Of scores [R, V] the most likely tokens of each draft, each biased by the one before."""
+        assert self._kernels is not None
+        return self._kernels.draw_chained(scores, lengths, anchors)
+
     @torch.inference_mode()
     def verify(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
         """One packed verifier forward; returns the logits of the given rows of the pack, [R, V]."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.request.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(NamedTuple):
     """Consecutive logit rows of one sequence.
 
     `first_position` is the output position that the first row draws for; `draft` holds the tokens
@@ -19,7 +18,7 @@ class Pick:
 
     sequence: Sequence
     first_position: int
-    count: int
+    num_rows: int
     draft: Seq[int] = ()
     is_drafter: bool = False
     denoising_step: int = 0

@@ -4,46 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
-from engine.decoding.noise_cache import NoiseCache
+from engine.decoding.noise import gumbel
+from engine.decoding.noise_cache import Gumbel, NoiseCache
 from engine.decoding.rejection import committed_tokens, verify_by_rejection
 from engine.decoding.sampler import (
     gather_logprobs,
+    most_likely,
     perturbed_logits,
     processed_logprobs,
     sample,
 )
 from engine.decoding.sampling_table import Entry, SamplingTable
+from engine.models.chain_order import ChainOrder
 from engine.models.grammar_rows import apply_grammars, draft_grammar, no_bias, within_grammars
 from engine.models.pick import Pick
 from engine.request.outputs import TokenLogprobs
 from engine.request.tokenizer import Tokenizer
 
-_MAX_TABLES = 64  # batches that are remembered; a running one keeps its own for many steps
+# (scores [R, V], rows of each draft, the token before each) -> the tokens of each draft
+Chain = Callable[[Tensor, Seq[int], Seq[int]], list[list[int]]]
+
+_MAX_BATCHES = 64  # that are remembered; a running one keeps its own for many steps
 
 
-class _KnownTable(NamedTuple):
-    """A table, and what it was made of: the key's ids are of these objects while they live."""
+class _Batch(NamedTuple):
+    """What is known of some sequences together."""
 
-    entries: list[Entry]
+    entries: list[Entry]  # kept, because the ids by which a batch is found again are theirs
     table: SamplingTable
+    is_plain: bool  # none has penalties, biases, a minimum length or a grammar
 
 
 class TokenSampler:
     """Logits in, token ids out; remembers the sampling table of an unchanged batch."""
 
-    def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, device: torch.device, make_noise: Gumbel = gumbel
+    ) -> None:
+        """`make_noise` is for CPUs: `gumbel`, or what gives the same sooner."""
         self._tokenizer = tokenizer
         self._device = device
         # A row of noise is wanted by drafter and verifier; on a GPU a look-up costs more than it.
-        self._noise_cache = NoiseCache() if device.type == "cpu" else None
-        self._tables: dict[tuple[tuple[int, int, int], ...], _KnownTable] = {}
+        self._noise_cache = NoiseCache(make=make_noise) if device.type == "cpu" else None
+        self._batches: dict[tuple[int, ...], _Batch] = {}
 
     def sample(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
         """logits: [R, V], the rows of all picks in order -> the tokens of each pick."""
@@ -51,10 +60,15 @@ class TokenSampler:
 
     def draw(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
         """As `sample`, from logits that have been through `process`."""
-        index, positions = self._rows(picks)
-        steps = self._steps(picks)
-        drawn = sample(logits, self._table(picks), index, positions, self._noise_cache, steps)
-        return self._follow_grammars(logits, picks, _split(drawn, picks))
+        _, table, is_plain = self._batch(picks)
+        if table.all_greedy:
+            drawn = most_likely(logits)
+        else:
+            index, positions = self._rows(picks)
+            steps = self._steps(picks)
+            drawn = sample(logits, table, index, positions, self._noise_cache, steps)
+        tokens = _split(drawn, picks)
+        return tokens if is_plain else self._follow_grammars(logits, picks, tokens)
 
     def _follow_grammars(
         self, logits: Tensor, picks: Seq[Pick], tokens: list[list[int]]
@@ -63,9 +77,9 @@ class TokenSampler:
         start = 0
         for number, pick in enumerate(picks):
             if draft_grammar(pick) is not None:
-                own = logits[start : start + pick.count]
+                own = logits[start : start + pick.num_rows]
                 tokens[number] = self._chain(own, [pick], [0], no_bias)[0]
-            start += pick.count
+            start += pick.num_rows
         return tokens
 
     def distribution(self, logits: Tensor, picks: Seq[Pick], bias: Tensor | None = None) -> Tensor:
@@ -99,43 +113,45 @@ class TokenSampler:
         return committed_tokens(drafted, lengths, verdict)
 
     def sample_chained(
-        self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
+        self,
+        logits: Tensor,
+        picks: Seq[Pick],
+        anchors: Seq[int],
+        bias: Callable[[Tensor], Tensor],
+        chain: Chain | None = None,
     ) -> list[list[int]]:
         """Like `sample`, but each token of a pick is drawn in the light of the one before it.
 
         `bias` maps the tokens before, [N], to what they add to the logits of the next, [N, V];
-        `anchors` are the tokens before each pick's first.
+        `anchors` are the tokens before each pick's first. `chain` does the same in one call, where
+        there is no grammar to be asked after each token.
         """
-        return self._chain(self.process(logits, picks), picks, anchors, bias)
+        logits = self.process(logits, picks)
+        if chain is not None and not any(map(draft_grammar, picks)):
+            return chain(self._perturbed(logits, picks), [p.num_rows for p in picks], anchors)
+        return self._chain(logits, picks, anchors, bias)
 
     def _chain(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
     ) -> list[list[int]]:
-        index, positions = self._rows(picks)
-        table = self._table(picks)
-        scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
-        starts = list(accumulate((pick.count for pick in picks), initial=0))
-        alive = list(range(len(picks)))
-        previous = torch.tensor(list(anchors), device=self._device)
-        order: list[int] = []
+        order = ChainOrder.of([pick.num_rows for pick in picks])
+        scores = self._perturbed(logits, picks)
+        if len(picks) > 1:
+            scores = scores.index_select(0, torch.tensor(order.rows).to(self._device))
+        previous = torch.tensor([anchors[i] for i in order.drafts], device=self._device)
+        grammars = [grammar for pick in picks if (grammar := draft_grammar(pick)) is not None]
         drawn: list[Tensor] = []
-        for number in range(max(pick.count for pick in picks)):
-            kept = [place for place, i in enumerate(alive) if picks[i].count > number]
-            if len(kept) < len(alive):
-                alive = [alive[place] for place in kept]
-                previous = previous[torch.tensor(kept).to(self._device)]
-            rows = [starts[i] + number for i in alive]
-            own = scores[torch.tensor(rows).to(self._device)]
-            own = own + bias(previous)
-            previous = within_grammars(own, own.argmax(-1), [picks[i] for i in alive])
-            order += rows
+        for own in scores.split_with_sizes(order.widths):
+            own = own + bias(previous[: len(own)])
+            previous = most_likely(own)
+            if grammars:
+                alive = [picks[i] for i in order.drafts[: len(own)]]
+                previous = within_grammars(own, previous, alive)
             drawn.append(previous)
-        for pick in picks:
-            if (grammar := draft_grammar(pick)) is not None:
-                grammar.rewind()
+        for grammar in grammars:
+            grammar.rewind()
         # Only now, once for all, the device is waited for (where no grammar had to be asked).
-        tokens = dict(zip(order, torch.cat(drawn).tolist(), strict=True))
-        return [[tokens[row] for row in range(*span)] for span in pairwise(starts)]
+        return order.by_draft(torch.cat(drawn).tolist())
 
     def chained_logits(
         self,
@@ -156,11 +172,9 @@ class TokenSampler:
         In logits over the temperature, so that noise weighs the same at any; a greedy row's are
         plain logits. A model whose logits differ by less draws the same token.
         """
-        index, positions = self._rows(picks)
-        table = self._table(picks)
-        logits = self.process(logits, picks)
-        scores = perturbed_logits(logits, table, index, positions, self._noise_cache)
+        scores = self._perturbed(self.process(logits, picks), picks)
         first, second = scores.float().topk(2, dim=-1).values.unbind(-1)
+        table, (index, _) = self._table(picks), self._rows(picks)
         scale = table.temperature.masked_fill(table.is_greedy, 1.0)[index]
         return (first - second) / scale
 
@@ -185,13 +199,21 @@ class TokenSampler:
         """The first prompt token: nothing came before it, so it has no probability."""
         return TokenLogprobs(token_id, self._tokenizer.token_bytes(token_id), None)
 
+    def _perturbed(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
+        """logits + T * G, [R, V], a copy unless all are greedy: what tokens are the maxima of."""
+        table = self._table(picks)
+        if table.all_greedy:
+            return logits
+        index, positions = self._rows(picks)
+        return perturbed_logits(logits, table, index, positions, self._noise_cache)
+
     def _rows(self, picks: Seq[Pick]) -> tuple[Tensor, Tensor]:
         """Of every row the index of its pick, and its output position: [R] each."""
-        owners = [i for i, pick in enumerate(picks) for _ in range(pick.count)]
+        owners = [i for i, pick in enumerate(picks) for _ in range(pick.num_rows)]
         positions = [
             max(position, 0)  # prompt rows are drawn for nobody
             for pick in picks
-            for position in range(pick.first_position, pick.first_position + pick.count)
+            for position in range(pick.first_position, pick.first_position + pick.num_rows)
         ]
         rows = torch.tensor([owners, positions], dtype=torch.int64).to(self._device)
         return rows[0], rows[1]
@@ -200,35 +222,42 @@ class TokenSampler:
         """Of every row its denoising step, [R]; None where all are 0."""
         if not any(pick.denoising_step for pick in picks):
             return None
-        steps = [pick.denoising_step for pick in picks for _ in range(pick.count)]
+        steps = [pick.denoising_step for pick in picks for _ in range(pick.num_rows)]
         return torch.tensor(steps).to(self._device)
 
     def _table(self, picks: Seq[Pick]) -> SamplingTable:
-        entries = [(p.sequence.params, p.sequence.prompt_index, p.sequence.choice) for p in picks]
-        key = tuple((id(params), prompt, choice) for params, prompt, choice in entries)
-        known = self._tables.get(key)
+        return self._batch(picks).table
+
+    def _batch(self, picks: Seq[Pick]) -> _Batch:
+        entries = [pick.sequence.sampling for pick in picks]
+        key = tuple(map(id, entries))
+        known = self._batches.get(key)
         if known is None:
-            if len(self._tables) > _MAX_TABLES:
-                self._tables.clear()
+            if len(self._batches) > _MAX_BATCHES:
+                self._batches.clear()
             table = SamplingTable.build(entries, self._device)
-            known = self._tables[key] = _KnownTable(entries, table)
-        return known.table
+            is_plain = not any(
+                needs_processing(params) or params.grammar is not None for params, _, _ in entries
+            )
+            known = self._batches[key] = _Batch(entries, table, is_plain)
+        return known
 
     def process(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
         """Penalties, biases and bans along each pick's hypothetical prefix; copies if there are.
 
         Then the picks' own temperatures; those of the requests are left to the drawing.
         """
-        if not any(map(_needs_processing, picks)):
+        is_plain = self._batch(picks).is_plain and all(pick.temperature == 1.0 for pick in picks)
+        if is_plain or not any(map(_needs_processing, picks)):
             return logits
         logits = logits.float().clone()
         start = 0
         for pick in picks:
             sequence = pick.sequence
             if _needs_processing(pick):
-                first = 0 if pick.is_drafter else pick.count - 1 - len(pick.draft)
+                first = 0 if pick.is_drafter else pick.num_rows - 1 - len(pick.draft)
                 apply_processors(
-                    logits[start + first : start + pick.count],
+                    logits[start + first : start + pick.num_rows],
                     sequence.params,
                     sequence.prompt_token_ids,
                     pick.output_token_ids,
@@ -237,8 +266,8 @@ class TokenSampler:
                     pick.first_position if pick.is_drafter else None,
                 )
             if pick.temperature != 1.0:
-                logits[start : start + pick.count] /= pick.temperature
-            start += pick.count
+                logits[start : start + pick.num_rows] /= pick.temperature
+            start += pick.num_rows
         apply_grammars(logits, picks)
         return logits
 
@@ -247,8 +276,8 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
     token_ids: list[int] = drawn.tolist()
     tokens, start = [], 0
     for pick in picks:
-        tokens.append(token_ids[start : start + pick.count])
-        start += pick.count
+        tokens.append(token_ids[start : start + pick.num_rows])
+        start += pick.num_rows
     return tokens
 
 
@@ -260,4 +289,4 @@ def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
     sequence = pick.sequence
     has_own = sequence.grammar is not None or pick.temperature != 1.0
-    return pick.count > 0 and (has_own or needs_processing(sequence.params, _num_written(pick)))
+    return pick.num_rows > 0 and (has_own or needs_processing(sequence.params, _num_written(pick)))

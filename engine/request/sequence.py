@@ -55,11 +55,15 @@ class Sequence:
         self.mode = mode
         self.prompt_index = prompt_index
         self.choice = choice
+        self.sampling = (params, prompt_index, choice)
+        """What its draws hang on, as one object by which a batch is known again."""
         self.options = options
         self.cache_salt = cache_salt
         self.grammar = grammar  # stands after the output tokens, whatever they came from
         self.is_lossless = is_lossless
         self.num_prompt_tokens = len(prompt_token_ids)
+        room = max_model_len - self.num_prompt_tokens
+        self.max_output_tokens = room if params.max_tokens is None else min(room, params.max_tokens)
         self.token_ids = list(prompt_token_ids)
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
@@ -77,9 +81,9 @@ class Sequence:
         self._prompt_logprobs: list[TokenLogprobs] = []
         # A replay has given them out before.
         self._num_prompt_logprobs = self.num_prompt_tokens if replay else 0
-        self._max_model_len = max_model_len
         self._tokenizer = tokenizer
-        self._eos_token_ids = tokenizer.eos_token_ids
+        eos_token_ids = frozenset() if params.ignore_eos else tokenizer.eos_token_ids
+        self._end_token_ids = eos_token_ids.union(params.stop_token_ids)
         self._text = TextStream(tokenizer, context=prompt_token_ids)
         self._stops = StopMatcher(params.stop)
         self._pending_text = ""
@@ -106,14 +110,9 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
-    def max_output_tokens(self) -> int:
-        room = self._max_model_len - self.num_prompt_tokens
-        return room if self.params.max_tokens is None else min(room, self.params.max_tokens)
-
-    @property
     def num_remaining(self) -> int:
         """How many more tokens may be committed."""
-        return self.max_output_tokens - self.num_output_tokens
+        return self.num_prompt_tokens + self.max_output_tokens - len(self.token_ids)
 
     @property
     def is_finished(self) -> bool:
@@ -122,7 +121,8 @@ class Sequence:
     @property
     def is_prefilling(self) -> bool:
         """More than the one newest token has no KV yet (a prompt, a replay, a pre-emption)."""
-        return self.num_tokens - self.num_computed > 1 or self.num_output_tokens == 0
+        num_tokens = len(self.token_ids)
+        return num_tokens - self.num_computed > 1 or num_tokens == self.num_prompt_tokens
 
     @property
     def may_read_cache(self) -> bool:
@@ -160,10 +160,7 @@ class Sequence:
 
     def is_end(self, token_id: int, num_output_tokens: int) -> bool:
         """Whether a token ends the text when it is the last of so many output tokens."""
-        params = self.params
-        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
-        may_stop = num_output_tokens > params.min_tokens
-        return may_stop and (is_eos or token_id in params.stop_token_ids)
+        return token_id in self._end_token_ids and num_output_tokens > self.params.min_tokens
 
     def legal_prefix(self, draft: Seq[int]) -> list[int]:
         """The draft up to the first token that this sequence's grammar refuses.
@@ -206,8 +203,9 @@ class Sequence:
 
     def take_output(self) -> StepOutput | None:
         """What has been committed since the last call; None where that is nothing."""
+        is_finished = self.is_finished
         token_ids = tuple(self.token_ids[self._num_emitted :])
-        if not token_ids and not self._pending_text and not self.is_finished:
+        if not token_ids and not self._pending_text and not is_finished:
             return None
         wants_logprobs = self.params.logprobs is not None
         output = StepOutput(
@@ -217,23 +215,24 @@ class Sequence:
             logprobs=tuple(self._pending_logprobs) if wants_logprobs else None,
             prompt_logprobs=self._take_prompt_logprobs(),
             finish_reason=self.finish_reason,
-            summary=self._summary() if self.is_finished else None,
+            summary=self._summary() if is_finished else None,
         )
         self._forget_pending()
         return output
 
     def _check_end(self, token_id: int) -> None:
-        if self.is_end(token_id, self.num_output_tokens):
+        num_output_tokens = self.num_output_tokens
+        if self.is_end(token_id, num_output_tokens):
             self._finish(FinishReason.STOP)
             return
-        may_stop = self.num_output_tokens > self.params.min_tokens
+        may_stop = num_output_tokens > self.params.min_tokens
         text, stopped = self._stops.push(self._text.push(token_id), may_stop=may_stop)
         self._pending_text += text
         if stopped:
             self.finish_reason = FinishReason.STOP
         elif self.grammar is not None and self.grammar.is_complete:
             self._finish(FinishReason.STOP)
-        elif self.num_remaining <= 0:
+        elif num_output_tokens >= self.max_output_tokens:
             self._finish(FinishReason.LENGTH)
 
     def _finish(self, reason: FinishReason) -> None:

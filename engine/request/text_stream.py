@@ -73,14 +73,16 @@ class StopMatcher:
 
         With `may_stop` false a stop string that is complete now counts as text.
         """
+        if not self._patterns:
+            return text, False
         buffer = self._held + text
         for end, char in enumerate(text, start=len(self._held) + 1):
             # Every pattern must see every character, so no short cut with any().
-            matched = max((pattern.advance(char) for pattern in self._patterns), default=0)
+            matched = max(pattern.advance(char) for pattern in self._patterns)
             if matched and may_stop:
                 self._held = ""
                 return buffer[: end - matched], True
-        num_held = max((pattern.num_open for pattern in self._patterns), default=0)
+        num_held = max(pattern.num_open for pattern in self._patterns)
         num_shown = len(buffer) - num_held
         self._held = buffer[num_shown:]
         return buffer[:num_shown], False

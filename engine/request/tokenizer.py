@@ -38,6 +38,9 @@ class Tokenizer:
         self._is_byte_level = '"ByteLevel"' in decoder_json
         self._has_byte_pieces = '"ByteFallback"' in decoder_json
         self._byte_of_char = _byte_level_alphabet() if self._is_byte_level else {}
+        # Asked for with every token that is written: the answers are kept.
+        self._text_pieces: dict[int, str | None] = {}
+        self._fixed_bytes: dict[int, bytes | None] = {}
         self._bos_prefix = self._find_bos_prefix()
         plain = self._encode_text("a")
         self._plain_token = plain[-1] if plain else None
@@ -101,8 +104,7 @@ class Tokenizer:
 
     def is_text(self, token_id: int) -> bool:
         """False for special tokens and for ids by which a model's vocabulary was padded."""
-        is_special = token_id in self._special_text
-        return not is_special and self._backend.id_to_token(token_id) is not None
+        return self._text_piece(token_id) is not None
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds in the middle of a text; of a special token its name."""
@@ -117,17 +119,34 @@ class Tokenizer:
         Byte-level tokens are bytes whatever comes before. Others may lose a leading space at the
         start of a text, or gain one after a word: what two tokens decode to, less the first.
         """
-        if not self.is_text(token_id):
-            return b""
-        piece = self._backend.id_to_token(token_id)
-        if self._is_byte_level:
-            return self._byte_level_bytes(piece)
-        if self._has_byte_pieces and (match := BYTE_PIECE.fullmatch(piece)):
-            return bytes([int(match[1], 16)])
+        if token_id not in self._fixed_bytes:
+            self._fixed_bytes[token_id] = self._find_fixed_bytes(token_id)
+        fixed = self._fixed_bytes[token_id]
+        if fixed is not None:
+            return fixed
         if previous is None:
             return self.decode([token_id]).encode()
         before, both = self.decode([previous]), self.decode([previous, token_id])
         return both.removeprefix(before).encode()
+
+    def _text_piece(self, token_id: int) -> str | None:
+        """How the vocabulary spells a token; None where it is no text."""
+        if token_id not in self._text_pieces:
+            is_special = token_id in self._special_text
+            piece = None if is_special else self._backend.id_to_token(token_id)
+            self._text_pieces[token_id] = piece
+        return self._text_pieces[token_id]
+
+    def _find_fixed_bytes(self, token_id: int) -> bytes | None:
+        """What a token adds whatever comes before; None where that makes a difference."""
+        piece = self._text_piece(token_id)
+        if piece is None:
+            return b""
+        if self._is_byte_level:
+            return self._byte_level_bytes(piece)
+        if self._has_byte_pieces and (match := BYTE_PIECE.fullmatch(piece)):
+            return bytes([int(match[1], 16)])
+        return None
 
     def _byte_level_bytes(self, piece: str) -> bytes:
         """A piece spelled in the byte alphabet; one that is not (an added token) is its text."""

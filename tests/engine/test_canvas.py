@@ -231,7 +231,7 @@ def test_a_mask_that_stays_is_drawn_anew_in_the_next_step(
     keyed = run_all(make_engine(kind), asks)
 
     def pick_of_step_0(rows: Rows) -> Pick:
-        return replace(denoise_pick(rows), denoising_step=0)
+        return denoise_pick(rows)._replace(denoising_step=0)
 
     monkeypatch.setattr(forwards, "denoise_pick", pick_of_step_0)
     unkeyed = run_all(make_engine(kind), asks)

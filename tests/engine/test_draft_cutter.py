@@ -20,6 +20,8 @@ from engine.generation.strategy import RowsOutput
 from engine.models.token_sampler import Pick, TokenSampler
 from engine.request.options import Acceptance, GenerationOptions
 from engine.request.sampling_params import SamplingParams
+from engine.step_costs import DraftCosts
+from engine.step_planner import StepPlanner
 from tests.engine.engines import (
     CPU,
     Ask,
@@ -53,6 +55,14 @@ def shipped() -> Iterator[DFastLLMEngine]:
     check_nothing_leaked(built)
 
 
+def pretend_costs(deer: Deer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planner that knows nothing yet, on another machine."""
+    costs = DraftCosts(CostCurve(CHEAP))
+    planner = StepPlanner(deer.source.max_length, CostCurve(STEEP), costs)
+    monkeypatch.setattr(deer.lengths, "planner", planner)
+    monkeypatch.setattr(deer.source, "cost", costs)
+
+
 @pytest.mark.usefixtures("looking")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_cut_drafts_change_no_token(
@@ -60,8 +70,7 @@ def test_cut_drafts_change_no_token(
 ) -> None:
     deer = batcher_of(shipped).strategies["deer"]
     assert isinstance(deer, Deer)
-    monkeypatch.setattr(deer.lengths, "verify_cost", CostCurve(STEEP))
-    monkeypatch.setattr(deer.source, "cost", CostCurve(CHEAP))
+    pretend_costs(deer, monkeypatch)
     monkeypatch.setattr(deer, "observe", lambda timing: None)  # or the true costs would come back
     assert deer._cutter is not None
     monkeypatch.setattr(deer._cutter, "_look_s", 0.0)
@@ -96,7 +105,7 @@ def test_drafts_are_judged_by_the_logits_that_they_were_drawn_from(
     monkeypatch.setattr(DraftCutter, "_judge", spy)
     deer = batcher_of(shipped).strategies["deer"]
     assert isinstance(deer, Deer)
-    monkeypatch.setattr(deer.lengths, "verify_cost", CostCurve(STEEP))
+    pretend_costs(deer, monkeypatch)
     monkeypatch.setattr(deer._cutter, "_look_s", 0.0)
     run_all(shipped, [replace(ask(shipped, 0.0, seed), mode="deer") for seed in range(3)])
     assert sum(len(output.token_ids) for output in seen) > 20
@@ -108,7 +117,9 @@ def cutting_deer(models: TinyModels) -> Deer:
     context = replace(
         strategy_context(models), entropy=EntropyConfig(), verify_costs=STEEP, draft_costs=CHEAP
     )
-    return Deer(context)
+    deer = Deer(context)
+    deer.lengths.planner._num_first_drafts = 1000  # or they would be of full length anyway
+    return deer
 
 
 def test_a_draft_of_a_length_that_the_client_chose_is_not_cut(models: TinyModels) -> None:

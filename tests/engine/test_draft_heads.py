@@ -54,7 +54,7 @@ def test_chained_tokens_are_drawn_left_to_right(models: TinyModels, mode: str) -
         Pick(
             engine.make_sequence(str(i), tokens(5, i), SamplingParams(temperature=t, seed=40 + i)),
             first_position=2 * i,
-            count=count,
+            num_rows=count,
             is_drafter=True,
         )
         for i, (t, count) in enumerate(zip(temperatures, counts, strict=True))
@@ -68,7 +68,7 @@ def test_chained_tokens_are_drawn_left_to_right(models: TinyModels, mode: str) -
         rows = iter(logits)
         for i, (pick, anchor) in enumerate(zip(picks, anchors, strict=True)):
             previous, expected = anchor, []
-            for position in range(pick.first_position, pick.first_position + pick.count):
+            for position in range(pick.first_position, pick.first_position + pick.num_rows):
                 at = torch.tensor([position])
                 noise = gumbel(torch.tensor([40 + i]), 0 * at, 0 * at, at, VOCAB_SIZE)[0]
                 biased = next(rows) + head.bias(torch.tensor([previous]))[0]

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.acceptance_model import AcceptanceModel
 from engine.base import BaseController
-from engine.draft_planner import AcceptanceModel
 from engine.entropy_controller import (
     Array,
     Certainty,

@@ -15,7 +15,7 @@ from engine import continuous_batching
 from engine.base import BaseStats
 from engine.cache.prefix_cache import PrefixCache
 from engine.generation.deer import Deer
-from engine.generation.strategy import Forward, Rows, RowsOutput, StepTiming
+from engine.generation.strategy import Rows, RowsOutput
 from engine.request.errors import InvalidRequestError
 from engine.request.outputs import FinishReason
 from engine.request.sampling_params import SamplingParams
@@ -64,18 +64,16 @@ class Foretold(Deer):
         super().__init__(strategy_context(models))
         self.known = known
         self.committed: list[list[int]] = []  # how many tokens each sequence got, step by step
-        self.verified: list[Forward] = []
+        self.verified: list[int] = []  # rows, step by step
 
     def propose(self, sequences: Seq[Sequence], drafted: Seq[RowsOutput]) -> list[Rows]:
         return self.verify(sequences, {seq.sequence_id: self._foretell(seq) for seq in sequences})
 
     def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
+        self.verified.append(sum(len(output.rows.token_ids) for output in outputs))
         commits = super().accept(outputs)
         self.committed.append([len(commit) for commit in commits])
         return commits
-
-    def observe(self, timing: StepTiming) -> None:
-        self.verified.append(timing.verify)
 
     def _foretell(self, sequence: Sequence) -> list[int]:
         answer, spoil = self.known[sequence.sequence_id]
@@ -175,9 +173,8 @@ def test_a_batch_of_different_temperatures_is_not_averaged(models: TinyModels) -
 def test_what_was_read_once_is_not_read_again(models: TinyModels) -> None:
     """Once: every step ran drafter and verifier over the whole text, whatever the cache's name."""
     _, strategy, _ = foretold(models, [ask(70)], [wrong])
-    sizes = [forward.size for forward in strategy.verified]
     drafted = [min(NUM_DRAFTED, left - 1) for left in range(NUM_TOKENS - 1, 0, -1)]
-    assert sizes == [1 + length for length in drafted]
+    assert strategy.verified == [1 + length for length in drafted]
 
 
 def test_an_end_inside_an_accepted_draft_ends_the_text_there(models: TinyModels) -> None:

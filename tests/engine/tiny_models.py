@@ -33,14 +33,14 @@ def tiny_llama(seed: int = 0) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
 
 
-def tiny_drafter(seed: int = 0, block_size: int = 4) -> DFlashDrafter:
+def tiny_drafter(seed: int = 0, block_size: int = 4, head_dim: int = 16) -> DFlashDrafter:
     torch.manual_seed(seed)
     config = DFlashConfig(
         num_layers=1,
         hidden_size=64,
         num_heads=4,
         num_kv_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         intermediate_size=96,
         vocab_size=VOCAB_SIZE,
         mask_token_id=VOCAB_SIZE - 1,

@@ -170,6 +170,7 @@ def test_the_help_states_the_defaults_that_hold() -> None:
 
 
 REACHING_THE_ENGINE = {
+    "CPU_THREADS": "3",
     "MODEL": "/some/model",
     "AR_VERIFIER_MODEL": "/some/verifier",
     "TOKENIZER": "/some/tokenizer",
@@ -198,7 +199,7 @@ REACHING_THE_ENGINE = {
     "APD_THRESHOLD": "0.5",
 }
 OF_THE_PROCESS = {
-    *("REDIS_URL", "RESULT_TTL", "FAILURE_TTL", "LOG_LEVEL", "CPU_THREADS"),
+    *("REDIS_URL", "RESULT_TTL", "FAILURE_TTL", "LOG_LEVEL"),
     *("LEASE", "DRAIN_TIMEOUT", "OUTAGE_BUFFER_MB"),
 }
 

@@ -69,7 +69,7 @@ _ALL = (
     _setting("MAX_MODEL_LEN", (WORKER,), "from the model", "longest prompt + answer, in tokens"),
     _setting("DTYPE", (WORKER,), "auto", "auto, float32, bfloat16 or float16"),
     _setting("DEVICE", (WORKER,), "auto", "auto, cpu, cuda or cuda:N"),
-    _setting("CPU_THREADS", (WORKER,), "cores / workers", "threads that torch may use on a CPU"),
+    _setting("CPU_THREADS", (WORKER,), "cores / workers", "threads of the forwards on a CPU"),
     _setting(
         "HYBRID_ENABLED",
         (WORKER,),

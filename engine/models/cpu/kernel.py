@@ -12,5 +12,7 @@ from numba import njit
 kernel: Any = njit(nogil=True, cache=True, error_model="numpy")
 """For code whose every result is to be the same however it is called."""
 
-reordering_kernel: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+_LIBERTIES = {"reassoc", "contract", "arcp", "nsz", "nnan"}  # infinities stay: bans are such
+
+reordering_kernel: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath=_LIBERTIES)
 """May add in another order: for loops whose length no batch changes."""

@@ -61,6 +61,12 @@ class PackedLayers:
         self._rotation = rotation
         self._cos = self._sin = np.empty((0, self.shape.head_dim // 2), np.float32)
 
+    @property
+    def num_weights(self) -> int:
+        """Multiply-adds of a row in all matrices."""
+        weights = self.weights
+        return sum(map(len, (weights.qkv, weights.out, weights.gate_up, weights.down)))
+
     def new_cache(self, num_blocks: int) -> tuple[Floats, Floats]:
         """Zeroed room for the keys and the values of so many blocks, in every layer."""
         shape = self.shape

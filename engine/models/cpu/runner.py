@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
+from engine.models.cpu.chain import draw_chains
 from engine.models.cpu.decoder import Buffers, Cache, Shape, Weights
 from engine.models.cpu.forwards import Head, Taps, draft_blocks, read_text
 from engine.models.cpu.packed_model import (
@@ -21,7 +23,7 @@ from engine.models.cpu.packed_model import (
     can_pack,
     can_pack_drafter,
 )
-from engine.models.cpu.product import PANEL, Floats, Panels
+from engine.models.cpu.product import PANEL, Floats, Panels, is_bfloat16, pack_panels
 from engine.models.cpu.rows import num_scratch_blocks, pack_drafts, pack_rows, reach
 from engine.models.cpu.team import Team
 from engine.models.dflash import DFlashDrafter
@@ -51,7 +53,8 @@ class KernelRunner:
         page_size: int,
         num_threads: int,
     ) -> None:
-        room = (num_pages, page_size, Team(num_threads))
+        self.team = Team(num_threads)
+        room = (num_pages, page_size, self.team)
         self._verifier = None if verifier is None else ModelKernels(PackedModel(verifier), *room)
         self._drafter: DrafterKernels | None = None
         if drafter is not None:
@@ -68,6 +71,10 @@ class KernelRunner:
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
         assert self._drafter is not None
         return self._drafter.draft(blocks, lengths)
+
+    def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
+        assert self._drafter is not None
+        return self._drafter.draw_chained(scores, lengths, anchors)
 
     def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
         assert self._diffusion is not None
@@ -122,6 +129,8 @@ class ModelKernels:
             head,
             taps,
             *side,
+            num_products=len(token_ids) * self.model.layers.num_weights
+            + head.logits.shape[0] * len(self.model.head),
         )
         return torch.from_numpy(head.logits)[:, : self.model.vocab_size]
 
@@ -148,6 +157,14 @@ class DrafterKernels:
         self._tapped = np.array(config.target_layer_ids, np.int64)
         self._fc = self.packed.pack(drafter.fc.weight.detach().numpy()).reshape(-1)
         self._norm = drafter.hidden_norm.weight.detach().numpy()
+        self._markov: tuple[Floats, Panels] | None = None
+        if drafter.markov is not None:
+            output = drafter.markov.lm_head.weight.detach().numpy()
+            half = is_bfloat16(output)
+            self._markov = (
+                drafter.markov.embed_previous.weight.detach().numpy(),
+                pack_panels(output, as_bfloat16=half).reshape(-1),
+            )
         drafter.layers = nn.ModuleList([Moved()])
 
     def side(self, num_positions: int) -> _DraftSide:
@@ -169,6 +186,17 @@ class DrafterKernels:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
+        """scores: [R, V], noise included -> the tokens of each draft, one after the other."""
+        assert self._markov is not None
+        starts = np.array([0, *accumulate(lengths)])
+        drawn = np.empty(len(scores), np.int64)
+        flat = np.ascontiguousarray(scores.numpy())
+        args = (flat, starts, np.array(anchors), *self._markov, drawn)
+        self._team.run(draw_chains, *args, num_products=len(scores) * len(self._markov[1]))
+        token_ids: list[int] = drawn.tolist()
+        return [token_ids[first:end] for first, end in pairwise(starts.tolist())]
+
     def _draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
         rows = pack_drafts(blocks, self._page_size, self._scratch)
         width = len(blocks[0].token_ids)
@@ -185,6 +213,7 @@ class DrafterKernels:
             cache,
             new_buffers(x, self.packed.shape),
             head,
+            num_products=len(x) * self.packed.num_weights + len(wanted) * len(self._model.head),
         )
         return torch.from_numpy(head.logits)[:, : self._model.vocab_size]
 

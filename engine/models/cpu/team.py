@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -12,71 +13,56 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from engine.models.cpu.atomics import add, load, pause, sleep_while, store, wake
+from engine.models.cpu.attendance import Attendance
 from engine.models.cpu.kernel import kernel
 
-_SPINS = 4000
-"""Looks at a barrier before the core is offered to others: some microseconds."""
+_SPINS = 2000
+"""Looks at a barrier before its thread sleeps: about 50 microseconds on x86."""
+_MIN_PRODUCTS = 4_000_000
+"""Multiply-adds that a helper is woken for, which takes as long as the half of them."""
+_ARRIVALS, _SLEEPERS, _SIZE = 0, 16, 17
+"""Counters of a run: how often somebody came to a barrier; whether one sleeps there, 128 bytes
+on, so that they share no cache line."""
 _OPEN = 1 << 62
 """Arrivals that hold nobody up: after a failure there is no one to wait for."""
 
 
 class Member(NamedTuple):
-    """One thread's place in its team, and the counter at which all meet."""
+    """One thread's place in its team, and the counters at which all meet."""
 
     rank: int
     size: int
-    arrivals: npt.NDArray[np.int64]  # [1]
-
-
-@intrinsic
-def _add_atomically(typing_context, array, value):
-    """array[0] += value; returns what it was. Everything written before is seen after."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", data, args[1], "seq_cst")
-
-    return types.int64(array, types.int64), generate
-
-
-@intrinsic
-def _read_atomically(typing_context, array):
-    """array[0]. What others wrote before they added to it is seen after."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.load_atomic(data, "acquire", 8)
-
-    return types.int64(array), generate
-
-
-@intrinsic
-def _yield_core(typing_context):
-    """sched_yield(2): whoever waits for this core may have it."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        function = cgutils.get_or_insert_function(builder.module, kind, "sched_yield")
-        return builder.call(function, [])
-
-    return types.int32(), generate
+    counters: npt.NDArray[np.int64]  # [17]
 
 
 @kernel
 def meet(member, number):
-    """Wait until all of the team have come to barrier `number` (1, 2, ...); returns the next."""
-    if member.size > 1:
-        _add_atomically(member.arrivals, 1)
-        spins = 0
-        while _read_atomically(member.arrivals) < number * member.size:
+    """Wait until all of the team have come to barrier `number` (1, 2, ...); returns the next.
+
+    Who sleeps gives its core to whom it waits for. Yielding would give it to anybody, for a slice
+    of some milliseconds at every barrier.
+    """
+    counters, target = member.counters, number * member.size
+    if member.size == 1:
+        return number + 1
+    count = add(counters, _ARRIVALS, 1) + 1
+    if count == target:
+        if load(counters, _SLEEPERS):
+            store(counters, _SLEEPERS, 0)
+            wake(counters, _ARRIVALS)
+        return number + 1
+    spins = 0
+    while count < target:
+        if spins < _SPINS:
             spins += 1
-            if spins > _SPINS:
-                _yield_core()
+            pause()
+        else:
+            # Announced before the counter is compared again: the last to come sees one of both.
+            store(counters, _SLEEPERS, 1)
+            sleep_while(counters, _ARRIVALS, count)
+        count = load(counters, _ARRIVALS)
     return number + 1
 
 
@@ -86,47 +72,79 @@ def share(count, member):
     return count * member.rank // member.size, count * (member.rank + 1) // member.size
 
 
+@kernel
+def _open(counters):
+    """Let everybody pass every barrier."""
+    store(counters, _ARRIVALS, _OPEN)
+    wake(counters, _ARRIVALS)
+
+
 _Calls = queue.SimpleQueue[Callable[[], object] | None]
 
 
 class Team:
-    """The calling thread and helpers, which sleep between kernels and leave with the team."""
+    """The calling thread and helpers, which sleep between kernels; ends with its last user."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._calls: list[_Calls] = [queue.SimpleQueue() for _ in range(1, size)]
-        for rank, calls in enumerate(self._calls, 1):
+        self._attendance = Attendance(size)
+        self._calls: list[_Calls] = []
+        self._clocks: list[int] = []
+        for rank in range(1, size):
+            calls: _Calls = queue.SimpleQueue()
             name = f"kernel-{rank}"
-            threading.Thread(target=_serve, args=(calls,), name=name, daemon=True).start()
-        weakref.finalize(self, _dismiss, self._calls)
+            thread = threading.Thread(target=_serve, args=(calls,), name=name, daemon=True)
+            thread.start()
+            assert thread.ident is not None
+            self._clocks.append(time.pthread_getcpuclockid(thread.ident))
+            self._calls.append(calls)
+            weakref.finalize(self, calls.put, None)
 
-    def run(self, kernel: Callable[..., Any], *args: Any) -> None:
+    @property
+    def num_called(self) -> int:
+        """Threads that a kernel would be run by now."""
+        return self._attendance.num_called(time.perf_counter())
+
+    def run(self, kernel: Any, *args: Any, num_products: int) -> None:
         """Call kernel(member, *args) on every thread; it must end with a barrier of its own.
 
-        What it raises on one of them is raised here, when all have left it.
+        num_products: about how many multiply-adds it does. Few are not worth a helper, and of a
+        helper that has no core the calling thread does the work. What it raises on one of them is
+        raised here, when all have left it.
         """
-        arrivals = np.zeros(1, np.int64)
+        size = self.num_called if self.size > 1 and num_products >= _MIN_PRODUCTS else 1
+        counters = np.zeros(_SIZE, np.int64)
+        if size == 1:
+            kernel(Member(0, 1, counters), *args)
+            return
+        num_compiled = len(kernel.overloads)
+        started, ran = time.perf_counter(), self._cpu_seconds(size)
+        self._run_together(kernel, args, size, counters)
+        now = time.perf_counter()
+        if len(kernel.overloads) > num_compiled:
+            return  # one thread has compiled it, or read it from disk, and the others waited
+        self._attendance.note(size, now - started, self._cpu_seconds(size) - ran, now)
+
+    def _run_together(
+        self, kernel: Any, args: Seq[Any], size: int, counters: npt.NDArray[np.int64]
+    ) -> None:
         failures: list[BaseException] = []
+        helpers = self._calls[: size - 1]
         try:
-            for rank, calls in enumerate(self._calls, 1):
-                member = Member(rank, self.size, arrivals)
+            for rank, calls in enumerate(helpers, 1):
+                member = Member(rank, size, counters)
                 calls.put(partial(_take_part, kernel, member, args, failures))
-            kernel(Member(0, self.size, arrivals), *args)
+            kernel(Member(0, size, counters), *args)
         except BaseException:
-            arrivals[0] = _OPEN
-            self._settle()
+            _open(counters)
+            _settle(helpers)
             raise
         if failures:
-            self._settle()
+            _settle(helpers)
             raise failures[0]
 
-    def _settle(self) -> None:
-        """Wait until all helpers are idle."""
-        idle: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for calls in self._calls:
-            calls.put(partial(idle.put, None))
-        for _ in self._calls:
-            idle.get()
+    def _cpu_seconds(self, size: int) -> float:
+        return time.thread_time() + sum(map(time.clock_gettime, self._clocks[: size - 1]))
 
 
 def _take_part(
@@ -136,15 +154,19 @@ def _take_part(
         kernel(member, *args)
     except BaseException as error:  # raised again by the thread that called
         failures.append(error)
-        member.arrivals[0] = _OPEN
+        _open(member.counters)
+
+
+def _settle(helpers: Seq[_Calls]) -> None:
+    """Wait until these are idle."""
+    idle: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for calls in helpers:
+        calls.put(partial(idle.put, None))
+    for _ in helpers:
+        idle.get()
 
 
 def _serve(calls: _Calls) -> None:
     while (call := calls.get()) is not None:
         call()
-        del call  # and with it a whole model, of which this may be the last trace
-
-
-def _dismiss(helpers: Seq[_Calls]) -> None:
-    for calls in helpers:
-        calls.put(None)
+        del call  # or the last forward's arrays, and a whole model, would stay until the next
