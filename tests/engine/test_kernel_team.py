@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -106,8 +107,10 @@ def test_helpers_leave_with_their_team_and_keep_nothing_of_it() -> None:
     weights = np.zeros(8)
     trace = weakref.ref(weights)
     team.run(use, weights)
-    team._settle()
     del weights
+    deadline = time.monotonic() + 30
+    while trace() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert trace() is None, "an idle helper holds what it ran on last"
     del team
     gc.collect()
