@@ -13,6 +13,7 @@ import torch
 from engine.cache.page_pool import PagePool
 from engine.cache.prefix_cache import PrefixCache
 from engine.continuous_batching import BatcherConfig, ContinuousBatchingEngine, RequestBatcher
+from engine.decoding.noise import gumbel
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.engine_config import DTYPES, EMBEDDED, EMBEDDED_NAME, EngineConfig, resolve
 from engine.generation.registry import load_strategies, missing_roles, strategy_kinds
@@ -21,6 +22,7 @@ from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyCo
 from engine.models.attention_choice import AttentionChoice, AttentionNeed, choose_attention
 from engine.models.causal_lm import UnsupportedModelError
 from engine.models.compiled import check_compiler
+from engine.models.cpu_kernels import kernel_gumbel
 from engine.models.forward_costs import denoise_costs, draft_costs, verify_costs
 from engine.models.kv_pool import bytes_per_token
 from engine.models.loader import Models, check_models, load_models
@@ -84,7 +86,8 @@ def assemble_engine(
     attention = _attention(config, models)
     num_pages = _num_pages(config, models, max_model_len, attention.page_size)
     runner = _model_runner(config, models, num_pages, attention)
-    sampler = TokenSampler(tokenizer, runner.device)
+    make_noise = kernel_gumbel() if config.cpu_kernels else gumbel
+    sampler = TokenSampler(tokenizer, runner.device, make_noise)
     context = _strategy_context(config, runner, sampler, max_model_len)
     available = _available(models)
     strategies = load_strategies(context, available, config.disabled_modes)

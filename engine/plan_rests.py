@@ -9,8 +9,9 @@ _LONGEST_REST = 16
 """Steps that are like the one before, and not planned anew."""
 _REST_BY_LEAD = 100.0
 """Such steps for all the rate that drafts would cost: the clearer that is, the longer it holds."""
-_REST_BY_SIZE, _LONGEST_SIZED_REST = 4, 6
-"""One such step for so many sequences: to plan for a large batch takes its time."""
+_REST_BY_SIZE, _SHORTEST_REST, _LONGEST_SIZED_REST = 4, 2, 6
+"""One such step for so many sequences: to plan for a large batch takes its time, and for one a tenth
+of a short step."""
 _RESTS_LIKE = 0.8
 """A batch is like another one if they have this share of the larger one's sequences in common."""
 
@@ -36,7 +37,7 @@ class Rests:
         """`lead` is the share of the rate that drafts would cost, 0 where they pay."""
         self._num_left = max(
             min(int(lead * _REST_BY_LEAD), _LONGEST_REST),
-            min(num_sequences // _REST_BY_SIZE, _LONGEST_SIZED_REST),
+            min(max(num_sequences // _REST_BY_SIZE, _SHORTEST_REST), _LONGEST_SIZED_REST),
         )
 
     def end(self) -> None:

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.decoding.noise import gumbel
+from engine.decoding.noise_cache import Gumbel
 from engine.models.causal_lm import CausalLM
 from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
@@ -31,6 +33,15 @@ class CpuKernels(Protocol):
     def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor: ...
 
 
+def kernel_gumbel() -> Gumbel:
+    """`decoding.noise.gumbel`, by a kernel where numba is installed: equal to it bit for bit."""
+    if find_spec("numba") is None:
+        return gumbel
+    from engine.models.cpu.noise import gumbel as by_kernel
+
+    return by_kernel
+
+
 def cpu_kernels(
     verifier: CausalLM | None,
     drafter: DFlashDrafter | None,
@@ -43,8 +54,11 @@ def cpu_kernels(
     if find_spec("numba") is None:
         logger.info("numba is not installed: models run operator by operator")
         return None
-    from engine.models.cpu.runner import KernelRunner, why_not
-
+    try:
+        from engine.models.cpu.runner import KernelRunner, why_not
+    except ImportError as error:  # numba refuses a NumPy that is newer than it knows
+        logger.info("no CPU kernels: %s", error)
+        return None
     reason = why_not(verifier, drafter, diffusion, page_size)
     if reason is not None:
         logger.info("no CPU kernels: %s", reason)

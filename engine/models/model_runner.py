@@ -88,6 +88,8 @@ class ModelRunner:
         Returns False, and nothing has changed, where they do not compute one of these models. What
         was in the pages before is lost.
         """
+        if self.canvas is not None:  # which they do not compute, nor may they take a part
+            return False
         kernels = cpu_kernels(
             self._verifier,
             self.drafter,
@@ -96,7 +98,7 @@ class ModelRunner:
             self.page_size,
             num_threads,
         )
-        if kernels is None or self.canvas is not None:
+        if kernels is None:
             return False
         self._kernels = kernels
         self._pool = self._context_pool = self._diffusion_pool = None

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from engine.decoding.logit_processors import apply_processors, needs_processing
-from engine.decoding.noise_cache import NoiseCache
+from engine.decoding.noise import gumbel
+from engine.decoding.noise_cache import Gumbel, NoiseCache
 from engine.decoding.rejection import committed_tokens, verify_by_rejection
 from engine.decoding.sampler import (
     gather_logprobs,
@@ -43,11 +44,14 @@ class _Batch(NamedTuple):
 class TokenSampler:
     """Logits in, token ids out; remembers the sampling table of an unchanged batch."""
 
-    def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, device: torch.device, make_noise: Gumbel = gumbel
+    ) -> None:
+        """`make_noise` is for CPUs: `gumbel`, or what gives the same sooner."""
         self._tokenizer = tokenizer
         self._device = device
         # A row of noise is wanted by drafter and verifier; on a GPU a look-up costs more than it.
-        self._noise_cache = NoiseCache() if device.type == "cpu" else None
+        self._noise_cache = NoiseCache(make=make_noise) if device.type == "cpu" else None
         self._batches: dict[tuple[int, ...], _Batch] = {}
 
     def sample(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:

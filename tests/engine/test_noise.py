@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from engine.decoding import noise as noise_module
-from engine.decoding import noise_cache
 from engine.decoding.entropy_bound import MAX_STEPS
 from engine.decoding.noise import (
     KEY_STEPS,
@@ -24,6 +24,7 @@ from engine.decoding.noise import (
     uniform,
 )
 from engine.decoding.noise_cache import NUM_AT_ONCE, NoiseCache
+from engine.models.cpu_kernels import kernel_gumbel
 
 # Random123, kat_vectors: philox4x32, 10 rounds: counter, key, expected.
 KNOWN_ANSWERS = [
@@ -140,36 +141,44 @@ def test_a_gpu_draws_the_same_integers() -> None:
     assert all(torch.equal(a, b.cpu()) for a, b in zip(on_cpu, on_gpu, strict=True))
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows were made each time that some were."""
-    counts: list[int] = []
-    make = noise_cache._make
+class CountingGumbel:
+    """`gumbel`, and how many rows were made each time that some were."""
 
-    def counting_make(keys: list[noise_cache.NoiseKey], vocab_size: int) -> Tensor:
-        counts.append(len(keys))
-        return make(keys, vocab_size)
+    def __init__(self) -> None:
+        self.counts: list[int] = []
 
-    monkeypatch.setattr(noise_cache, "_make", counting_make)
-    return counts
+    def __call__(self, seeds: Tensor, *rest: Any) -> Tensor:
+        self.counts.append(len(seeds))
+        return gumbel(seeds, *rest)
 
 
-def test_a_cached_row_is_the_row(made: list[int]) -> None:
-    cache = NoiseCache()
+def test_a_cached_row_is_the_row() -> None:
+    made = CountingGumbel()
+    cache = NoiseCache(make=made)
     keys = [((5, 0, 0), position) for position in (3, 4, 5, 4)]
     plain = gumbel(rows(5, 5, 5, 5), rows(0, 0, 0, 0), rows(0, 0, 0, 0), rows(3, 4, 5, 4), 100)
     assert torch.equal(cache.rows(keys, 100), plain)
     assert torch.equal(cache.rows(keys[1:], 100), plain[1:])
-    assert made == [4]  # each position once, however often it is asked for, and position 6
+    assert made.counts == [7]  # each position once, however often it is asked for, and four more
     assert torch.equal(cache.rows(keys, 52), plain[:, :52])  # another vocabulary, other rows
 
 
-def test_few_missing_rows_are_made_with_those_that_follow(made: list[int]) -> None:
-    cache = NoiseCache()
-    for position in range(16):
+def test_few_missing_rows_are_made_with_those_that_follow() -> None:
+    made = CountingGumbel()
+    cache = NoiseCache(make=made)
+    for position in range(2 * NUM_AT_ONCE):
         row = gumbel(rows(5), rows(0), rows(0), rows(position), 100)
         assert torch.equal(cache.rows([((5, 0, 0), position)], 100), row)
-    assert made == [NUM_AT_ONCE, NUM_AT_ONCE]
+    assert made.counts == [NUM_AT_ONCE, NUM_AT_ONCE]
+
+
+def test_the_kernel_makes_the_same_noise_bit_for_bit() -> None:
+    pytest.importorskip("numba", reason="needs numba")
+    by_kernel = kernel_gumbel()
+    assert by_kernel is not gumbel
+    numbers = random_rows(70)
+    for vocab_size in (4096, 5003, 2):
+        assert torch.equal(by_kernel(*numbers, vocab_size), gumbel(*numbers, vocab_size))  # type: ignore[call-arg]
 
 
 def test_a_full_cache_drops_the_row_used_longest_ago_and_never_one_in_use() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.models.cpu.functions import soften
+from engine.models.cpu.functions import LOWEST, soften
 from engine.models.cpu.kernel import kernel
 from engine.models.cpu.product import PANEL, multiply, multiply_narrow
 from engine.models.cpu.tile import LANES
@@ -33,8 +33,8 @@ def keep(key, value, slot, head, num_heads, keys, values):
 def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, scores, out):
     """Rows of one span: queries and out [N, D], scaled; row n sees positions lows[n] to highs[n].
 
-    Positions are counted along `blocks`, those from gap[0] to gap[1] left out. keys and values are
-    flat; scores is flat room for N times the blocks' positions.
+    Positions are counted along `blocks`, those from gap[0] to gap[1] left out (only where all lows
+    are 0). keys and values are flat; scores is flat room for N times the blocks' positions.
     """
     num_rows, size = queries.shape
     first, last = lows.min() // BLOCK, (highs.max() + BLOCK - 1) // BLOCK
@@ -48,12 +48,13 @@ def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, sco
     for n in range(num_rows):
         row = scores[n * width : (n + 1) * width]
         low, high = lows[n] - first * BLOCK, highs[n] - first * BLOCK
+        hole = row[gap[0] - first * BLOCK : gap[1] - first * BLOCK]
+        # Left in and taken off the sum later, what stands there could outweigh all that is seen.
+        hole[:] = LOWEST
         row[:low] = np.float32(0.0)
         row[high:] = np.float32(0.0)
         totals[n] = soften(row[low:high])
-        for i in range(gap[0] - first * BLOCK, gap[1] - first * BLOCK):
-            totals[n] -= row[i]
-            row[i] = np.float32(0.0)
+        hole[:] = np.float32(0.0)
     for number in range(first, last):
         start = (blocks[number] * num_heads + head) * size * BLOCK
         column = (number - first) * BLOCK

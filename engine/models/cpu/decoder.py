@@ -90,6 +90,8 @@ def run_layers(member, shape, weights, rows, cache, buffers, taps, tapped, barri
         normalise(x, weights.input_norm[layer], weights.eps, normed)
         _project(member, normed, weights.qkv, layer, qkv_size, buffers.qkv, 0)
         barrier = meet(member, barrier)
+        _keep(member, layer, shape, weights, rows, cache, buffers.qkv)
+        barrier = meet(member, barrier)  # spans of one sequence read each other's keys
         _attend(member, layer, shape, weights, rows, cache, buffers)
         barrier = meet(member, barrier)
         _project(member, buffers.mixed, weights.out, layer, hidden, x, 1)
@@ -153,8 +155,28 @@ def _feed_forward(member, normed, layer, shape, gate_up, active):
 
 
 @kernel
+def _keep(member, layer, shape, weights, rows, cache, qkv):
+    """Add the biases, and keep all keys and values: a span's head of keys at a time."""
+    size, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
+    biases = weights.qkv_bias[layer]
+    begin, end = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
+    for unit in range(begin, end):
+        span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
+        k0 = (shape.num_heads + head) * size
+        v0 = k0 + shape.num_kv_heads * size
+        if biases.shape[0]:
+            for t in range(rows.spans[span], rows.spans[span + 1]):
+                for at in range(head * group * size, (head + 1) * group * size):
+                    qkv[t, at] += biases[at]
+                for i in range(size):
+                    qkv[t, k0 + i] += biases[k0 + i]
+                    qkv[t, v0 + i] += biases[v0 + i]
+        keep_head(layer, span, head, shape, weights, rows, cache, qkv, k0, v0)
+
+
+@kernel
 def _attend(member, layer, shape, weights, rows, cache, buffers):
-    """Keep keys and values and attend with the queries that share them: a span's head at a time."""
+    """Attend with the queries that share keys: a span's head of keys at a time."""
     size, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
     num_rows = _MAX_ROWS * group
     queries = np.empty((num_rows, size), np.float32)
@@ -162,21 +184,11 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
     lows, ends = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
     scores = np.empty(num_rows * (rows.ends.max() + 2 * BLOCK), np.float32)
     window, scale = weights.windows[layer], weights.scales[layer]
-    norms, biases = weights.head_norm[layer], weights.qkv_bias[layer]
+    norms = weights.head_norm[layer]
     begin, end = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
     for unit in range(begin, end):
         span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
         blocks = rows.blocks[rows.tables[span] : rows.tables[span + 1]]
-        k0 = (shape.num_heads + head) * size
-        v0 = k0 + shape.num_kv_heads * size
-        if biases.shape[0]:
-            for t in range(rows.spans[span], rows.spans[span + 1]):
-                for at in range(head * group * size, (head + 1) * group * size):
-                    buffers.qkv[t, at] += biases[at]
-                for i in range(size):
-                    buffers.qkv[t, k0 + i] += biases[k0 + i]
-                    buffers.qkv[t, v0 + i] += biases[v0 + i]
-        keep_head(layer, span, head, shape, weights, rows, cache, buffers.qkv, k0, v0)
         for start in range(rows.spans[span], rows.spans[span + 1], _MAX_ROWS):
             count = 0
             for t in range(start, min(start + _MAX_ROWS, rows.spans[span + 1])):

@@ -18,6 +18,8 @@ _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
 _LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
 _HALF = np.float32(0.5)
+LOWEST = np.float32(-3e38)
+"""Below every score, and finite: code that may be reordered must not meet an infinity."""
 _ONE = np.float32(1.0)
 # The series of the exponential up to the seventh power; |r| is at most half of ln(2), so what is
 # left out is below a unit in the last place.
@@ -92,7 +94,7 @@ def gate(gates, ups, out):
 @reordering_kernel
 def soften(scores):
     """Softmax numerators in place; returns their sum."""
-    largest = np.float32(-np.inf)
+    largest = LOWEST
     for i in range(scores.shape[0]):
         largest = max(largest, scores[i])
     total = np.float32(0.0)

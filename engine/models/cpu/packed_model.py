@@ -152,10 +152,10 @@ class PackedModel:
             as_bfloat16=are_bfloat16(layers, head),
         )
         self.head = self.layers.pack(_array(head)).reshape(-1)
-        decoder.layers = nn.ModuleList([_Moved()])
+        decoder.layers = nn.ModuleList([Moved()])
 
 
-class _Moved(nn.Module):
+class Moved(nn.Module):
     """Stands where the layers stood whose weights are in the kernels now."""
 
     def forward(self, *_: object, **__: object) -> Tensor:

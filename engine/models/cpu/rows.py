@@ -15,7 +15,9 @@ from engine.models.packing import Span
 
 def pack_rows(spans: Seq[Span], page_size: int) -> Rows:
     """Rows that read and write their own positions; `page_size` is a multiple of 16."""
-    pages = [span.page_ids[: -(-span.num_keys // page_size)] for span in spans]
+    for span in spans:  # a kernel would go on in the pages of the next
+        assert reach(span) <= len(span.page_ids) * page_size, "a span has rows behind its pages"
+    pages = [span.page_ids[: -(-reach(span) // page_size)] for span in spans]
     positions, ends, origins, firsts = _lay_out(
         np.array([span.start for span in spans]),
         np.array([len(span.token_ids) for span in spans]),
@@ -24,6 +26,11 @@ def pack_rows(spans: Seq[Span], page_size: int) -> Rows:
     blocks, tables = _blocks(pages, page_size)
     gaps = np.zeros((len(spans), 2), np.int64)
     return Rows(positions, positions, ends, origins, firsts, tables, blocks, gaps)
+
+
+def reach(span: Span) -> int:
+    """How many leading positions are read or written."""
+    return max(span.end, span.num_keys)
 
 
 def pack_drafts(blocks: Seq[Span], page_size: int, scratch: int) -> Rows:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
@@ -16,6 +16,7 @@ from engine.models.cpu.chain import draw_chains
 from engine.models.cpu.decoder import Buffers, Cache, Shape, Weights
 from engine.models.cpu.forwards import Head, Taps, draft_blocks, read_text
 from engine.models.cpu.packed_model import (
+    Moved,
     PackedLayers,
     PackedModel,
     are_bfloat16,
@@ -23,7 +24,7 @@ from engine.models.cpu.packed_model import (
     can_pack_drafter,
 )
 from engine.models.cpu.product import PANEL, Floats, Panels, is_bfloat16, pack_panels
-from engine.models.cpu.rows import num_scratch_blocks, pack_drafts, pack_rows
+from engine.models.cpu.rows import num_scratch_blocks, pack_drafts, pack_rows, reach
 from engine.models.cpu.team import Team
 from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
@@ -114,7 +115,7 @@ class ModelKernels:
         """One packed forward, the drafter's context with it; logits of some rows, [R, V]."""
         rows = pack_rows(spans, self._page_size)
         token_ids = [token_id for span in spans for token_id in span.token_ids]
-        num_positions = max(span.num_keys for span in spans)
+        num_positions = max(map(reach, spans))
         side = self._no_side if drafter is None else drafter.side(num_positions)
         taps = _no_taps(self.model) if drafter is None else drafter.taps(len(token_ids))
         head = new_head(self.model.head, logit_rows, self.model.vocab_size)
@@ -164,6 +165,7 @@ class DrafterKernels:
                 drafter.markov.embed_previous.weight.detach().numpy(),
                 pack_panels(output, as_bfloat16=half).reshape(-1),
             )
+        drafter.layers = nn.ModuleList([Moved()])
 
     def side(self, num_positions: int) -> _DraftSide:
         cache = self.packed.with_rotation(self._kept, num_positions)

@@ -7,6 +7,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +23,11 @@ _SPINS = 2000
 _MIN_PRODUCTS = 4_000_000
 """Multiply-adds that a helper is woken for, which takes as long as the half of them."""
 _ARRIVALS, _SLEEPERS, _SIZE = 0, 16, 17
-"""Counters of a run: how often somebody came to a barrier; whether one sleeps there, 128 bytes
-on, so that they share no cache line."""
+"""Counters of a run: how often somebody came to a barrier; how many sleep there, 128 bytes on, so
+that they share no cache line."""
+_OPEN = (1 << 62) + (1 << 31)
+"""Arrivals that hold nobody up: after a failure there is no one to wait for. Nor do their lower 32
+bits, which sleepers compare, ever look like a number of arrivals."""
 
 
 class Member(NamedTuple):
@@ -46,7 +51,6 @@ def meet(member, number):
     count = add(counters, _ARRIVALS, 1) + 1
     if count == target:
         if load(counters, _SLEEPERS):
-            store(counters, _SLEEPERS, 0)
             wake(counters, _ARRIVALS)
         return number + 1
     spins = 0
@@ -55,9 +59,11 @@ def meet(member, number):
             spins += 1
             pause()
         else:
-            # Announced before the counter is compared again: the last to come sees one of both.
-            store(counters, _SLEEPERS, 1)
+            # Said before the arrivals are compared again: who comes last wakes us, or we see him.
+            # Everybody takes back his own word: who came last may be slow to, and take the next.
+            add(counters, _SLEEPERS, 1)
             sleep_while(counters, _ARRIVALS, count)
+            add(counters, _SLEEPERS, -1)
         count = load(counters, _ARRIVALS)
     return number + 1
 
@@ -68,7 +74,14 @@ def share(count, member):
     return count * member.rank // member.size, count * (member.rank + 1) // member.size
 
 
-_Call = tuple[Callable[..., Any], tuple[Any, ...]]
+@kernel
+def _open(counters):
+    """Let everybody pass every barrier."""
+    store(counters, _ARRIVALS, _OPEN)
+    wake(counters, _ARRIVALS)
+
+
+_Calls = queue.SimpleQueue[Callable[[], object] | None]
 
 
 class Team:
@@ -77,10 +90,10 @@ class Team:
     def __init__(self, size: int) -> None:
         self.size = size
         self._attendance = Attendance(size)
-        self._calls: list[queue.SimpleQueue[_Call | None]] = []
+        self._calls: list[_Calls] = []
         self._clocks: list[int] = []
         for rank in range(1, size):
-            calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+            calls: _Calls = queue.SimpleQueue()
             name = f"kernel-{rank}"
             thread = threading.Thread(target=_serve, args=(calls,), name=name, daemon=True)
             thread.start()
@@ -98,7 +111,8 @@ class Team:
         """Call kernel(member, *args) on every thread; it must end with a barrier of its own.
 
         num_products: about how many multiply-adds it does. Few are not worth a helper, and of a
-        helper that has no core the calling thread does the work.
+        helper that has no core the calling thread does the work. What it raises on one of them is
+        raised here, when all have left it.
         """
         size = self.num_called if self.size > 1 and num_products >= _MIN_PRODUCTS else 1
         counters = np.zeros(_SIZE, np.int64)
@@ -107,20 +121,54 @@ class Team:
             return
         num_compiled = len(kernel.overloads)
         started, ran = time.perf_counter(), self._cpu_seconds(size)
-        for rank in range(1, size):
-            self._calls[rank - 1].put((kernel, (Member(rank, size, counters), *args)))
-        kernel(Member(0, size, counters), *args)
+        self._run_together(kernel, args, size, counters)
         now = time.perf_counter()
         if len(kernel.overloads) > num_compiled:
             return  # one thread has compiled it, or read it from disk, and the others waited
         self._attendance.note(size, now - started, self._cpu_seconds(size) - ran, now)
 
+    def _run_together(
+        self, kernel: Any, args: Seq[Any], size: int, counters: npt.NDArray[np.int64]
+    ) -> None:
+        failures: list[BaseException] = []
+        helpers = self._calls[: size - 1]
+        try:
+            for rank, calls in enumerate(helpers, 1):
+                member = Member(rank, size, counters)
+                calls.put(partial(_take_part, kernel, member, args, failures))
+            kernel(Member(0, size, counters), *args)
+        except BaseException:
+            _open(counters)
+            _settle(helpers)
+            raise
+        if failures:
+            _settle(helpers)
+            raise failures[0]
+
     def _cpu_seconds(self, size: int) -> float:
         return time.thread_time() + sum(map(time.clock_gettime, self._clocks[: size - 1]))
 
 
-def _serve(calls: queue.SimpleQueue[_Call | None]) -> None:
+def _take_part(
+    kernel: Callable[..., Any], member: Member, args: Seq[Any], failures: list[BaseException]
+) -> None:
+    try:
+        kernel(member, *args)
+    except BaseException as error:  # raised again by the thread that called
+        failures.append(error)
+        _open(member.counters)
+
+
+def _settle(helpers: Seq[_Calls]) -> None:
+    """Wait until these are idle."""
+    idle: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for calls in helpers:
+        calls.put(partial(idle.put, None))
+    for _ in helpers:
+        idle.get()
+
+
+def _serve(calls: _Calls) -> None:
     while (call := calls.get()) is not None:
-        kernel, args = call
-        kernel(*args)
-        del call, kernel, args  # or the last forward's arrays would stay until the next
+        call()
+        del call  # or the last forward's arrays, and a whole model, would stay until the next

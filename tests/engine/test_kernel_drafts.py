@@ -1,0 +1,118 @@
+"""The drafter through the CPU kernels against the same drafter through torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.models.model_runner import ModelRunner
+from engine.models.packing import Span
+from tests.engine.kernel_models import (
+    DTYPES,
+    MASK,
+    VOCAB,
+    Plan,
+    Text,
+    load_runner,
+    make_texts,
+    read,
+    save_draft_kind,
+    save_kind,
+)
+
+LENGTHS = [300, 70, 33]
+MIXED: Plan = [[(0, 200), (1, 16)], [(1, 8), (0, 1), (2, 5)], [(0, 99), (2, 28), (1, 46)]]
+ANCHORS = [
+    (2, 0),
+    (1, 1),
+    (0, 15),
+    (1, 16),
+    (2, 17),
+    (0, 250),
+    (0, 260),
+    (1, 63),
+    (2, 31),
+    (0, 290),
+]
+
+
+def block(text: Text, start: int, width: int) -> Span:
+    return Span([text.token_ids[start], *[MASK] * (width - 1)], start, text.page_ids)
+
+
+def pair(
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    num_threads: int = 1,
+    page_size: int = 16,
+    **changes: Any,
+) -> tuple[ModelRunner, ModelRunner]:
+    """One verifier and drafter through the kernels, and through torch."""
+    path = save_kind(folder / "verifier", "qwen3", dtype)
+    drafter = save_draft_kind(folder / "drafter", dtype, **changes)
+    kernels = load_runner(path, drafter, num_threads=num_threads, page_size=page_size)
+    return kernels, load_runner(path, drafter, page_size=page_size)
+
+
+def same_drafts(runners: tuple[ModelRunner, ...], blocks: list[Span], lengths: list[int]) -> None:
+    found, expected = (runner.draft(blocks, lengths) for runner in runners)
+    assert found.shape == (sum(lengths), VOCAB)
+    assert expected.std() > 0.1, "the test proves nothing"
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [8, 16, 17, 40])
+def test_drafts_from_any_anchor_are_those_of_torch(
+    block_size: int, dtype: str, tmp_path: Path
+) -> None:
+    """After what a batch of prompts, decode rows and rows to be verified has left as context."""
+    page_size = 32 if block_size == 17 else 16
+    texts = make_texts(LENGTHS, page_size)
+    runners = pair(tmp_path, dtype=dtype, block_size=block_size, page_size=page_size)
+    for runner in runners:
+        read(runner, texts, MIXED)
+    blocks = [block(texts[text], start, block_size) for text, start in ANCHORS]
+    for one in blocks:
+        same_drafts(runners, [one], [block_size - 1])
+    same_drafts(runners, blocks[:3], [1, block_size - 1, 0])
+    same_drafts(runners, blocks * 7, [1 + i % (block_size - 1) for i in range(70)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_layers": 1, "target_layer_ids": (1,)},
+        {"num_layers": 4, "target_layer_ids": (0, 1, 2)},
+        {"num_heads": 6, "num_kv_heads": 3, "head_dim": 64, "intermediate_size": 33},
+        {"input_embedding_scale": 2.0, "output_multiplier": 0.5, "final_logit_softcapping": 1.5},
+        {"rope_scaling": (("factor", 4.0), ("rope_type", "linear"))},
+    ],
+    ids=str,
+)
+def test_drafters_of_other_shapes_draft_as_in_torch(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    runners, texts = pair(tmp_path, num_threads=2, **changes), make_texts(LENGTHS)
+    for runner in runners:
+        read(runner, texts, MIXED)
+    blocks = [block(texts[text], start, 8) for text, start in ANCHORS]
+    same_drafts(runners, blocks, [7] * len(blocks))
+
+
+def test_a_draft_does_not_see_what_was_refused_before(tmp_path: Path) -> None:
+    """Rows of refused drafts stay in the pages until they are written over."""
+    runner, torch_runner = pair(tmp_path)
+    [text] = make_texts([60])
+    wrong = Span([7] * 12, 20, text.page_ids)
+    runner.verify([text.span(0, 20)], [])
+    fresh = runner.draft([block(text, 20, 8)], [7])
+    runner.verify([wrong], [])
+    assert torch.equal(runner.draft([block(text, 20, 8)], [7]), fresh)
+    runner.verify([text.span(20, 23)], [])
+    torch_runner.verify([text.span(0, 23)], [])
+    same_drafts((runner, torch_runner), [block(text, 23, 8)], [7])

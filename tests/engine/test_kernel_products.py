@@ -1,0 +1,143 @@
+"""What the CPU kernels are made of, against NumPy in double precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.models.cpu.attention import attend, keep
+from engine.models.cpu.functions import exponential, gate, normalise, place_head, soften
+from engine.models.cpu.product import (
+    PANEL,
+    Floats,
+    is_bfloat16,
+    multiply,
+    multiply_narrow,
+    pack_panels,
+    project,
+)
+
+RANDOM = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> Floats:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def bfloat16(array: Floats) -> Floats:
+    """Its upper halves, as float32."""
+    return (array.view(np.uint32) & 0xFFFF0000).view(np.float32)
+
+
+def halves(array: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+    return (array.view(np.uint32) >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize("is_half", [True, False], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("width", [16, 32])
+def test_a_product_of_any_number_of_rows_is_numpys_and_touches_nothing_beside_it(
+    width: int, is_half: bool
+) -> None:
+    run = multiply if width == PANEL else multiply_narrow
+    depth, lda, ldw, ldc, a0, w0, c0 = 41, 45, 50, 37, 3, 7, 5
+    for num_rows in range(18):
+        a, w = floats(a0 + num_rows * lda), bfloat16(floats(w0 + depth * ldw))
+        for adds in (0, 1):
+            before = floats(c0 + num_rows * ldc + 3)
+            c = before.copy()
+            given = halves(w) if is_half else w
+            run(a, a0, lda, num_rows, given, w0, ldw, depth, c, c0, ldc, adds)
+            rows = a[a0:].reshape(num_rows, lda)[:, :depth].astype(np.float64)
+            expected = before.copy()
+            out = expected[c0 : c0 + num_rows * ldc].reshape(num_rows, ldc)
+            out[:, :width] = rows @ w[w0:].reshape(depth, ldw)[:, :width] + adds * out[:, :width]
+            np.testing.assert_allclose(c, expected, atol=2e-5)
+            out[:, :width] = c[c0 : c0 + num_rows * ldc].reshape(num_rows, ldc)[:, :width]
+            assert np.array_equal(c, expected), "something beside the product was written"
+
+
+@pytest.mark.parametrize("num_out", [32, 64, 80, 500])
+def test_packed_weights_are_multiplied_in_panels_and_padded_with_zeros(num_out: int) -> None:
+    weight, x = bfloat16(floats(num_out, 48)), floats(11, 48)
+    outs = []
+    for as_bfloat16 in (True, False):
+        panels = pack_panels(weight, as_bfloat16=as_bfloat16)
+        assert panels.shape == (-(-num_out // 32), 48, 32)
+        out = np.full((11, len(panels) * 32), np.nan, np.float32)
+        middle = len(panels) // 2
+        for first, end in ((0, middle), (middle, len(panels))):
+            project(x, 48, panels.reshape(-1), 0, out, out.shape[1], first, end, 0)
+        np.testing.assert_allclose(out[:, :num_out], x @ weight.T, atol=2e-5)
+        assert not out[:, num_out:].any()
+        outs.append(out)
+    assert np.array_equal(*outs), "half of the bytes must say the same"
+
+
+def test_bfloat16_is_told_from_what_would_lose_bits() -> None:
+    exact = bfloat16(floats(3, 5))
+    exact[0, :4] = 0.0, -0.0, np.inf, 2.0**-133
+    assert is_bfloat16(exact)
+    widened = (halves(exact).astype(np.uint32) << 16).view(np.float32)
+    assert np.array_equal(widened.view(np.uint32), exact.view(np.uint32))
+    exact[2, 4] = np.nextafter(exact[2, 4], np.float32(9))
+    assert not is_bfloat16(exact)
+    assert is_bfloat16(exact[:, :4]), "though its rows are not side by side"
+
+
+def test_the_exponential_is_right_to_some_units_in_the_last_place_and_held_at_its_ends() -> None:
+    xs = np.linspace(-87, 88, 4001).astype(np.float32)
+    # SwiGLU takes it in vectors: silu(-x) * -1 / x = 1 / (1 + e ** x).
+    out = np.empty(32, np.float32)
+    for i in range(0, 4000, 32):
+        part = xs[i : i + 32]
+        gate(-part, np.ones(32, np.float32), out)
+        np.testing.assert_allclose(out, -part / (1 + np.exp(part.astype(np.float64))), rtol=1e-6)
+    alone = np.array([exponential(x) for x in xs])
+    np.testing.assert_allclose(alone, np.exp(xs.astype(np.float64)), rtol=5e-7)
+    assert exponential(np.float32(-3e38)) == exponential(np.float32(-87)) > 0
+    assert exponential(np.float32(3e38)) == exponential(np.float32(88)) < np.inf
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 100, 1000])
+def test_softmax_stands_scores_of_any_size(count: int) -> None:
+    for scale, shift in ((1.0, 0.0), (30.0, -1000.0), (1e30, 0.0)):
+        scores = floats(count) * np.float32(scale) + np.float32(shift)
+        exact = np.exp((scores - scores.max()).astype(np.float64))
+        total = soften(scores)
+        np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-30)
+        np.testing.assert_allclose(total, exact.sum(), rtol=1e-5)
+
+
+def test_norms_and_rotations_are_the_textbooks() -> None:
+    x, weight, eps = floats(5, 96), floats(96), np.float32(1e-5)
+    out = np.empty_like(x)
+    normalise(x, weight, eps, out)
+    normed = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + eps) * weight
+    np.testing.assert_allclose(out, normed, rtol=2e-6)
+    cos, sin, head = floats(48), floats(48), np.empty(96, np.float32)
+    for norm, row in ((weight, normed[0]), (weight[:0], x[0])):
+        place_head(x[0], norm, eps, cos, sin, np.float32(0.3), head)
+        first, second = row[:48], row[48:]
+        expected = np.concatenate((first * cos - second * sin, second * cos + first * sin)) * 0.3
+        np.testing.assert_allclose(head, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stale", [1.0, 100.0])
+def test_attention_sees_neither_beyond_its_ends_nor_what_is_left_over_in_a_gap(
+    stale: float,
+) -> None:
+    """A stale key may fit a query far better than all that are seen."""
+    size, heads, blocks = 64, 2, np.array([4, 1, 6])
+    keys, values = (floats(8 * heads * size * 16) * np.float32(stale) for _ in range(2))
+    k, v = floats(48, size), floats(48, size)
+    for position in [*range(21), *range(32, 40)]:
+        slot = int(blocks[position // 16]) * 16 + position % 16
+        keep(k[position], v[position], slot, 1, heads, keys, values)
+    queries, out = floats(3, size) * np.float32(3.0), np.empty((3, size), np.float32)
+    lows, highs, gap = np.zeros(3, np.int64), np.array([40, 38, 33]), np.array([21, 32])
+    scores = np.empty(3 * 48, np.float32)
+    attend(queries, lows, highs, gap, blocks, 1, heads, keys, values, scores, out)
+    for n in range(3):
+        seen = [*range(21), *range(32, int(highs[n]))]
+        weights = np.exp(k[seen].astype(np.float64) @ queries[n])
+        np.testing.assert_allclose(out[n], weights @ v[seen] / weights.sum(), rtol=1e-3, atol=1e-4)
