@@ -23,10 +23,11 @@ _SPINS = 2000
 _MIN_PRODUCTS = 4_000_000
 """Multiply-adds that a helper is woken for, which takes as long as the half of them."""
 _ARRIVALS, _SLEEPERS, _SIZE = 0, 16, 17
-"""Counters of a run: how often somebody came to a barrier; whether one sleeps there, 128 bytes
-on, so that they share no cache line."""
-_OPEN = 1 << 62
-"""Arrivals that hold nobody up: after a failure there is no one to wait for."""
+"""Counters of a run: how often somebody came to a barrier; how many sleep there, 128 bytes on, so
+that they share no cache line."""
+_OPEN = (1 << 62) + (1 << 31)
+"""Arrivals that hold nobody up: after a failure there is no one to wait for. Nor do their lower 32
+bits, which sleepers compare, ever look like a number of arrivals."""
 
 
 class Member(NamedTuple):
@@ -50,7 +51,6 @@ def meet(member, number):
     count = add(counters, _ARRIVALS, 1) + 1
     if count == target:
         if load(counters, _SLEEPERS):
-            store(counters, _SLEEPERS, 0)
             wake(counters, _ARRIVALS)
         return number + 1
     spins = 0
@@ -59,9 +59,11 @@ def meet(member, number):
             spins += 1
             pause()
         else:
-            # Announced before the counter is compared again: the last to come sees one of both.
-            store(counters, _SLEEPERS, 1)
+            # Said before the arrivals are compared again: who comes last wakes us, or we see him.
+            # Everybody takes back his own word: who came last may be slow to, and take the next.
+            add(counters, _SLEEPERS, 1)
             sleep_while(counters, _ARRIVALS, count)
+            add(counters, _SLEEPERS, -1)
         count = load(counters, _ARRIVALS)
     return number + 1
 
