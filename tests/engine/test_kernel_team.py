@@ -17,6 +17,7 @@ import torch
 from engine.models.cpu.team import Member, Team, meet, share
 from tests.engine.kernel_models import load_runner, make_texts, read, save_kind
 
+LARGE = 10**9  # multiply-adds: worth a helper
 EXIT = """
 import sys
 from engine.models.cpu.team import Team, meet
@@ -25,7 +26,7 @@ def kernel(member):
     meet(member, 1)
 
 team = Team(3)
-team.run(kernel)
+team.run(kernel, num_products=10**9)
 print("done", flush=True)
 """
 
@@ -54,7 +55,7 @@ def test_all_have_come_before_anyone_goes_on(size: int) -> None:
     team = Team(size)
     for _ in range(3):
         seen[:] = 0
-        team.run(kernel)
+        team.run(kernel, num_products=LARGE)
     assert not wrong
     assert seen.all()
 
@@ -62,7 +63,7 @@ def test_all_have_come_before_anyone_goes_on(size: int) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
 def test_every_thing_is_in_one_members_share(count: int) -> None:
     for size in (1, 2, 3, 8):
-        parts = [share(count, Member(rank, size, np.zeros(1, np.int64))) for rank in range(size)]
+        parts = [share(count, Member(rank, size, np.zeros(17, np.int64))) for rank in range(size)]
         assert [i for first, end in parts for i in range(first, end)] == list(range(count))
 
 
@@ -83,9 +84,9 @@ def test_what_one_thread_raises_is_raised_by_the_call_and_holds_nobody_up(fails:
         for _ in range(2):  # and the team is as good as before
             num_done.clear()
             with pytest.raises(MemoryError, match="no room"):
-                team.run(kernel)
+                team.run(kernel, num_products=LARGE)
             assert sorted(num_done) == [rank for rank in range(3) if rank != fails]
-        team.run(lambda member: meet(member, 1))
+        team.run(lambda member: meet(member, 1), num_products=LARGE)
         is_well.append(True)
 
     is_well: list[bool] = []
@@ -106,7 +107,7 @@ def test_helpers_leave_with_their_team_and_keep_nothing_of_it() -> None:
 
     weights = np.zeros(8)
     trace = weakref.ref(weights)
-    team.run(use, weights)
+    team.run(use, weights, num_products=LARGE)
     del weights
     deadline = time.monotonic() + 30
     while trace() is not None and time.monotonic() < deadline:

@@ -119,11 +119,11 @@ class Team:
         if size == 1:
             kernel(Member(0, 1, counters), *args)
             return
-        num_compiled = len(kernel.overloads)
+        num_compiled = _num_compiled(kernel)
         started, ran = time.perf_counter(), self._cpu_seconds(size)
         self._run_together(kernel, args, size, counters)
         now = time.perf_counter()
-        if len(kernel.overloads) > num_compiled:
+        if _num_compiled(kernel) > num_compiled:
             return  # one thread has compiled it, or read it from disk, and the others waited
         self._attendance.note(size, now - started, self._cpu_seconds(size) - ran, now)
 
@@ -147,6 +147,10 @@ class Team:
 
     def _cpu_seconds(self, size: int) -> float:
         return time.thread_time() + sum(map(time.clock_gettime, self._clocks[: size - 1]))
+
+
+def _num_compiled(kernel: Any) -> int:
+    return len(getattr(kernel, "overloads", ()))
 
 
 def _take_part(
