@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from benchmarks.configured import configured
@@ -37,7 +39,7 @@ MODES, LOADS = ("ar", "deer"), (1, 8, 16)
 WRITING = [f"{mode} {load}" for mode in MODES for load in LOADS]
 COLUMNS = (
     "beside", "threads", *(f"{name} ms" for name in (*FORWARDS, "draft")),
-    *(f"{name} tokens/s" for name in WRITING), "x one thread", "tokens / CPU s",
+    *(f"{name} tokens/s" for name in WRITING), "x one thread", "tokens / CPU s", "others' cores",
 )  # fmt: skip
 _BUSY = "while True: pass"
 _NOTES = (
@@ -49,7 +51,8 @@ _NOTES = (
     "API, queue and client are the neighbours, and prompts are read within the time.",
     "`always`: nobody is left out of the team while cores are taken (`cpu/attendance.py`).",
     "`x one thread`: geometric mean over the loads of tokens/s by those of one thread in the same "
-    "round; of that the median. `tokens / CPU s`: of all loads together.",
+    "round; of that the median. `tokens / CPU s`: of all loads together. `others' cores`: what all "
+    "other processes used, the busy ones among them: beside nobody it should be nothing.",
 )
 
 
@@ -117,6 +120,7 @@ def _measure(options: Options, engine: DFastLLMEngine, beside: int, number: int)
     is_short = options.quick or number < 0
     found: dict[str, float] = {}
     with _neighbours(beside):
+        started, others = time.perf_counter(), _others_seconds()
         for name, forward in _forwards(engine).items():
             found[name] = _mean_ms(forward, 0.02 if is_short else 0.2)
         num_tokens = cpu_seconds = 0.0
@@ -131,7 +135,16 @@ def _measure(options: Options, engine: DFastLLMEngine, beside: int, number: int)
                 lane.close()
                 num_tokens += done["num_tokens"]
                 found[f"{mode} {load}"] = done["num_tokens"] / done["seconds"]
-    return {**found, "tokens_cpu_s": num_tokens / cpu_seconds}
+        others_cores = (_others_seconds() - others) / (time.perf_counter() - started)
+    return {**found, "tokens_cpu_s": num_tokens / cpu_seconds, "others_cores": others_cores}
+
+
+def _others_seconds() -> float:
+    """What all cores have run so far, without this process; see proc_stat(5)."""
+    first = Path("/proc/stat").read_text().split("\n", 1)[0]
+    user, nice, system, _idle, _wait, *interrupts = map(int, first.split()[1:8])
+    ticks = user + nice + system + sum(interrupts)
+    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _forwards(engine: DFastLLMEngine) -> dict[str, Callable[[], Any]]:
@@ -195,7 +208,10 @@ def _row(name: str, samples: Mapping[str, list[Sample]]) -> list[Cell]:
     gains = zip(*(paired(own, base, load) for load in WRITING), strict=True)
     gain = percentile((prod(ratios) ** (1 / len(ratios)) for ratios in gains), 0.5)
     keys = (*FORWARDS, "draft", *WRITING)
-    figures: list[Cell] = [middle(own, key) if key in own[0] else "-" for key in keys]
-    cpu: Cell = middle(own, "tokens_cpu_s") if "tokens_cpu_s" in own[0] else "-"
+    figures = [_shown(own, key) for key in keys]
     what = {"0": "nobody", "server": "the server"}.get(beside, f"{beside} busy")
-    return [what, threads, *figures, gain, cpu]
+    return [what, threads, *figures, gain, _shown(own, "tokens_cpu_s"), _shown(own, "others_cores")]
+
+
+def _shown(samples: Sequence[Sample], key: str) -> Cell:
+    return middle(samples, key) if key in samples[0] else "-"
