@@ -79,7 +79,7 @@ def test_the_helpers_of_a_team_that_is_gone_end() -> None:
         assert not helper.is_alive()
 
 
-def run_often(attendance: Attendance, share: float, now: float, times: int = 6) -> list[int]:
+def run_often(attendance: Attendance, share: float, now: float, times: int = 4) -> list[int]:
     """Runs of 1 ms from `now` on, in which the threads ran for a share of the time."""
     called = []
     for _ in range(times):
@@ -96,9 +96,9 @@ def test_a_team_that_has_its_cores_stays_whole() -> None:
 
 def test_threads_without_a_core_are_left_out_one_by_one_and_the_last_one_stays() -> None:
     attendance = Attendance(3)
-    assert run_often(attendance, 0.5, 0.0, 6) == [3] * 6
-    assert run_often(attendance, 0.5, 0.006, 6) == [2] * 6
-    assert run_often(attendance, 0.5, 0.012, 30) == [1] * 30
+    assert run_often(attendance, 0.5, 0.0, 4) == [3] * 4
+    assert run_often(attendance, 0.5, 0.004, 4) == [2] * 4
+    assert run_often(attendance, 0.5, 0.008, 30) == [1] * 30
 
 
 def test_a_thread_that_was_left_out_is_tried_again_and_ever_more_rarely() -> None:
@@ -106,16 +106,16 @@ def test_a_thread_that_was_left_out_is_tried_again_and_ever_more_rarely() -> Non
     called = run_often(attendance, 0.5, 0.0, 2000)
     starts = [i for i in range(1, 2000) if called[i - 1 : i + 1] == [1, 2]]
     rests = np.diff([0, *starts])
-    assert rests[0] == pytest.approx(6 + 8 * 6, abs=2)
+    assert rests[0] == pytest.approx(4 + 32 * 4, abs=2)
     assert list(rests) == sorted(rests)
-    assert rests[-1] == pytest.approx(6 + 64 * 6, abs=2)
-    assert sum(size == 2 for size in called) < 2000 * 0.04
+    assert rests[-1] == pytest.approx(4 + 128 * 4, abs=2)
+    assert sum(size == 2 for size in called) < 2000 * 0.02
 
 
 def test_a_team_is_whole_again_when_its_cores_are_free() -> None:
     attendance = Attendance(3)
-    run_often(attendance, 0.5, 0.0, 12)
-    called = run_often(attendance, 0.9, 0.012, 200)
+    run_often(attendance, 0.5, 0.0, 8)
+    called = run_often(attendance, 0.9, 0.008, 400)
     assert called[0] == 1
     assert called[-1] == 3
 
