@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.models.cpu import team
+from engine.models.cpu.attendance import Attendance
 from tests.engine.engines import TinyModels, load_tiny_models
 from tests.engine.tiny_diffusion import load_shipped
 
@@ -21,3 +23,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 def shipped() -> TinyModels:
     """The verifier that ships, with its diffusion model instead of its drafter."""
     return load_shipped()
+
+
+@pytest.fixture
+def all_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teams of threads leave nobody out, however small their kernels and however busy the cores."""
+    monkeypatch.setattr(team, "_MIN_PRODUCTS", 0)
+    monkeypatch.setattr(Attendance, "note", lambda *_: None)

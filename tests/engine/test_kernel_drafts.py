@@ -23,6 +23,8 @@ from tests.engine.kernel_models import (
     save_kind,
 )
 
+pytestmark = pytest.mark.usefixtures("all_helpers")
+
 LENGTHS = [300, 70, 33]
 MIXED: Plan = [[(0, 200), (1, 16)], [(1, 8), (0, 1), (2, 5)], [(0, 99), (2, 28), (1, 46)]]
 ANCHORS = [

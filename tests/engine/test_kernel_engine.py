@@ -30,6 +30,8 @@ from tests.engine.kernel_models import DTYPES, MASK, save_draft_kind, save_kind
 from tests.engine.test_token_identity import both_happened, same
 from tests.engine.tiny_tokenizers import make_byte_level
 
+pytestmark = pytest.mark.usefixtures("all_helpers")
+
 SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0.0, "ignore_eos": True},
     {"temperature": 0.0, "frequency_penalty": 0.5, "ignore_eos": True},

@@ -23,6 +23,8 @@ from tests.engine.kernel_models import (
     save_kind,
 )
 
+pytestmark = pytest.mark.usefixtures("all_helpers")
+
 PLAN = [
     [(0, 100)],
     [(1, 7), (0, 41)],  # two prompts at once

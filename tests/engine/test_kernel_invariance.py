@@ -23,6 +23,8 @@ from tests.engine.kernel_models import (
     save_kind,
 )
 
+pytestmark = pytest.mark.usefixtures("all_helpers")
+
 LENGTHS = [90, 41, 77]
 PLANS: dict[str, Plan] = {
     "one row at a time": [

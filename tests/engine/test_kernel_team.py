@@ -17,6 +17,8 @@ import torch
 from engine.models.cpu.team import Member, Team, meet, share
 from tests.engine.kernel_models import load_runner, make_texts, read, save_kind
 
+pytestmark = pytest.mark.usefixtures("all_helpers")
+
 LARGE = 10**9  # multiply-adds: worth a helper
 EXIT = """
 import sys
