@@ -40,6 +40,13 @@ class Rests:
             min(max(num_sequences // _REST_BY_SIZE, _SHORTEST_REST), _LONGEST_SIZED_REST),
         )
 
+    def spend(self) -> bool:
+        """Take one such step; False where none is left."""
+        if not self._num_left:
+            return False
+        self._num_left -= 1
+        return True
+
     def end(self) -> None:
         self._num_left = 0
 

@@ -110,6 +110,20 @@ class StepPlanner:
         self._count(asks, lengths)
         return lengths
 
+    def rest_undrafted(self, num_sequences: int) -> bool:
+        """Like `plan` for the same sequences as before, of whom none was drafted for.
+
+        False where it is time to plan anew.
+        """
+        if not self._rests.spend():
+            return False
+        self.stats.num_plans += 1
+        self.stats.num_rests += 1
+        self._num_asked, self._num_committed = num_sequences, 0
+        self.is_trial, self._is_resting = False, True
+        self._length_counts[0] += num_sequences
+        return True
+
     def take(
         self, sequence_id: str, num_drafted: int, num_accepted: int, cut_off: Seq[float] = ()
     ) -> None:

@@ -120,8 +120,10 @@ class DraftAndVerify(GenerationStrategy):
         """The last token and what was drafted after it, for the verifier to judge."""
         rows = []
         for seq in sequences:
-            draft = seq.legal_prefix(predicted_draft(seq) or drafts.get(seq.sequence_id, ()))
-            token_ids = [seq.token_ids[-1], *draft]
+            token_ids = [seq.token_ids[-1]]
+            if drafts or seq.options.prediction:
+                draft = predicted_draft(seq) or drafts.get(seq.sequence_id) or ()
+                token_ids += seq.legal_prefix(draft)
             rows.append(
                 Rows(
                     seq,
@@ -135,6 +137,8 @@ class DraftAndVerify(GenerationStrategy):
         return rows
 
     def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
+        if all(len(o.rows.token_ids) == 1 and o.logprobs is None for o in outputs):
+            return self._accept_undrafted(outputs)
         committed = self.judge.judge(outputs)
         for output, token_ids in zip(outputs, committed, strict=True):
             num_drafted = len(output.rows.token_ids) - 1
@@ -164,6 +168,17 @@ class DraftAndVerify(GenerationStrategy):
     def reset_stats(self) -> None:
         self.stats.reset()
         self.lengths.planner.reset_stats()
+
+    def _accept_undrafted(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
+        """What the verifier has drawn by itself."""
+        planner, count = self.lengths.planner, len(outputs)
+        planner.count_committed(count)
+        self.stats.num_verify_steps += count
+        self.stats.num_undrafted_steps += count
+        for output in outputs:
+            planner.take(output.rows.sequence.sequence_id, 0, 0)
+            output.rows.sequence.record_draft(0, 0)
+        return [output.token_ids for output in outputs]
 
     def _count(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         planner = self.lengths.planner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from operator import is_
 
 from engine.acceptance_model import AcceptanceModel
 from engine.draft_planner import Candidate, Cost, CostCurve
@@ -26,6 +27,8 @@ class DraftLengths:
         self.fixed: set[str] = set()
         """Sequences whose length in this step is not for anybody to change."""
         self._source = source
+        self._undrafted: Seq[Sequence] = ()
+        """The last batch, if nobody was drafted for by the planner's own choice alone."""
 
     @property
     def acceptance(self) -> AcceptanceModel:
@@ -43,11 +46,15 @@ class DraftLengths:
 
     def plan(self, sequences: Seq[Sequence]) -> list[int]:
         """Tokens to draft for each; 0 also where the client has given a draft."""
+        if self._may_rest(sequences):
+            return [0] * len(sequences)
         asks = [self._ask(seq) for seq in sequences]
         lengths = self.planner.plan(asks)
         self.fixed = {
             ask.sequence_id for ask in asks if ask.fixed_length is not None or self.planner.is_trial
         }
+        is_plain = not any(lengths) and all(ask.fixed_length is None for ask in asks)
+        self._undrafted = list(sequences) if is_plain else ()
         return [n if ask.needs_block else 0 for n, ask in zip(lengths, asks, strict=True)]
 
     def limit(self, sequence: Sequence) -> int:
@@ -60,6 +67,13 @@ class DraftLengths:
         drafting_s = sum(forward.seconds for forward in (*timing.drafts, *timing.denoises))
         step = StepTime(shape, timing.seconds, drafting_s, timing.num_prefill_rows)
         self.planner.observe(step)
+
+    def _may_rest(self, sequences: Seq[Sequence]) -> bool:
+        """Whether this batch, like the same one before, is not drafted for: hardly a thought."""
+        is_same = len(sequences) == len(self._undrafted) and all(
+            map(is_, sequences, self._undrafted)
+        )
+        return is_same and self.planner.rest_undrafted(len(sequences))
 
     def _ask(self, seq: Sequence) -> Ask:
         limit, name = self.limit(seq), seq.sequence_id
