@@ -44,10 +44,10 @@ _NOTES = (
     "Engines with no models but those named. `verifier KV`, `drafter context`, `diffusion KV`: "
     "bytes a token by the models' shapes and dtype. An engine that has all three models keeps all "
     "three for every token, in whatever mode.",
-    "`measured`: resident memory (on CUDA: allocated) of an engine with room for several full "
-    "contexts less that of one with room for one, both in processes of their own: the pool is "
-    "taken whole at the start. `more when full`: what filling all contexts of the larger engine "
-    "has added, which is what its forwards compute with.",
+    "`measured`: resident memory (on CUDA: allocated) of an engine whose several contexts are full "
+    "less that of one whose single context is full, both in processes of their own. `more when "
+    "full`: what filling all contexts of the larger engine has added; where the system hands out "
+    "memory as it is first written, that is its keys and values, too.",
     "`resident at start`: the whole process with room for one context, Python, torch and all.",
 )
 
@@ -113,7 +113,8 @@ def _by_shapes(runner: ModelRunner) -> tuple[int, dict[str, int]]:
         kv["diffusion"] = runner.diffusion.backbone.kv_shape
     tensors = {p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}
     dtype = next(modules[0].parameters()).dtype
-    return sum(tensors.values()), {role: bytes_per_token(x, dtype) for role, x in kv.items()}
+    num_bytes = sum(tensors.values()) + runner.num_packed_bytes
+    return num_bytes, {role: bytes_per_token(x, dtype) for role, x in kv.items()}
 
 
 def only(config: EngineConfig, roles: frozenset[str]) -> EngineConfig:
@@ -140,9 +141,10 @@ def _offered(config: EngineConfig) -> list[str]:
 
 
 def _fill(engine: DFastLLMEngine, mode: str) -> None:
-    prompt = [5] * (engine.max_model_len - NEW_TOKENS)
+    length = engine.max_model_len - NEW_TOKENS
     params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
     for index in range(engine.max_batch_size):
+        prompt = [5 + index] * length  # no prefix in common: nobody shares a page
         engine.add(engine.make_sequence(str(index), prompt, params, mode=mode))
     while engine.has_work:
         engine.step()
@@ -160,7 +162,7 @@ def _sample(base: EngineConfig, name: str, options: Options) -> dict[str, float]
         "weights_mib": large.weights / MIB,
         **{f"{role}_bytes_per_token": large.kv.get(role, 0) for role in ROLES},
         "shapes_mib_per_1000": 1000 * sum(large.kv.values()) / MIB,
-        "mib_per_1000": 1000 * (large.at_start - small.at_start) / more_tokens / MIB,
+        "mib_per_1000": 1000 * (large.filled - small.filled) / more_tokens / MIB,
         "at_start_mib": small.at_start / MIB,
         "more_when_full_mib": (large.filled - large.at_start) / MIB,
     }

@@ -22,6 +22,9 @@ logger = logging.getLogger("dfastllm.engine")
 class CpuKernels(Protocol):
     """Forwards of all models of an engine, as `ModelRunner` has them."""
 
+    @property
+    def num_bytes(self) -> int: ...
+
     def verify(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor: ...
 
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor: ...

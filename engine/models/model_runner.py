@@ -118,6 +118,11 @@ class ModelRunner:
         return self._kernels is not None
 
     @property
+    def num_packed_bytes(self) -> int:
+        """What the kernels hold of the models' weights, beside what is left in the models."""
+        return 0 if self._kernels is None else self._kernels.num_bytes
+
+    @property
     def verifier(self) -> CausalLM:
         assert self._verifier is not None, "a diffusion model alone has no verifier"
         return self._verifier

@@ -62,6 +62,10 @@ class PackedLayers:
         self._cos = self._sin = np.empty((0, self.shape.head_dim // 2), np.float32)
 
     @property
+    def num_bytes(self) -> int:
+        return sum(weight.nbytes for weight in self.weights)
+
+    @property
     def num_weights(self) -> int:
         """Multiply-adds of a row in all matrices."""
         weights = self.weights

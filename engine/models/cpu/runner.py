@@ -64,6 +64,12 @@ class KernelRunner:
         if diffusion is not None:
             self._diffusion = ModelKernels(PackedModel(diffusion.backbone), *room)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all packed weights."""
+        models = (self._verifier, self._drafter, self._diffusion)
+        return sum(model.num_bytes for model in models if model is not None)
+
     def verify(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
         assert self._verifier is not None
         return self._verifier.forward(spans, logit_rows, self._drafter)
@@ -108,6 +114,10 @@ class ModelKernels:
         self._kept = model.layers.new_cache(num_pages * page_size // BLOCK)
         # numba compiles for the types that it is given, so a missing drafter is an empty one.
         self._no_side = _DraftSide(model.layers.shape, model.layers.weights, self._cache(1))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.model.layers.num_bytes + self.model.head.nbytes
 
     def forward(
         self, spans: Seq[Span], logit_rows: Seq[int], drafter: DrafterKernels | None = None
@@ -166,6 +176,11 @@ class DrafterKernels:
                 pack_panels(output, as_bfloat16=half).reshape(-1),
             )
         drafter.layers = nn.ModuleList([Moved()])
+
+    @property
+    def num_bytes(self) -> int:
+        markov = sum(weight.nbytes for weight in self._markov or ())
+        return self.packed.num_bytes + self._fc.nbytes + markov
 
     def side(self, num_positions: int) -> _DraftSide:
         cache = self.packed.with_rotation(self._kept, num_positions)
