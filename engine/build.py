@@ -108,7 +108,7 @@ def assemble_engine(
         max_model_len=max_model_len,
         default_mode=_default_mode(config, strategies, available),
         modes=tuple(sorted(strategies)),
-        fingerprint=_fingerprint(config),
+        fingerprint=_fingerprint(config, uses_kernels=runner.uses_kernels),
         defaults=config.options,
     )
 
@@ -267,7 +267,7 @@ def _strategy_context(
     return context
 
 
-def _fingerprint(config: EngineConfig) -> str:
+def _fingerprint(config: EngineConfig, *, uses_kernels: bool) -> str:
     """Equal for two workers only where a rerun on the other gives the same tokens."""
     digest = hashlib.blake2b(digest_size=12)
     for folder in config.folders:
@@ -279,7 +279,7 @@ def _fingerprint(config: EngineConfig) -> str:
     options = replace(config.options, draft_length=None)  # which no token hangs on
     modes = [config.default_mode, repr(options)]
     chosen = [config.dtype, config.device, config.compile, config.use_8bit, *modes]
-    chosen.append(config.cpu_kernels)
+    chosen.append(uses_kernels)
     digest.update(json.dumps(chosen).encode())
     return digest.hexdigest()
 

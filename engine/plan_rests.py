@@ -33,10 +33,13 @@ class Rests:
         self._num_left = 0
         self._planned: dict[str, int] = {}
 
-    def begin(self, lead: float, num_sequences: int) -> None:
-        """`lead` is the share of the rate that drafts would cost, 0 where they pay."""
+    def begin(self, lead: float, num_sequences: int, num_paid: int = 0) -> None:
+        """`lead` is the share of the rate that drafts would cost, 0 where they pay.
+
+        `num_paid`: after how many steps a plan costs no more than its share of their time.
+        """
         self._num_left = max(
-            min(int(lead * _REST_BY_LEAD), _LONGEST_REST),
+            min(max(int(lead * _REST_BY_LEAD), num_paid), _LONGEST_REST),
             min(max(num_sequences // _REST_BY_SIZE, _SHORTEST_REST), _LONGEST_SIZED_REST),
         )
 

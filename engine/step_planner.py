@@ -34,6 +34,9 @@ _HOPE = 0.7
 _READ_AFTER = 256
 """Steps without anybody to try drafts on after which a prompt is read for it."""
 
+THOUGHT_SHARE = 0.02
+"""Of all time, for planning; and as much for learning from steps that are like many others."""
+
 _NO_PLAN = Plan((), 0.0, 1.0)
 
 
@@ -73,6 +76,8 @@ class StepPlanner:
         self.latest = _NO_PLAN
         """The plan that is followed now."""
         self.is_trial = False
+        self.thought_s = 0.0
+        """What a plan takes, as whoever asks has measured it: plans hold the longer for it."""
         self.verify_cost: Cost = verify_cost
         """Seconds of the step under way without its drafting forwards, by the rows of those who
         were planned for."""
@@ -83,7 +88,7 @@ class StepPlanner:
         self._length_counts = [0] * (num_positions + 1)
         self._weighed = (_NO_PLAN, _NO_PLAN)  # without and with drafts
         self._rests = Rests()
-        self._is_resting = False
+        self.is_resting = False
         self._num_asked = self._num_committed = 0
         self._others = StepShape(0, 0)  # of other strategies, in the last step
         self._num_waits = 0
@@ -97,8 +102,8 @@ class StepPlanner:
         self.stats.num_plans += 1
         self._num_asked, self._num_committed = len(asks), 0
         self.is_trial = False
-        self._is_resting = self._rests.may_go_on(asks)
-        if self._is_resting:
+        self.is_resting = self._rests.may_go_on(asks)
+        if self.is_resting:
             self.stats.num_rests += 1
             lengths = self._rests.lengths(asks)
         else:
@@ -120,7 +125,7 @@ class StepPlanner:
         self.stats.num_plans += 1
         self.stats.num_rests += 1
         self._num_asked, self._num_committed = num_sequences, 0
-        self.is_trial, self._is_resting = False, True
+        self.is_trial, self.is_resting = False, True
         self._length_counts[0] += num_sequences
         return True
 
@@ -147,7 +152,7 @@ class StepPlanner:
         num_rows = step.shape.num_rows - self._num_asked - sum(self.latest.lengths)
         self._check_promise()
         self._others = StepShape(num_others, max(num_rows, num_others) if num_others else 0)
-        if not (step.num_prefill_rows or self._is_resting):
+        if not (step.num_prefill_rows or self.is_resting):
             self._compare(step)
 
     def _check_promise(self) -> None:
@@ -165,6 +170,10 @@ class StepPlanner:
         stats.sum_measured_s += step.seconds
         stats.sum_expected_tokens += self.latest.committed
         stats.sum_committed_tokens += self._num_committed
+
+    def pass_step(self, seconds: float) -> None:
+        """A step without drafts of which nothing is to be learnt."""
+        self._trials.save(seconds)
 
     def forget(self, sequence_id: str) -> None:
         self.acceptance.forget(sequence_id)
@@ -210,7 +219,8 @@ class StepPlanner:
         self.is_trial = trial is not None
         if trial is None:
             lead = 0.0 if best is drafted else 1.0 - drafted.rate / best.rate
-            self._rests.begin(lead, len(lengths))
+            num_paid = int(self.thought_s / (best.seconds * THOUGHT_SHARE))
+            self._rests.begin(lead, len(lengths), num_paid)
         self._is_chosen_one_by_one = best is single and trial is None
         return trial or best
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from operator import is_
+from time import perf_counter
 
 from engine.acceptance_model import AcceptanceModel
 from engine.draft_planner import Candidate, Cost, CostCurve
@@ -13,7 +14,7 @@ from engine.generation.strategy import StepTiming
 from engine.plan_rests import Ask
 from engine.request.sequence import Sequence
 from engine.step_costs import StepShape
-from engine.step_planner import StepPlanner, StepTime
+from engine.step_planner import THOUGHT_SHARE, StepPlanner, StepTime
 
 _CHEAP_TO_READ = 128
 """Tokens: what is written between two trials, and some more."""
@@ -29,6 +30,9 @@ class DraftLengths:
         self._source = source
         self._undrafted: Seq[Sequence] = ()
         """The last batch, if nobody was drafted for by the planner's own choice alone."""
+        self._is_resting = False
+        self._num_passed = self._num_to_pass = 0
+        """Steps without drafts, like the one before, since the last that was learnt from."""
 
     @property
     def acceptance(self) -> AcceptanceModel:
@@ -46,10 +50,14 @@ class DraftLengths:
 
     def plan(self, sequences: Seq[Sequence]) -> list[int]:
         """Tokens to draft for each; 0 also where the client has given a draft."""
-        if self._may_rest(sequences):
+        self._is_resting = self._may_rest(sequences)
+        if self._is_resting:
             return [0] * len(sequences)
+        started = perf_counter()
         asks = [self._ask(seq) for seq in sequences]
         lengths = self.planner.plan(asks)
+        if not self.planner.is_resting:
+            self.planner.thought_s = perf_counter() - started
         self.fixed = {
             ask.sequence_id for ask in asks if ask.fixed_length is not None or self.planner.is_trial
         }
@@ -62,6 +70,16 @@ class DraftLengths:
         return min(self._source.max_length, sequence.num_remaining - 1)
 
     def observe(self, timing: StepTiming) -> None:
+        if self._is_resting and self._num_passed < self._num_to_pass:
+            self._num_passed += 1
+            self.planner.pass_step(timing.seconds)
+            return
+        started = perf_counter()
+        self._learn(timing)
+        self._num_to_pass = int((perf_counter() - started) / (timing.seconds * THOUGHT_SHARE))
+        self._num_passed = 0
+
+    def _learn(self, timing: StepTiming) -> None:
         self._source.observe(timing)
         shape = StepShape(timing.num_sequences, timing.num_rows)
         drafting_s = sum(forward.seconds for forward in (*timing.drafts, *timing.denoises))

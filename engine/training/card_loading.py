@@ -63,8 +63,8 @@ python convert_hf_to_gguf.py DRAFTER --target-model-dir VERIFIER --outfile draft
 llama-server -m verifier.gguf -md drafter.gguf --spec-type draft-dflash --spec-draft-n-max {masks}
 ```
 
-`DRAFTER` is the folder as it is here: the form for transformers is refused. Converting was tried,
-serving the pair was not.
+`DRAFTER` is the folder as it is here: the form for transformers is refused. Served so, the pair
+wrote the verifier's text; the Markov head is left out (`benchmarks/peers` says how it can be kept).
 """
 GGUF_TRIED = """\
 Tried with commit 0c1e570 of llama.cpp, whose whole source is in llama-cpp-python 0.3.36 on PyPI, in
