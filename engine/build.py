@@ -86,7 +86,8 @@ def assemble_engine(
     attention = _attention(config, models)
     num_pages = _num_pages(config, models, max_model_len, attention.page_size)
     runner = _model_runner(config, models, num_pages, attention)
-    make_noise = kernel_gumbel() if config.cpu_kernels else gumbel
+    by_kernel = config.cpu_kernels and runner.device.type == "cpu"
+    make_noise = kernel_gumbel() if by_kernel else gumbel
     sampler = TokenSampler(tokenizer, runner.device, make_noise)
     context = _strategy_context(config, runner, sampler, max_model_len)
     available = _available(models)

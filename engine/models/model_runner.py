@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,12 +15,15 @@ from engine.models.attention import Backend, gather_pages
 from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
 from engine.models.compiled import CompiledDrafter
-from engine.models.cpu_kernels import CpuKernels, cpu_kernels
+from engine.models.cpu_kernels import cpu_kernels
 from engine.models.dflash import DFlashConfig, DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
 from engine.models.fused_drafter import fuse_drafter
 from engine.models.kv_pool import KvPool, KvShape
 from engine.models.packing import PackedBatch, Span, pack
+
+if TYPE_CHECKING:
+    from engine.models.cpu.runner import KernelRunner
 
 
 @dataclass
@@ -63,7 +67,7 @@ class ModelRunner:
         self.counts = ForwardCounts()
         self._backend = backend
         self._compiled_drafter: CompiledDrafter | None = None
-        self._kernels: CpuKernels | None = None
+        self._kernels: KernelRunner | None = None
         denoiser = canvas if diffusion is None else diffusion.backbone
         first = verifier or denoiser
         assert first is not None, "there must be a model to run"

@@ -13,9 +13,11 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from engine.build import EngineConfig, build_engine
+from engine.decoding.noise import gumbel
 from engine.models.attention import sdpa_backend
 from engine.models.canvas_lm import load_canvas_lm
 from engine.models.cpu.packed_model import PackedModel
+from engine.models.cpu_kernels import kernel_gumbel
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
 from tests.engine.kernel_models import (
@@ -123,6 +125,7 @@ def test_without_a_numba_that_works_models_run_by_torch(
     path = save_kind(tmp_path)
     runs_by_torch(path, load_runner(path))
     assert message in caplog.text
+    assert kernel_gumbel() is gumbel, "the noise, too, is torch's then"
 
 
 def test_a_canvas_model_runs_by_torch_and_its_verifier_keeps_its_layers(tmp_path: Path) -> None:
