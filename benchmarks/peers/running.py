@@ -70,12 +70,10 @@ class OurMode:
 
 
 @dataclass(frozen=True)
-class Server:
-    """A peer's own server."""
+class OwnProcess:
+    """A peer that stands still while it is not its turn."""
 
     process: FrozenProcess
-    port: int
-    fields: Mapping[str, object]
 
     @property
     def pid(self) -> int:
@@ -86,26 +84,22 @@ class Server:
 
     def thaw(self) -> None:
         self.process.thaw()
+
+
+@dataclass(frozen=True)
+class Server(OwnProcess):
+    """A peer's own server."""
+
+    port: int
+    fields: Mapping[str, object]
 
     def generate(self, prompts: Sequence[PeerPrompt], num_tokens: int, at_once: int) -> Answers:
         return ask_server(self.port, self.fields, prompts, num_tokens, at_once)
 
 
 @dataclass(frozen=True)
-class Library:
+class Library(OwnProcess):
     """A peer inside a worker of `benchmarks.peers.workers`: a line of JSON in, a line out."""
-
-    process: FrozenProcess
-
-    @property
-    def pid(self) -> int:
-        return self.process.process.pid
-
-    def freeze(self) -> None:
-        self.process.freeze()
-
-    def thaw(self) -> None:
-        self.process.thaw()
 
     def wait_until_ready(self, timeout_s: float) -> None:
         self._answer(timeout_s)
