@@ -18,7 +18,8 @@ from api.openapi import body_of
 from api.responses import ChatCompletion, Completion
 from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from api.services import AppServices
-from api.writers import ChatWriter, TextWriter, Wishes
+from api.tool_writer import chat_writer
+from api.writers import TextWriter, Wishes
 from worker.wire.messages import ModelInfo
 
 _ERRORS = {
@@ -69,7 +70,7 @@ class CompletionController(Controller):
         wanted = decode_request(body, content_type, ChatCompletionRequest)
         model = await find_model(services.gateway, wanted.model)
         job = chat_job(wanted, model, _sender(request, services))
-        writer = ChatWriter(job, _wishes(wanted, model))
+        writer = chat_writer(job, _wishes(wanted, model))
         return await answer(request, services, job, priority_of(wanted), writer)
 
 

@@ -88,9 +88,11 @@ class ChatWriter:
             self._begun.add(delta.choice)
             role = ChatDelta(role="assistant", content="")
             chunks.append(self._chunk([ChatChunkChoice(index=delta.choice, delta=role)]))
-        if _shows(delta, self._wishes):
-            chunks.append(self._chunk([self._choice(delta)]))
-        return chunks
+        return chunks + [self._chunk([choice]) for choice in self.choices(delta)]
+
+    def choices(self, delta: Delta) -> list[ChatChunkChoice]:
+        """What a client sees of a delta; each goes into a chunk of its own."""
+        return [self._choice(delta)] if _shows(delta, self._wishes) else []
 
     def shows_text_alone(self, delta: Delta) -> bool:
         return delta.choice in self._begun and _is_text_alone(delta, self._job, self._wishes)
@@ -108,12 +110,13 @@ class ChatWriter:
             created=int(self._job.created),
             model=self._job.model,
             system_fingerprint=self._wishes.system_fingerprint,
-            choices=[self._whole(choice) for choice in choices],
+            choices=[self.whole(choice) for choice in choices],
             usage=usage_body(finished),
             metrics=metrics_body(finished),
         )
 
-    def _whole(self, choice: GatheredChoice) -> ChatChoice:
+    def whole(self, choice: GatheredChoice) -> ChatChoice:
+        """All of one choice."""
         num_top = self._job.sampling.logprobs
         return ChatChoice(
             index=choice.index,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from engine.request.options import NO_OPTIONS, GenerationOptions
@@ -17,7 +17,18 @@ class TokenizerPort(Protocol):
 
     def encode_continuation(self, text: str, param: str) -> list[int]: ...
 
-    def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]: ...
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]: ...
+
+    @property
+    def tool_syntax(self) -> str: ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
 

@@ -262,6 +262,7 @@ class IoLoop:
             modes=list(engine.modes),
             created=self._created,
             fingerprint=engine.fingerprint,
+            tool_syntax=engine.tokenizer.tool_syntax,
         )
         return WorkerInfo(
             name=self._worker.name,
