@@ -21,13 +21,14 @@ from api.catalog import ModelController
 from api.completions import CompletionController
 from api.errors import ApiError, ErrorBody, ErrorDetail, type_of_status
 from api.gateway import GenerationGateway, RedisGateway
-from api.health import health, metrics, ready, show_version
+from api.health import health, metrics, ready, show_load, show_version
 from api.metrics import ApiMetrics
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
 from api.sending import ServerApp
 from api.services import Services
 from api.settings import ApiSettings
+from api.tokenization import TokenizationController
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) 
     api_metrics = ApiMetrics()
     return ServerApp(
         route_handlers=[
-            CompletionController, ModelController, health, ready, show_version, metrics,
+            CompletionController, ModelController, TokenizationController,
+            health, ready, show_load, show_version, metrics,
         ],
         lifespan=[_lifespan(settings, api_metrics, gateway)],
         dependencies={"services": Provide(_services, sync_to_thread=False)},

@@ -13,12 +13,13 @@ from typing import Protocol, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.errors import QueueIsFullError, UnavailableError
+from api.errors import GenerationFailedError, QueueIsFullError, UnavailableError
 from api.generation import Generation
 from api.reply_channel import ReplyChannel
 from api.settings import ApiSettings
-from worker.wire import codec, keys, queueing
-from worker.wire.messages import GenerateJob, ModelInfo, WorkerInfo
+from worker.wire import codec, keys, questions, queueing
+from worker.wire.messages import Answered, Event, GenerateJob, ModelInfo, Rejected, WorkerInfo
+from worker.wire.questions import Question, Topic
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ MODELS_TTL_S = 1.0
 SUBSCRIBE_TIMEOUT_S = 2.0
 CANCEL_TRIES = 4
 SHUTDOWN_S = 2.0
+ASK_AGAIN_S = 2.0
+MAX_ASKS = 4
 
 
 class GenerationGateway(Protocol):
@@ -43,6 +46,10 @@ class GenerationGateway(Protocol):
 
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
         """Return the models known, as of a moment ago unless `is_fresh`."""
+        ...
+
+    async def ask(self, model: str, about: Topic) -> Answered:
+        """Ask any worker of a model. Raises UnavailableError, or what the worker refused it for."""
         ...
 
     async def workers(self) -> list[WorkerInfo]: ...
@@ -104,6 +111,18 @@ class RedisGateway:
             self._models_until = time.monotonic() + MODELS_TTL_S
         return self._models
 
+    async def ask(self, model: str, about: Topic) -> Answered:
+        if not await self._channel.wait_subscribed(SUBSCRIBE_TIMEOUT_S):
+            raise UnavailableError("The queue cannot be reached.")
+        question = Question(uuid.uuid4().hex, self.api_id, about)
+        with self._channel.expecting(question.question_id) as answer:
+            for _ in range(MAX_ASKS):
+                await _reachable(questions.ask(self._redis, model, question))
+                await asyncio.wait([answer], timeout=ASK_AGAIN_S)
+                if answer.done():
+                    return _answered(answer.result())
+        raise UnavailableError(f"No worker of model '{model}' answers.")
+
     async def workers(self) -> list[WorkerInfo]:
         return await _reachable(queueing.live_workers(self._redis))
 
@@ -141,6 +160,17 @@ class RedisGateway:
             except (RedisError, OSError) as error:
                 logger.warning("cannot cancel %s: %s", job_id, type(error).__name__)
                 await asyncio.sleep(0.1 * 4**attempt)
+
+
+def _answered(event: Event) -> Answered:
+    match event:
+        case Answered():
+            return event
+        case Rejected():
+            raise GenerationFailedError(
+                event.status, event.message, param=event.param, code=event.code
+            )
+    raise UnavailableError("A worker gave an answer that cannot be read.")
 
 
 async def _reachable(answer: Awaitable[T]) -> T:

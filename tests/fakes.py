@@ -20,8 +20,14 @@ LETTERS = b"abcdefghijklmnopqrstuvwxyz      "
 class FakeTokenizer:
     """One token, one byte."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         return list(text.encode())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+    def describe(self) -> dict[str, Any]:
+        return {"eos_token": "\0", "chat_template": None}
 
     def encode_continuation(self, text: str, param: str) -> list[int]:
         return self.encode(text)

@@ -57,7 +57,7 @@ class Tokenizer:
         self.tool_syntax: str = tool_syntax_of(self._tokenizer)
         self.eos_token_ids: frozenset[int] = self._find_eos(path)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         """The ids of a completion prompt.
 
         Special tokens written in the text become special: a raw prompt is all the caller's own, and
@@ -65,7 +65,7 @@ class Tokenizer:
         BOS is taken (once), for an EOS after the prompt would end what is to be continued.
         """
         token_ids = self._encode_text(text)
-        if token_ids[: len(self._bos_prefix)] == self._bos_prefix:
+        if not add_bos or token_ids[: len(self._bos_prefix)] == self._bos_prefix:
             return token_ids
         return self._bos_prefix + token_ids
 
@@ -123,6 +123,12 @@ class Tokenizer:
         """The text of the tokens; special tokens, and ids of no token, render as nothing."""
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+    def describe(self) -> dict[str, Any]:
+        """Names of the special tokens, and the chat template, as checkpoints spell them."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
+        facts = {name: getattr(self._tokenizer, name) for name in names}
+        return {"tokenizer_class": type(self._tokenizer).__name__, **facts}
 
     def is_text(self, token_id: int) -> bool:
         """False for special tokens and for ids by which a model's vocabulary was padded."""

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
+
 from engine.build import EMBEDDED
 from tests.engine.tiny_tokenizers import TOOL_TEMPLATE
 from tests.real_worker import client_of_a_real_worker
@@ -39,6 +42,7 @@ def test_a_forced_call_keeps_to_its_schema(valkey: Valkey, tmp_path: Path) -> No
     with client_of_a_real_worker(
         valkey, VDIFF_MODEL=str(_verifier_with_tools(tmp_path)), VDIFF_MODEL_NAME="tools"
     ) as client:
+        _count_tokens(client)
         for number in range(4):
             answer = client.chat.completions.create(
                 model="tools", messages=ASKED, tools=TOOLS, tool_choice="required", seed=number
@@ -64,6 +68,24 @@ def test_a_forced_call_keeps_to_its_schema(valkey: Valkey, tmp_path: Path) -> No
         )
         (call,) = named.choices[0].message.tool_calls
         assert call.function.name == "get_weather"
+
+
+def _count_tokens(client: openai.OpenAI) -> None:
+    """The tokens of a chat are those that a request for it has."""
+    body = {"messages": ASKED, "tools": TOOLS, "return_token_strs": True}
+    base_url = str(client.base_url).removesuffix("v1/")
+    with httpx.Client(base_url=base_url, timeout=20) as http:
+        counted = http.post("/tokenize", json=body).json()
+        answer = client.chat.completions.create(
+            model="tools", messages=ASKED, tools=TOOLS, max_tokens=1
+        )
+        assert answer.usage is not None
+        assert counted["count"] == answer.usage.prompt_tokens
+        assert "get_weather" in "".join(counted["token_strs"])
+        assert http.get("/tokenizer_info").json()["chat_template"] == TOOL_TEMPLATE
+        text = {"prompt": "Once upon a time"}
+        tokens = http.post("/tokenize", json=text).json()["tokens"]
+        assert http.post("/detokenize", json={"tokens": tokens}).json() == text
 
 
 def _check(name: str, arguments: str) -> None:

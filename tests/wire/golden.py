@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from worker.wire.messages import (
     Accepted,
+    Answered,
     Chat,
     ChatMessage,
     Delta,
@@ -230,6 +231,10 @@ MESSAGES: dict[str, tuple[object, str]] = {
     "failed": (
         Failed("j1", 504, "timed out", "timeout"),
         "95a66661696c6564a26a31cd01f8a974696d6564206f7574a774696d656f7574",
+    ),
+    "answered": (
+        Answered("q1", [1], ["a"], "a", {"eos_token": "e"}),
+        "96a8616e737765726564a27131910191a161a16181a9656f735f746f6b656ea165",
     ),
     "frame": (
         Frame("w1", [Accepted("j1", 3), _DELTA]),

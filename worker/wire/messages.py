@@ -214,7 +214,17 @@ class Failed(Struct, frozen=True, array_like=True, tag="failed"):
     code: str | None = None  # "timeout" | "cancelled" | "worker_lost" | "engine_error"
 
 
-Event = Accepted | Rejected | Delta | Finished | Failed
+class Answered(Struct, frozen=True, array_like=True, tag="answered"):
+    """A worker's answer to a question (`worker.wire.questions`), with what that asked for."""
+
+    job_id: str  # the question's id: an answer is found like any other event
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] | None = None
+    text: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Event = Accepted | Rejected | Delta | Finished | Failed | Answered
 
 
 class Frame(Struct, frozen=True, array_like=True):
