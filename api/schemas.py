@@ -98,6 +98,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     draft_length: int | None = None
     cache_salt: str | None = None
     priority: Priority | None = None
+    max_queue_time: float | None = None
     return_token_ids: bool | None = None
 
     response_format: ResponseFormat | None = None

@@ -18,21 +18,15 @@ from api.responses import (
     ToolCallDelta,
 )
 from api.tool_calls import Content, Piece, ToolCallReader, gathered
-from api.writers import ChatWriter, GatheredChoice, Wishes
-from worker.wire.messages import Chat, Delta, GenerateJob
-
-
-def chat_writer(job: GenerateJob, wishes: Wishes) -> ChatWriter:
-    """Return the writer of a chat's answer."""
-    may_call = isinstance(job.input, Chat) and job.input.tools is not None
-    return ToolChatWriter(job, wishes) if may_call else ChatWriter(job, wishes)
+from api.writers import ChatWriter, GatheredChoice
+from worker.wire.messages import Chat, Delta, GenerateJob, JobRecord
 
 
 class ToolChatWriter(ChatWriter):
     """Writes the calls in a choice's text as calls, and the rest as content."""
 
-    def __init__(self, job: GenerateJob, wishes: Wishes) -> None:
-        super().__init__(job, wishes)
+    def __init__(self, job: GenerateJob, record: JobRecord) -> None:
+        super().__init__(job, record)
         assert isinstance(job.input, Chat)
         assert job.input.tools is not None
         self._job_id = job.job_id

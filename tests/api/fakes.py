@@ -30,6 +30,7 @@ from worker.wire.messages import (
     WorkerInfo,
 )
 from worker.wire.questions import Topic
+from worker.wire.queueing import NO_TERMS, Terms
 
 MODEL = ModelInfo("tiny", 128, ["ar", "deer"], 1_700_000_000, "fp-1")
 START_TIMEOUT_S = 10.0
@@ -79,12 +80,12 @@ class FakeGateway:
     closed: threading.Event = field(default_factory=threading.Event)
     api_id: str = "api0"
 
-    async def submit(self, job: GenerateJob, priority: str) -> Generation:
+    async def submit(self, job: GenerateJob, priority: str, terms: Terms = NO_TERMS) -> Generation:
         if self.refusal is not None:
             raise self.refusal
         self.jobs.append(job)
         self.priorities.append(priority)
-        generation = Generation(job, self._on_close)
+        generation = Generation(job, self._on_close, terms.record)
         generation.position = 12
         self._player = asyncio.ensure_future(self._play(job, generation))
         return generation

@@ -47,6 +47,16 @@ def log(job_id: str) -> str:
     return f"{DFL_PREFIX}:log:{job_id}"
 
 
+def idempotency(tenant: str, digest: str) -> str:
+    """Name the note of which job a tenant's idempotency key, by its digest, has made."""
+    return f"{DFL_PREFIX}:idempotency:{tenant}:{digest}"
+
+
+def jobs_of(tenant: str) -> str:
+    """Name the index of the jobs that a tenant has submitted to be asked for later."""
+    return f"{DFL_PREFIX}:jobs:{tenant}"
+
+
 def reply_channel(api_id: str) -> str:
     """Name the one channel on which an API process hears of all its jobs."""
     return f"{DFL_PREFIX}:api:{api_id}"

@@ -126,6 +126,27 @@ class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     options: Options | None = None
 
 
+class Webhook(Struct, frozen=True, omit_defaults=True):
+    """Whom to tell of a job's end. Without a secret of its own it is signed with the server's."""
+
+    url: str
+    secret: str = ""
+
+
+class JobRecord(Struct, frozen=True, omit_defaults=True):
+    """What the API alone needs of a request, so that any process of it can write the answer.
+
+    The field `dfl_job` of the RQ job hash.
+    """
+
+    system_fingerprint: str = ""
+    include_usage: bool = False
+    return_token_ids: bool = False
+    custom_id: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    webhook: Webhook | None = None
+
+
 class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
     """Log-probability of one token, and of its most probable rivals."""
 
