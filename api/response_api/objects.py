@@ -87,8 +87,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     reasoning: dict[str, None] = field(default_factory=lambda: {"effort": None, "summary": None})
 
 
-class Made(Struct, frozen=True, kw_only=True):
-    """What has come of it so far."""
+class ResponseBody(Asked, frozen=True, kw_only=True):
+    """A response as it stands: the answer of POST and GET, and a part of some events."""
 
     id: str
     object: str = "response"
@@ -101,10 +101,6 @@ class Made(Struct, frozen=True, kw_only=True):
     output: list[MessageItem | CallItem]
     usage: ResponseUsage | None = None
     metrics: MetricsBody | UnsetType = UNSET
-
-
-class ResponseBody(Asked, Made, frozen=True, kw_only=True):
-    """A response as it stands: the answer of POST and GET, and a part of some events."""
 
 
 class ResponseEvent(Struct, frozen=True, kw_only=True):

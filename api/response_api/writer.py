@@ -41,8 +41,8 @@ _ENDS = {"length": ("incomplete", "max_output_tokens")}
 class ResponseWriter:
     """Remembers what a response holds so far, and what each delta changes of it.
 
-    Everything is a function of the job and its deltas, ids and sequence numbers too: whoever reads
-    the log a second time, in whichever process, writes the same events.
+    All but `completed_at` is a function of the job and its deltas, ids and sequence numbers too:
+    whoever reads the log a second time, in whichever process, writes the same events.
     """
 
     def __init__(self, job: GenerateJob, asked: Asked) -> None:
@@ -53,6 +53,7 @@ class ResponseWriter:
         self._items: list[Item] = []
         self._text = ""
         self._logprobs: list[ChatTokenLogprob] = []
+        self._unsaid: list[ChatTokenLogprob] = []  # of tokens whose text is still held back
         self._num_events = 0
         self._reason = "stop"
 
@@ -90,10 +91,9 @@ class ResponseWriter:
         if self._reader is not None:
             pieces = self._reader.read(delta.text, is_last=is_last)
         num_top = self._job.sampling.logprobs
-        logprobs: list[ChatTokenLogprob] = []
         if num_top is not None:
-            logprobs = chat_logprobs_body(delta.logprobs or (), num_top).content
-        return [event for piece in pieces for event in self._write(piece, logprobs)]
+            self._unsaid += chat_logprobs_body(delta.logprobs or (), num_top).content
+        return [event for piece in pieces for event in self._write(piece)]
 
     def end(self, finished: Finished) -> list[Event]:
         """What a stream says in the end; an answer without a word is an empty message."""
@@ -129,13 +129,14 @@ class ResponseWriter:
             yield from self._open_message()
         yield from self._close(self._end_status)
 
-    def _write(self, piece: Piece, logprobs: list[ChatTokenLogprob]) -> Iterator[Event]:
+    def _write(self, piece: Piece) -> Iterator[Event]:
         if isinstance(piece, CallPiece):
             yield from self._write_call(piece)
             return
         if not self._items or not isinstance(self._items[-1], MessageItem):
             yield from self._close("completed")
             yield from self._open_message()
+        logprobs, self._unsaid = self._unsaid, []
         self._text += piece.text
         self._logprobs += logprobs
         yield TextDelta(
