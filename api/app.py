@@ -27,8 +27,8 @@ from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
-from api.response_api.controller import ResponseController
 from api.response_api.desk import ResponseDesk
+from api.response_controller import ResponseController
 from api.sending import ServerApp
 from api.services import Services
 from api.settings import ApiSettings

@@ -17,17 +17,15 @@ class OutputText(Struct, frozen=True, kw_only=True):
     logprobs: list[ChatTokenLogprob] = field(default_factory=list)
 
 
-class MessageItem(Struct, frozen=True, kw_only=True):
+class MessageItem(Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
     id: str
-    type: str = "message"
     status: str = "in_progress"
     role: str = "assistant"
     content: list[OutputText] = field(default_factory=list)
 
 
-class CallItem(Struct, frozen=True, kw_only=True):
+class CallItem(Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
     id: str
-    type: str = "function_call"
     status: str = "in_progress"
     call_id: str
     name: str
