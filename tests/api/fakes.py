@@ -14,6 +14,7 @@ from litestar import Litestar
 
 from api.app import create_app
 from api.generation import Generation
+from api.http_protocol import PatientProtocol
 from api.settings import ApiSettings
 from worker.wire.messages import (
     Accepted,
@@ -118,7 +119,7 @@ def serving(app: Litestar) -> Iterator[str]:
     """Serve an application on a free port, in a thread; yield its address."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=PatientProtocol,
         loop="asyncio",
         ws="none",
         lifespan="on",
