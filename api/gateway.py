@@ -17,8 +17,9 @@ from api.errors import QueueIsFullError, UnavailableError
 from api.generation import Generation
 from api.reply_channel import ReplyChannel
 from api.settings import ApiSettings
-from worker.wire import codec, keys, queueing
+from worker.wire import codec, keys, queue_state, queueing
 from worker.wire.messages import GenerateJob, ModelInfo, WorkerInfo
+from worker.wire.queue_state import QueueState, StoreMemory
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,13 @@ class GenerationGateway(Protocol):
 
     async def workers(self) -> list[WorkerInfo]: ...
 
-    async def queue_lengths(self) -> dict[str, int]: ...
+    async def queues(self) -> dict[str, QueueState]:
+        """Return every queue of the models known, by its name."""
+        ...
+
+    async def store_memory(self) -> StoreMemory | None:
+        """Return how full Redis is; None where it does not say."""
+        ...
 
 
 class RedisGateway:
@@ -107,9 +114,12 @@ class RedisGateway:
     async def workers(self) -> list[WorkerInfo]:
         return await _reachable(queueing.live_workers(self._redis))
 
-    async def queue_lengths(self) -> dict[str, int]:
+    async def queues(self) -> dict[str, QueueState]:
         names = [name for model in await self.models() for name in keys.queue_names(model.name)]
-        return await _reachable(queueing.queue_lengths(self._redis, names))
+        return await _reachable(queue_state.queue_states(self._redis, names))
+
+    async def store_memory(self) -> StoreMemory | None:
+        return await _reachable(queue_state.store_memory(self._redis))
 
     async def _enqueue(self, job: GenerateJob, priority: str) -> int:
         settings = self._settings
