@@ -18,7 +18,9 @@ from worker.wire.messages import Delta, Finished
 logger = logging.getLogger(__name__)
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-PING = b": ping\n\n"
+# Without an empty line after it: to clients that remember event ids, OpenAI's among them, an empty
+# line is an event, of no data.
+PING = b": ping\n"
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode
@@ -30,7 +32,7 @@ async def stream(
     """Yield the events of one answer; a fault after the start is an event, too."""
     try:
         while not generation.is_accepted:
-            yield b": queued, position %d\n\n" % generation.position
+            yield b": queued, position %d\n" % generation.position
             await generation.wait_accepted(settings.queue_comment_s)
         events_of = EventWriter(writer)
         has_finished = False

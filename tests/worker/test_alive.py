@@ -50,3 +50,11 @@ def test_an_api_lives_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("VDIFF_PORT", str(urlsplit(url).port))
         assert main(["api"]) == 0
     assert main(["api"]) == 1
+
+
+def test_without_a_part_either_will_do(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDIFF_REDIS_URL", valkey.url)
+    with served(FakeGateway()) as url:
+        monkeypatch.setenv("VDIFF_PORT", str(urlsplit(url).port))
+        assert main([]) == 0
+    assert main([]) == 1
