@@ -1,4 +1,4 @@
-"""`python -m worker.alive api|worker`: a health check of the part that runs on this host.
+"""`python -m worker.alive [api|worker]`: a health check of the part that runs on this host.
 
 A worker serves no HTTP, so its heartbeat in Redis is looked for, by its host's name.
 """
@@ -24,14 +24,16 @@ HTTP_TIMEOUT_S = 3.0
 
 
 def main(argv: list[str]) -> int:
-    """Return 0 where the part works, 1 where it does not."""
+    """Return 0 where the part works, 1 where it does not; without a part, where either works."""
     parser = argparse.ArgumentParser("python -m worker.alive", description=__doc__)
-    parser.add_argument("part", choices=(API, WORKER))
+    parser.add_argument("part", choices=(API, WORKER), nargs="?")
     part = parser.parse_args(argv).part
-    trouble = _trouble_of_api(os.environ) if part == API else _trouble_of_worker(os.environ)
-    if trouble:
-        sys.stderr.write(f"{trouble}\n")
-    return 1 if trouble else 0
+    checks = {API: _trouble_of_api, WORKER: _trouble_of_worker}
+    troubles = [check(os.environ) for name, check in checks.items() if part in (name, None)]
+    if not all(troubles):
+        return 0
+    sys.stderr.write("\n".join(troubles) + "\n")
+    return 1
 
 
 def _trouble_of_api(environ: Mapping[str, str]) -> str:
