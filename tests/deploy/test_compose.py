@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -43,6 +47,19 @@ def _services(given: dict[str, str], name: str = "compose.yaml") -> dict[str, An
     return services
 
 
+def _compose_command() -> list[str] | None:
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) is not None:
+            done = subprocess.run([*command, "version"], capture_output=True, check=False)
+            if done.returncode == 0:
+                return command
+    return None
+
+
+def _each(flag: str, values: tuple[str, ...]) -> list[str]:
+    return [part for value in values for part in (flag, value)]
+
+
 def _environment(service: dict[str, Any]) -> dict[str, str]:
     values = service["environment"].items()
     return {name: "" if value is None else str(value) for name, value in values}
@@ -62,6 +79,21 @@ def test_the_file_fits_the_compose_specification(name: str) -> None:
     filled["services"]["worker"]["comand"] = ["worker"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(filled, schema)
+
+
+def test_compose_itself_takes_the_files_and_refuses_them_without_secrets(tmp_path: Path) -> None:
+    compose = _compose_command()
+    if compose is None:
+        pytest.skip("no Docker Compose here; the files were held against its specification")
+    secrets = "".join(f"{name}=secret\n" for name in REQUIRED)
+    for text, is_complete in ((secrets, True), (_text(".env.example"), False)):
+        (tmp_path / "env").write_text(text)
+        done = subprocess.run(
+            [*compose, "--env-file", str(tmp_path / "env"), *_each("-f", FILES), "config", "-q"],
+            cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode == 0) is is_complete, done.stderr
+        assert is_complete or "set it in .env" in done.stderr
 
 
 def test_everything_is_watched_kept_alive_limited_and_locked_up() -> None:
