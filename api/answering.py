@@ -147,7 +147,7 @@ def _completion_events(
 
 
 def _completion(generation: Generation, deltas: list[Delta], finished: Finished) -> Struct:
-    return whole_body(writer_of(generation.job, generation.record), deltas, finished)
+    return whole_body(generation.job, generation.record, deltas, finished)
 
 
 _AS_COMPLETION = Presentation(_completion_events, _completion)
