@@ -32,14 +32,16 @@ RUN pip install --no-deps --target /opt/dfastllm .
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home dfastllm && \
-    install -d -o dfastllm -g dfastllm /var/cache/dfastllm
+    install -d -o dfastllm -g dfastllm /var/cache/dfastllm /var/lib/dfastllm
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=package /opt/dfastllm /opt/dfastllm
-# The cache holds the kernels that a worker compiles at its first start on a kind of CPU.
+# The cache holds the kernels that a worker compiles at its first start on a kind of CPU, lib what
+# clients upload.
 ENV PATH=/opt/dfastllm/bin:/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/dfastllm \
     PYTHONUNBUFFERED=1 \
-    XDG_CACHE_HOME=/var/cache/dfastllm
+    XDG_CACHE_HOME=/var/cache/dfastllm \
+    VDIFF_FILES_DIR=/var/lib/dfastllm/files
 USER 10001:10001
 WORKDIR /home/dfastllm
 EXPOSE 8080

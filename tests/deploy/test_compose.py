@@ -151,8 +151,10 @@ def test_a_part_on_kubernetes_takes_its_environment() -> None:
             READERS[part](ours)
 
 
-def test_the_example_names_no_setting_that_nobody_reads() -> None:
-    assert {name for name in _example() if name.startswith(PREFIX)} <= set(KNOWN)
+def test_image_and_example_name_no_setting_that_nobody_reads() -> None:
+    in_image = set(re.findall(rf"\b{PREFIX}\w+", _text("Dockerfile")))
+    assert in_image == {"VDIFF_FILES_DIR"}
+    assert {name for name in in_image | set(_example()) if name.startswith(PREFIX)} <= set(KNOWN)
 
 
 def test_a_stopping_worker_has_the_time_to_drain() -> None:
