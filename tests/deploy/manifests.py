@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 KUSTOMIZATION = "kustomization.yaml"
+STAND_IN = "a secret of a decent length"
 
 Manifest = dict[str, Any]
 
@@ -55,8 +56,8 @@ def containers_of(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def environment_of(container: dict[str, Any]) -> dict[str, str]:
-    """Return what stands in the manifest; secrets as the names of their keys."""
-    return {entry["name"]: entry.get("value", "secret") for entry in container.get("env", [])}
+    """Return what stands in the manifest, and a stand-in for each secret."""
+    return {entry["name"]: entry.get("value", STAND_IN) for entry in container.get("env", [])}
 
 
 def _kustomization(folder: Path) -> Manifest:
