@@ -56,6 +56,8 @@ async def prepare(
         system_fingerprint=model.fingerprint,
         include_usage=bool(options and options.include_usage),
         return_token_ids=bool(wanted.return_token_ids),
+        continuous_usage=bool(options and options.continuous_usage_stats),
+        obfuscation=bool(options and options.include_obfuscation),
         response=asked_of(wanted, job) if isinstance(wanted, ResponseRequest) else "",
     )
     return Prepared(job, priority_of(wanted), record, wanted.max_queue_time)
