@@ -50,7 +50,7 @@ MAX_REDIS_CONNECTIONS = 32
 REDIS_WAIT_S = 5.0  # for a free connection, and for an answer
 
 
-def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> Litestar:
+def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> ServerApp:
     """Build the application; a `gateway` given takes the place of Redis altogether."""
     api_metrics = ApiMetrics()
     return ServerApp(

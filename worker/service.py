@@ -18,8 +18,10 @@ from worker.io_loop import IoLoop, LoopLimits
 from worker.job_store import JobStore
 from worker.mailbox import Mailbox
 from worker.question_desk import QuestionDesk
+from worker.run_spans import RunSpans
 from worker.settings import WorkerSettings
 from worker.wire import keys
+from worker.wire.tracing import open_tracing
 
 log = logging.getLogger("worker")
 
@@ -57,15 +59,19 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         failure_ttl_s=settings.failure_ttl,
         fingerprint=engine.fingerprint,
     )
+    tracing = open_tracing("worker", name)
     worker.begin()
     gc.collect()
     gc.freeze()  # the libraries and the model: to look through them takes longer than a step
     try:
         log.info("worker %s serves %s, %d at once", name, engine.model_name, engine.max_batch_size)
         desk = QuestionDesk(client, engine, name)
-        return IoLoop(engine, store, worker, mailbox, _limits(settings), desk).run()
+        spans = RunSpans(tracing) if tracing is not None else None
+        return IoLoop(engine, store, worker, mailbox, _limits(settings), desk, spans).run()
     finally:
         _say_goodbye(worker)
+        if tracing is not None:
+            tracing.close()
 
 
 def _limits(settings: WorkerSettings) -> LoopLimits:
