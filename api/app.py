@@ -104,7 +104,7 @@ def _lifespan(
                 BatchDesk(redis, files),
             )
             sender = WebhookSender(redis, desk, settings)
-            runner = BatchRunner(Desks(redis, redis_gateway, desk, files, settings))
+            runner = BatchRunner(Desks(redis, redis_gateway, desk, files, settings, api_metrics))
             await redis_gateway.start()
             sender.start()
             runner.start()
