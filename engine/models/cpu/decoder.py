@@ -140,15 +140,14 @@ def _feed_forward(member, normed, layer, shape, gate_up, active):
     pair = np.empty((num_rows, 2 * PANEL), np.float32)
     a, c = normed.reshape(-1), pair.reshape(-1)
     size, num_panels = depth * PANEL, shape.intermediate // PANEL
+    pairs, out = pair.reshape(num_rows, 2, PANEL), active.reshape(num_rows, num_panels, PANEL)
     first, end = share(num_panels, member)
     for panel in range(first, end):
         start = 2 * (layer * num_panels + panel) * size
         multiply_panels(
             a, 0, depth, num_rows, gate_up, start, PANEL, size, depth, c, 0, 2 * PANEL, 2, 0
         )
-        for t in range(num_rows):
-            part = active[t, panel * PANEL : (panel + 1) * PANEL]
-            gate(pair[t, :PANEL], pair[t, PANEL:], part)
+        gate(pairs, panel, out)
 
 
 @kernel

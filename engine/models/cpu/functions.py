@@ -105,10 +105,15 @@ def place_head(x, x0, size, weight, w0, eps, cos, sin, at, scale, out, out0):
 
 
 @reordering_kernel
-def gate(gates, ups, out):
-    """silu(gates) * ups, all [32]: LLVM knows the length, and makes no loop for a rest."""
-    for i in range(PANEL):
-        out[i] = gates[i] / (_ONE + exponential(-gates[i])) * ups[i]
+def gate(pairs, panel, out):
+    """silu(gates) * ups: rows of a panel of gates and one of ups, [T, 2, 32], to out[:, panel].
+
+    LLVM knows the length of a panel, and makes no loop for a rest. out: [T, panels, 32].
+    """
+    for t in range(pairs.shape[0]):
+        for i in range(PANEL):
+            x = pairs[t, 0, i]
+            out[t, panel, i] = x / (_ONE + exponential(-x)) * pairs[t, 1, i]
 
 
 @reordering_kernel
