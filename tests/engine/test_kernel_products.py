@@ -112,7 +112,9 @@ def test_the_exponential_is_right_to_some_units_in_the_last_place_and_held_at_it
     for i in range(0, 4000, 32):
         part = xs[i : i + 32]
         gate(np.stack((-part, np.ones(32, np.float32)))[None], 1, out)
-        np.testing.assert_allclose(out[0, 1], -part / (1 + np.exp(part.astype(np.float64))), rtol=1e-6)
+        np.testing.assert_allclose(
+            out[0, 1], -part / (1 + np.exp(part.astype(np.float64))), rtol=1e-6
+        )
     alone = np.array([exponential(x) for x in xs])
     np.testing.assert_allclose(alone, np.exp(xs.astype(np.float64)), rtol=5e-7)
     assert exponential(np.float32(-3e38)) == exponential(np.float32(-87)) > 0
