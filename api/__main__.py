@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import logging
 import os
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import uvicorn
 
 from api.app import create_app
+from api.redis_connection import check_redis
 from api.settings import ApiSettings, SettingsError, load_settings
 from worker.wire.known_settings import API, settings_of
 
@@ -20,15 +22,17 @@ GRACE_S = 3  # without it one open stream would keep a stopping server alive for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit status: 2 for settings that make no sense."""
+    """Return the exit status: 2 for settings that make no sense, or a Redis that will not do."""
     try:
         settings = load_settings({**os.environ, **_flags(argv)})
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        asyncio.run(check_redis(settings.redis_url))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     server = uvicorn.Server(_config(settings))
     _spare_the_collector()
     server.run()

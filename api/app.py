@@ -15,7 +15,7 @@ from litestar.datastructures import MutableScopeHeaders, State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 
 from api.catalog import ModelController
 from api.completions import CompletionController
@@ -25,14 +25,12 @@ from api.health import health, metrics, ready, show_version
 from api.metrics import ApiMetrics
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
+from api.redis_connection import connect
 from api.sending import ServerApp
 from api.services import Services
 from api.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
-
-MAX_REDIS_CONNECTIONS = 32
-REDIS_WAIT_S = 5.0  # for a free connection, and for an answer
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
@@ -73,7 +71,7 @@ def _lifespan(
             app.state.services = Services(settings, gateway, api_metrics)
             yield
             return
-        async with _connect(settings) as redis:
+        async with connect(settings.redis_url) as redis:
             redis_gateway = RedisGateway(redis, settings)
             app.state.services = Services(
                 settings, redis_gateway, api_metrics, _rate_limiter(redis, settings)
@@ -85,16 +83,6 @@ def _lifespan(
                 await redis_gateway.close()
 
     return lifespan
-
-
-def _connect(settings: ApiSettings) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        settings.redis_url,
-        max_connections=MAX_REDIS_CONNECTIONS,
-        timeout=REDIS_WAIT_S,
-        socket_timeout=REDIS_WAIT_S,
-    )
-    return Redis.from_pool(pool)
 
 
 def _rate_limiter(redis: Redis, settings: ApiSettings) -> RateLimiter | None:

@@ -24,6 +24,7 @@ from worker.wire.messages import Failed
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
+SILENCE_S = 15.0  # a connection on which nothing comes may lead to a server that has frozen
 MAX_QUIET_SWEEPS = 4  # a job that waits long in the queue is looked at less often
 LATE_S = 2.0  # the worker's own word on a timeout is the better one: give it time to come
 
@@ -39,6 +40,8 @@ class ReplyChannel:
         self._quiet_sweeps: dict[str, int] = {}
         self._refills: set[str] = set()
         self._subscribed = asyncio.Event()
+        self._follower: asyncio.Task[Any] | None = None
+        self._last_heard = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
@@ -69,17 +72,23 @@ class ReplyChannel:
 
     async def _listen(self) -> None:
         while True:
-            try:
-                await self._follow()
-            except (RedisError, OSError) as error:
-                logger.warning("reply channel lost: %s", type(error).__name__)
-                self._subscribed.clear()
-                await asyncio.sleep(RECONNECT_S)
+            self._last_heard = time.monotonic()
+            self._follower = self._spawn(self._follow_until_lost())
+            await asyncio.wait([self._follower])
+
+    async def _follow_until_lost(self) -> None:
+        try:
+            await self._follow()
+        except (RedisError, OSError) as error:
+            logger.warning("reply channel lost: %s", type(error).__name__)
+            self._subscribed.clear()
+            await asyncio.sleep(RECONNECT_S)
 
     async def _follow(self) -> None:
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(self._name)
             async for message in pubsub.listen():
+                self._last_heard = time.monotonic()
                 if message["type"] == "message":
                     self._deliver(message["data"])
                 elif message["type"] == "subscribe":
@@ -134,12 +143,18 @@ class ReplyChannel:
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(self._sweep_s)
+            self._renew_if_silent()
             generations = [one for one in self._generations.values() if not one.has_ended]
             for generation in generations:
                 _give_up_if_late(generation)
             for generation in generations:
                 if not await self._sweep(generation):
                     break  # each would wait as long for a Redis that is away
+
+    def _renew_if_silent(self) -> None:
+        """Subscribe anew, on a new connection, after a silence: no timer for each message."""
+        if self._follower is not None and time.monotonic() - self._last_heard > SILENCE_S:
+            self._follower.cancel()
 
     async def _sweep(self, generation: Generation) -> bool:
         """Look after a job that is due; False if Redis did not answer."""
@@ -159,10 +174,11 @@ class ReplyChannel:
         quiet = self._quiet_sweeps[job_id] = self._quiet_sweeps.get(job_id, 0) + 1
         return quiet in (1, 2) or quiet % MAX_QUIET_SWEEPS == 0 or generation.has_gap
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
+        return task
 
     def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

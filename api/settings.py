@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from worker.wire.known_settings import API, PREFIX, check_names, settings_of
+from worker.wire.redis_url import RedisUrlError, read_redis_url
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -52,6 +53,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         _require(self.failure_ttl > 0, "FAILURE_TTL", "above 0", self.failure_ttl)
         levels = " or ".join(LOG_LEVELS)
         _require(self.log_level in LOG_LEVELS, "LOG_LEVEL", levels, self.log_level)
+        try:
+            read_redis_url(self.redis_url)
+        except RedisUrlError as error:
+            raise SettingsError(str(error)) from None
         if not self.api_key and not is_loopback(self.host):
             raise SettingsError(
                 f"VDIFF_HOST is {self.host}, which others can reach, but VDIFF_API_KEY is not set: "

@@ -196,7 +196,8 @@ class IoLoop:
             self._worker.register_again()
         self._drop(beat.lost)
         self._runner.cancel(beat.cancelled, "canceled")
-        self._store.reap(self._queues)
+        if self._outage_began is None:  # after one, the others renew their leases first
+            self._store.reap(self._queues)
         self._is_suspended = self._worker.is_suspended()
         self._send()
 

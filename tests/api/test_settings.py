@@ -22,7 +22,7 @@ def test_everything_has_a_default_that_only_this_machine_can_reach() -> None:
 def test_every_setting_of_the_api_is_read() -> None:
     environ = {
         "VDIFF_HOST": "0.0.0.0", "VDIFF_PORT": "0", "VDIFF_API_KEY": "a, b,",
-        "VDIFF_REDIS_URL": "u",
+        "VDIFF_REDIS_URL": "redis://u",
         "VDIFF_MAX_QUEUE_SIZE": "2", "VDIFF_REQUEST_TIMEOUT": "2.5",
         "VDIFF_RATE_LIMIT_REQUESTS": "3", "VDIFF_RATE_LIMIT_WINDOW": "4", "VDIFF_RESULT_TTL": "5",
         "VDIFF_FAILURE_TTL": "6", "VDIFF_LOG_LEVEL": "DEBUG",
