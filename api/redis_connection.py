@@ -7,12 +7,14 @@ import uuid
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from api.settings import SettingsError
 from worker.wire import keys, queueing
-from worker.wire.redis_faults import why_refused, why_unfit
+from worker.wire.redis_faults import why_refused, why_silent, why_unfit
 from worker.wire.redis_url import RedisAddress, read_redis_url
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ async def check_redis(url: str) -> None:
             refusal = why_refused(error, address)
             if refusal is not None:
                 raise SettingsError(refusal) from None
-            logger.warning("the queue does not answer yet: %s", error)
+            logger.warning("starting without the queue: %s", why_silent(error, address))
         else:
             if unfit is not None:
                 raise SettingsError(unfit)
@@ -73,6 +75,7 @@ def _sentinel_pool(address: RedisAddress, options: dict[str, object]) -> _Blocki
     # A sentinel that is gone must not cost much: the next one knows the master as well.
     for_sentinels = {
         "socket_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
         "ssl": address.is_tls,
         **address.sentinel_options,
     }

@@ -6,7 +6,7 @@ import logging
 import time
 
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.connection import (
     Connection,
     ConnectionPool,
@@ -18,8 +18,8 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from worker.settings import SettingsError
-from worker.wire.redis_faults import why_refused, why_unfit
-from worker.wire.redis_url import NAME, RedisAddress, read_redis_url
+from worker.wire.redis_faults import why_refused, why_silent, why_unfit
+from worker.wire.redis_url import RedisAddress, read_redis_url
 
 log = logging.getLogger("worker")
 
@@ -54,7 +54,7 @@ def wait_for_redis(client: Redis, address: RedisAddress) -> None:
         except (RedisError, OSError) as error:
             refusal = why_refused(error, address)
             if refusal is None and time.monotonic() > deadline:
-                refusal = f"{NAME}: {address.name} does not answer: {error}"
+                refusal = why_silent(error, address)
             if refusal is not None:
                 raise SettingsError(refusal) from None
             log.warning("waiting for Redis: %s", error)
@@ -69,6 +69,7 @@ def _sentinel_pool(address: RedisAddress, options: dict[str, object]) -> Sentine
     # A sentinel that is gone must not cost much: the next one knows the master as well.
     for_sentinels = {
         "socket_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
         "ssl": address.is_tls,
         **address.sentinel_options,
     }

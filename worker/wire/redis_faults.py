@@ -30,6 +30,17 @@ def why_refused(error: BaseException, address: RedisAddress) -> str | None:
     return None
 
 
+def why_silent(error: BaseException, address: RedisAddress) -> str:
+    """Return the words for a Redis that never came; a refused TLS looks just like that."""
+    hint = (
+        "is it TLS that it speaks, and does it ask for a client's certificate "
+        "(ssl_certfile, ssl_keyfile)?"
+        if address.is_tls
+        else "if it speaks TLS, the address begins with rediss://"
+    )
+    return f"{NAME}: {address.name} does not answer: {error} ({hint})"
+
+
 def why_unfit(info: Mapping[str, Any]) -> str | None:
     """Return why a server must not hold the queue, by what it says in INFO; None: it may."""
     version = tuple(int(part) for part in str(info.get("redis_version", "7.0")).split(".")[:2])
