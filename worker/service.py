@@ -6,7 +6,7 @@ import gc
 import logging
 import signal
 
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.batch_worker import BatchWorker
 from worker.engine_port import EnginePort
@@ -47,8 +47,10 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
     try:
         worker.begin()
         store.reap(queues)  # as every beat does; what this user may not do comes out here
-    except NoPermissionError as error:
-        raise SettingsError(why_refused(error, address)) from None
+    except ResponseError as error:
+        if (refusal := why_refused(error, address)) is not None:
+            raise SettingsError(refusal) from None
+        raise
     gc.collect()
     gc.freeze()  # the libraries and the model: to look through them takes longer than a step
     try:

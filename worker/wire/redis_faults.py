@@ -11,6 +11,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from worker.wire.redis_url import NAME, RedisAddress
 
 OLDEST = (7, 0)
+IN_SCRIPT = "ACL failure in script"  # comes without the code that redis-py knows it by
 ACL_PAGE = "deploy/redis/users.acl has what each part needs"
 
 
@@ -19,7 +20,7 @@ def why_refused(error: BaseException, address: RedisAddress) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, AuthenticationError):
             return f"{NAME}: {address.name} does not take user and password: {cause}"
-        if isinstance(cause, NoPermissionError):
+        if isinstance(cause, NoPermissionError) or IN_SCRIPT in str(cause):
             return f"{NAME}: {address.name} does not let this user do its work: {cause}; {ACL_PAGE}"
         if _is_tls_refusal(cause):
             return f"{NAME}: no TLS with {address.name}: {cause}"
