@@ -15,6 +15,7 @@ from worker.child_process import start_child
 MAX_SOCKET_PATH_BYTES = 107  # the kernel's limit for the address of a unix socket
 START_TIMEOUT_S = 20.0
 
+# A stream takes room for its first node at once; each job has two, its log and its result.
 # noeviction: a queue must refuse work rather than forget it. everysec survives a crash of the
 # server; only a power cut can take the last second.
 CONF = """\
@@ -28,6 +29,7 @@ appendfsync everysec
 save ""
 maxmemory-policy noeviction
 client-output-buffer-limit pubsub 32mb 8mb 60
+stream-node-max-bytes 1kb
 logfile {directory}/valkey.log
 daemonize no
 """
