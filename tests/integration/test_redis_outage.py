@@ -21,12 +21,12 @@ from tests.worker_bench import (
     running_worker,
 )
 
-LEASE_S = 1.0
+LEASE_S = 0.6
 NUM_WORKERS = 4
 
 
 def test_an_outage_longer_than_the_leases_costs_no_job_an_attempt(own_valkey: Valkey) -> None:
-    jobs = [make_job(f"job-{number}", max_tokens=250) for number in range(NUM_WORKERS)]
+    jobs = [make_job(f"job-{number}", max_tokens=150) for number in range(NUM_WORKERS)]
     names = [job.job_id for job in jobs]
     with own_valkey.connect() as client, listening(client) as listener, ExitStack() as stack:
         for number in range(NUM_WORKERS):
