@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -145,16 +144,3 @@ def test_a_user_without_rights_stops_the_start_of_each_part(secured: Secured, pa
     assert "VDIFF_REDIS_URL" in done.stderr
     assert "does not let this user do its work" in done.stderr
     assert quote(PASSWORD, safe="") not in done.stderr
-
-
-def test_no_part_of_serve_shows_the_address_on_its_command_line(secured: Secured) -> None:
-    url = secured.url()
-    command = [sys.executable, "-m", "worker.cli", "serve", "--redis-url", url, "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        words = process.stderr.readline()  # a port of 0 is refused, by the process without flags
-        assert "VDIFF_PORT" in words
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from redis.exceptions import AuthenticationError, NoPermissionError
@@ -11,7 +11,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from worker.wire.redis_url import NAME, RedisAddress
 
 OLDEST = (7, 0)
-IN_SCRIPT = "ACL failure in script"  # comes without the code that redis-py knows it by
+# Of a command within a script; comes without the code that redis-py knows it by. Before 7.2, after.
+_IN_SCRIPT = ("The user executing the script can't", "ACL failure in script")
+_OF_SENTINELS = ("AuthenticationError", "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
 ACL_PAGE = "deploy/redis/users.acl has what each part needs"
 
 
@@ -20,14 +22,13 @@ def why_refused(error: BaseException, address: RedisAddress) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, AuthenticationError):
             return f"{NAME}: {address.name} does not take user and password: {cause}"
-        if isinstance(cause, NoPermissionError) or IN_SCRIPT in str(cause):
+        if isinstance(cause, NoPermissionError) or _says(cause, _IN_SCRIPT):
             return f"{NAME}: {address.name} does not let this user do its work: {cause}; {ACL_PAGE}"
         if _is_tls_refusal(cause):
             return f"{NAME}: no TLS with {address.name}: {cause}"
         # The sentinels' errors arrive as words within another error.
-        for word in ("AuthenticationError", "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER"):
-            if word in str(cause):
-                return f"{NAME}: no way in at {address.name}: {cause}"
+        if _says(cause, _OF_SENTINELS):
+            return f"{NAME}: no way in at {address.name}: {cause}"
     return None
 
 
@@ -61,6 +62,10 @@ def why_unfit(info: Mapping[str, Any]) -> str | None:
 def _is_tls_refusal(cause: BaseException) -> bool:
     is_hang_up = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
     return isinstance(cause, ssl.SSLError) and not is_hang_up
+
+
+def _says(cause: BaseException, words: Iterable[str]) -> bool:
+    return any(word in str(cause) for word in words)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
