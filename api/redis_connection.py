@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 
@@ -56,11 +57,9 @@ async def check_redis(url: str) -> None:
     address = read_redis_url(url)
     async with connect(url) as redis:
         try:
-            unfit = why_unfit(await redis.info())
-            await queueing.live_workers(redis)
-            async with redis.pubsub() as pubsub:
-                await pubsub.subscribe(keys.reply_channel(uuid.uuid4().hex[:12]))
-                await pubsub.get_message(timeout=WAIT_S)
+            async with asyncio.timeout(WAIT_S):
+                unfit = why_unfit(await redis.info())
+                await _try_out(redis)
         except (RedisError, OSError) as error:
             refusal = why_refused(error, address)
             if refusal is not None:
@@ -69,6 +68,14 @@ async def check_redis(url: str) -> None:
         else:
             if unfit is not None:
                 raise SettingsError(unfit)
+
+
+async def _try_out(redis: Redis) -> None:
+    """Do a little of each kind of what the API does: what its user may not do comes out."""
+    await queueing.live_workers(redis)
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(keys.reply_channel(uuid.uuid4().hex[:12]))
+        await pubsub.get_message(timeout=WAIT_S)
 
 
 def _sentinel_pool(address: RedisAddress, options: dict[str, object]) -> _BlockingSentinelPool:
