@@ -28,13 +28,14 @@ CONNECT_TIMEOUT_S = 3.0
 START_TIMEOUT_S = 30.0
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, *, call_timeout_s: float | None = None, num_retries: int = 2) -> Redis:
     """Return a client that tries a call again, shortly: the loop does the long waiting."""
     address = read_redis_url(url)
+    timeout_s = CALL_TIMEOUT_S if call_timeout_s is None else call_timeout_s
     options = {
-        "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
-        "socket_timeout": CALL_TIMEOUT_S,
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), num_retries),
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": min(CONNECT_TIMEOUT_S, timeout_s),
         **address.options,
     }
     if address.sentinels:
