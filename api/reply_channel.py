@@ -25,6 +25,7 @@ from worker.wire.messages import Event, Failed
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
+CANCEL_AGAIN_S = 0.2
 SILENCE_S = 15.0  # a connection on which nothing comes may lead to a server that has frozen
 MAX_QUIET_SWEEPS = 4  # a job that waits long in the queue is looked at less often
 LATE_S = 2.0  # the worker's own word on a timeout is the better one: give it time to come
@@ -61,9 +62,11 @@ class ReplyChannel:
         return True
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # Python 3.11 loses a cancellation that meets the end of a `wait_for`, as in a send.
+            await asyncio.wait(self._tasks, timeout=CANCEL_AGAIN_S)
 
     def register(self, generation: Generation) -> None:
         self._generations.setdefault(generation.job_id, []).append(generation)

@@ -1,4 +1,4 @@
-"""A master, a replica and three sentinels, all real; the master can be killed or frozen."""
+"""A master, a replica and three sentinels, all real and all under deploy/redis/users.acl."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import redis
 
+from tests.acl_server import PASSWORDS, refusals, rendered
 from tests.valkey import Valkey, die_with_parent, free_port, running_valkey, server_binary
 
 SERVICE = "mymaster"
@@ -27,6 +28,8 @@ logfile {folder}/log
 requirepass {password}
 sentinel sentinel-pass {password}
 sentinel monitor {service} 127.0.0.1 {master} 2
+sentinel auth-user {service} sentinel
+sentinel auth-pass {service} {password_there}
 sentinel down-after-milliseconds {service} 500
 sentinel failover-timeout {service} 3000
 """
@@ -40,11 +43,12 @@ class Watched:
         self.second = second
         self._ports = ports
 
-    @property
-    def url(self) -> str:
+    def url(self, role: str) -> str:
+        """Return the address for a role of users.acl."""
         # The first sentinel is one that is not there: the next one must do.
         hosts = ",".join(f"127.0.0.1:{port}" for port in [free_port(), *self._ports])
-        return f"redis+sentinel://{hosts}/{SERVICE}/0?sentinel_password={PASSWORD}"
+        user = f"{role}:{PASSWORDS[role]}"
+        return f"redis+sentinel://{user}@{hosts}/{SERVICE}/0?sentinel_password={PASSWORD}"
 
     def master_port(self) -> int:
         with redis.Redis(port=self._ports[0], password=PASSWORD) as client:
@@ -59,6 +63,11 @@ class Watched:
     def wait_for_failover(self) -> None:
         _wait_until(lambda: self.master_port() == self.second.port, "the replica is master")
 
+    def refusals(self) -> list[tuple[str, str, str]]:
+        """Return what the server that is master now has refused to any role."""
+        with self.second.connect() as admin:
+            return refusals(admin)
+
     def wait_until_replicated(self) -> None:
         """Wait until the replica has all that the master has written so far."""
         with self.first.connect() as client:
@@ -69,13 +78,19 @@ class Watched:
 @contextmanager
 def watched_servers() -> Iterator[Watched]:
     with ExitStack() as stack:
-        first = stack.enter_context(running_valkey(tcp=True))
-        conf = f"replicaof 127.0.0.1 {first.port}\n"
-        second = stack.enter_context(running_valkey(tcp=True, conf=conf))
+        users = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "users.acl"
+        users.write_text(rendered(PASSWORDS))
+        both = f"aclfile {users}\nmasteruser replica\nmasterauth {PASSWORDS['replica']}\n"
+        first = stack.enter_context(_server(both))
+        second = stack.enter_context(_server(f"{both}replicaof 127.0.0.1 {first.port}\n"))
         ports = [stack.enter_context(_sentinel(first.port)) for _ in range(NUM_SENTINELS)]
         watched = Watched(first, second, ports)
         watched.wait_until_ready()
         yield watched
+
+
+def _server(conf: str) -> AbstractContextManager[Valkey]:
+    return running_valkey(tcp=True, conf=conf, password=PASSWORDS["admin"])
 
 
 @contextmanager
@@ -85,7 +100,12 @@ def _sentinel(master_port: int) -> Iterator[int]:
         conf = Path(folder) / "conf"
         conf.write_text(
             CONF.format(
-                port=port, folder=folder, service=SERVICE, master=master_port, password=PASSWORD
+                port=port,
+                folder=folder,
+                service=SERVICE,
+                master=master_port,
+                password=PASSWORD,
+                password_there=PASSWORDS["sentinel"],
             )
         )
         process = subprocess.Popen(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import ExitStack
+from random import Random
 
 import pytest
 import redis
 
 from api.app import create_app
+from api.redis_connection import connect as api_redis
+from api.reply_channel import ReplyChannel
 from api.settings import ApiSettings
 from tests.api.fakes import serving
 from tests.valkey import Valkey
@@ -20,6 +24,9 @@ from tests.worker_bench import (
     retries_left,
     running_worker,
 )
+from worker.redis_connection import wait_for_redis
+from worker.settings import SettingsError
+from worker.wire.redis_url import read_redis_url
 
 LEASE_S = 0.6
 NUM_WORKERS = 4
@@ -46,6 +53,13 @@ def test_an_outage_longer_than_the_leases_costs_no_job_an_attempt(own_valkey: Va
             assert retries_left(client, job.job_id) == 2
 
 
+def test_no_part_starts_on_a_server_that_evicts_keys(own_valkey: Valkey) -> None:
+    with own_valkey.connect() as client, pytest.raises(SettingsError, match="noeviction"):
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "volatile-lru")
+        wait_for_redis(client, read_redis_url(own_valkey.url))
+
+
 def test_a_subscription_on_which_nothing_comes_is_renewed(
     valkey: Valkey, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,3 +75,18 @@ def test_a_subscription_on_which_nothing_comes_is_renewed(
 
 def _subscribers(client: redis.Redis) -> set[str]:
     return {entry["id"] for entry in client.client_list(_type="pubsub")}
+
+
+@pytest.mark.anyio
+async def test_a_channel_closes_at_whatever_moment_it_is_asked_to(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python 3.11 loses a cancellation now and then: the more renewals, the more chances.
+    monkeypatch.setattr("api.reply_channel.SILENCE_S", 0.01)
+    rng = Random(0)
+    async with api_redis(valkey.url) as client:
+        for _ in range(30):
+            channel = ReplyChannel(client, "api", sweep_s=0.002)
+            channel.start()
+            await asyncio.sleep(0.05 * rng.random())
+            await asyncio.wait_for(channel.close(), 10)

@@ -45,8 +45,8 @@ def test_streams_outlive_the_failover_of_the_master_byte_for_byte(
 ) -> None:
     # A frozen server hangs up on nobody: only time tells.
     monkeypatch.setattr("api.reply_channel.SILENCE_S", 0.5)
-    url = f"{watched.url}&socket_timeout=0.5"
-    settings = ApiSettings(redis_url=url, sweep_s=0.2)
+    settings = ApiSettings(redis_url=f"{watched.url('api')}&socket_timeout=0.5", sweep_s=0.2)
+    url = f"{watched.url('worker')}&socket_timeout=0.5"
     with (
         running_worker(watched.first, "w1", redis_url=url, step_s=0.01),  # type: ignore[arg-type]
         serving(create_app(settings)) as api,
@@ -66,19 +66,20 @@ def test_streams_outlive_the_failover_of_the_master_byte_for_byte(
         with watched.second.connect() as client:
             assert client.exists(keys.worker("w1"))
             states = [client.hmget(key, "status", "dfl_attempt") for key in client.keys("rq:job:*")]
+    assert watched.refusals() == []
     assert states == [[b"finished", b"1"]] * (NUM_STREAMS + 1)
     for number, text in enumerate(texts):
         assert text == _undisturbed(number)
 
 
 def test_a_service_that_no_sentinel_knows_is_said_to_be_away(undisturbed: Watched) -> None:
-    url = undisturbed.url.replace("/mymaster/", "/another/")
+    url = undisturbed.url("worker").replace("/mymaster/", "/another/")
     with connect(url) as client, pytest.raises(redis.RedisError, match="No master found"):
         client.ping()
 
 
 def test_a_wrong_password_for_the_sentinels_stops_the_start_unseen(undisturbed: Watched) -> None:
-    url = undisturbed.url.replace(PASSWORD, "s3cr3t")
+    url = undisturbed.url("api").replace(PASSWORD, "s3cr3t")
     with pytest.raises(SettingsError, match="VDIFF_REDIS_URL") as caught:
         asyncio.run(check_redis(url))
     assert "s3cr3t" not in str(caught.value)
