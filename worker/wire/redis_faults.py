@@ -45,8 +45,8 @@ def why_silent(error: BaseException, address: RedisAddress) -> str:
 
 def why_unfit(info: Mapping[str, Any]) -> str | None:
     """Return why a server must not hold the queue, by what it says in INFO; None: it may."""
-    version = tuple(int(part) for part in str(info.get("redis_version", "7.0")).split(".")[:2])
-    if version < OLDEST:
+    parts = str(info.get("redis_version", "")).split(".")[:2]
+    if all(part.isdecimal() for part in parts) and tuple(map(int, parts)) < OLDEST:
         return f"{NAME}: this server speaks Redis {info['redis_version']}; 7.0 is the oldest we use"
     if int(info.get("cluster_enabled", 0)):
         return f"{NAME}: this server is part of a cluster, over which our scripts cannot reach"
