@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ class ReplyChannel:
         self._asked: dict[str, asyncio.Future[Event]] = {}
         self._subscribed = asyncio.Event()
         self._follower: asyncio.Task[Any] | None = None
-        self._last_heard = 0.0
+        self._last_heard = math.inf
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
@@ -96,7 +97,7 @@ class ReplyChannel:
 
     async def _listen(self) -> None:
         while True:
-            self._last_heard = time.monotonic()
+            self._last_heard = math.inf  # a connection that is being made has limits of its own
             self._follower = self._spawn(self._follow_until_lost())
             await asyncio.wait([self._follower])
 
