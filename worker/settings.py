@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from worker.wire.known_settings import PREFIX, check_names
+from worker.wire.redis_url import RedisUrlError, read_redis_url
 
 Positive = Annotated[int, Meta(ge=1)]
 Amount = Annotated[int, Meta(ge=0)]
@@ -99,8 +100,10 @@ def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
 
 
 def _checked(settings: WorkerSettings) -> WorkerSettings:
-    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingsError("VDIFF_REDIS_URL must begin with redis://, rediss:// or unix://")
+    try:
+        read_redis_url(settings.redis_url)
+    except RedisUrlError as error:
+        raise SettingsError(str(error)) from None
     if settings.hybrid_mode == "apd" and not settings.enable_apd:
         raise SettingsError("VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false exclude each other")
     for name in ("entropy_high", "entropy_low"):
