@@ -62,12 +62,20 @@ class JobStore:
         result_ttl_s: int = 3600,
         failure_ttl_s: int = 86400,
         fingerprint: str = "",
+        overdue_s: float = 30.0,
+        overdue_share: float = 0.125,
     ) -> None:
-        """`fingerprint`: of the model; output that another one has begun is not continued here."""
+        """`fingerprint`: of the model; output that another one has begun is not continued here.
+
+        A queue that more urgent ones have kept waiting for `overdue_s` (0: however long) gets
+        `overdue_share` of the places.
+        """
         self._redis = redis
         self._worker_name = worker_name
         self._lease_s = lease_s
         self._fingerprint = fingerprint
+        self._overdue_s = overdue_s
+        self._overdue_every = max(1, round(1 / overdue_share))
         self._defaults = {"result_ttl": result_ttl_s, "failure_ttl": failure_ttl_s}
         self._frame_head = codec.for_lua(worker_name)
         self._held: dict[str, HeldJob] = {}
@@ -84,6 +92,8 @@ class JobStore:
             expired=reasons.EXPIRED,
             fingerprint=self._fingerprint,
             unlike=reasons.UNLIKE,
+            overdue_s=self._overdue_s,
+            overdue_every=self._overdue_every,
         )
         try:
             claims = self._read_claims(rows)
@@ -134,7 +144,12 @@ class JobStore:
 
     def reap(self, queues: Sequence[str]) -> Reaped:
         """Requeue (an attempt is spent) or fail the jobs whose lease has run out."""
-        return self._bury("reap", queues=queues, canceled_ttl=self._defaults["result_ttl"])
+        return self._bury(
+            "reap",
+            queues=queues,
+            canceled_ttl=self._defaults["result_ttl"],
+            expired=reasons.EXPIRED,
+        )
 
     def reap_worker(self, worker_name: str) -> Reaped:
         """Do the same at once for every job of a worker that is known to be dead."""

@@ -26,6 +26,7 @@ class QueueingError(Exception):
     QueueingError
       + DuplicateJobError
       + QueueFullError
+        + TenantQueueFullError
       + StoreFullError
     """
 
@@ -43,6 +44,10 @@ class QueueFullError(QueueingError):
         self.retry_after_s = retry_after_s
 
 
+class TenantQueueFullError(QueueFullError):
+    """As many jobs of this tenant wait as may wait of one."""
+
+
 class StoreFullError(QueueingError):
     """Redis is at its memory limit; jobs that are in it go on."""
 
@@ -50,8 +55,8 @@ class StoreFullError(QueueingError):
 class JobState(NamedTuple):
     """What has become of a job, in RQ's words, with what its worker last said."""
 
-    status: str  # queued, started, finished, failed, stopped, canceled
-    position: int | None  # how many jobs stand before it, while it is queued
+    status: str  # queued, deferred, started, finished, failed, stopped, canceled
+    position: int | None  # how many jobs of its queue stand before it, while it waits
     accepted: Accepted | None  # the worker's answer, once given
     ending: Event | None  # Finished, Failed or Rejected, once it has ended
 
@@ -66,10 +71,12 @@ async def enqueue(
     max_queue_size: int,
     max_attempts: int,
     failure_ttl_s: int = 86400,
+    max_running: int = 0,
+    max_waiting: int = 0,
 ) -> int:
     """Enqueue a job in one round trip and return how many stand before it.
 
-    Raises `DuplicateJobError`, `QueueFullError` or `StoreFullError`, and then changes nothing.
+    `max_running` and `max_waiting` are for all jobs of its tenant together; 0 is no limit. Raises `DuplicateJobError`, `QueueFullError` or `StoreFullError`, and then changes nothing.
     """
     fields = rq_hash.new_job(
         job,
@@ -78,6 +85,8 @@ async def enqueue(
         result_ttl_s=result_ttl_s,
         failure_ttl_s=failure_ttl_s,
         max_attempts=max_attempts,
+        max_running=max_running,
+        max_waiting=max_waiting,
     )
     arguments = {
         "id": job.job_id,
@@ -88,6 +97,10 @@ async def enqueue(
         "result_ttl": result_ttl_s,
         "keep": timeout_s + result_ttl_s,
         "max_queue_size": max_queue_size,
+        "tenant": job.tenant,
+        "cost": rq_hash.num_places(job),
+        "max_running": max_running,
+        "max_waiting": max_waiting,
     }
     try:
         outcome, length, num_recent = await lua.acall(redis, "enqueue", arguments)
@@ -95,6 +108,8 @@ async def enqueue(
         raise StoreFullError("the queue's store is full") from error
     if outcome == b"duplicate":
         raise DuplicateJobError(job.job_id)
+    if outcome == b"full of own":
+        raise TenantQueueFullError(length, _retry_after_s(length, num_recent))
     if outcome == b"full":
         raise QueueFullError(length, _retry_after_s(length, num_recent))
     return int(length)

@@ -9,7 +9,7 @@ from base64 import b64encode
 import msgspec
 
 from worker.wire import codec, lua
-from worker.wire.messages import Chat, GenerateJob
+from worker.wire.messages import Chat, GenerateJob, Prompts
 
 _FUNCTION = "worker.jobs.generate"
 # RQ unpickles (function, instance, args, kwargs). It is the same for every job: the request itself
@@ -25,6 +25,8 @@ def new_job(
     result_ttl_s: int,
     failure_ttl_s: int,
     max_attempts: int,
+    max_running: int = 0,
+    max_waiting: int = 0,
 ) -> list[msgspec.Raw | str | int]:
     """Return the fields and values of a queued job's hash, in turn, without the request."""
     now = lua.utc_now()
@@ -47,8 +49,19 @@ def new_job(
         "last_heartbeat": "",
         "worker_name": "",
         "dfl_api": job.api_id,
+        "dfl_tenant": job.tenant,
+        "dfl_cost": num_places(job),
     }
+    if max_running > 0:
+        fields["dfl_max_running"] = max_running
+    if max_waiting > 0:
+        fields["dfl_max_waiting"] = max_waiting
     return [part for pair in fields.items() for part in pair]
+
+
+def num_places(job: GenerateJob) -> int:
+    """Return how many sequences a job runs: so many places of a batch it takes."""
+    return job.n * (len(job.input.prompts) if isinstance(job.input, Prompts) else 1)
 
 
 def return_value(result: bytes | None) -> str:

@@ -8,6 +8,7 @@ local function renew(job)
   redis.call('HSET', execution_key(job), 'id', job.execution, 'job_id', job.id,
     'created_at', job.started, 'last_heartbeat', now, 'worker_name', args.worker)
   redis.call('EXPIRE', execution_key(job), lease_ttl)
+  fair.hold_place(job)
   redis.call('ZADD', rq .. ':executions:' .. job.id, now + args.lease + 60, job.execution)
   redis.call('EXPIRE', rq .. ':executions:' .. job.id, lease_ttl + 60)
   redis.call('HSET', job_key(job.id), 'last_heartbeat', args.iso)

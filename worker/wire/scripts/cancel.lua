@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
 local job = read_job(args.id)
-if job.status == 'queued' then
+if job.status == 'queued' or job.status == 'deferred' then
   redis.call('LREM', rq .. ':queue:' .. job.queue, 0, job.id)
+  fair.undefer(job)
+  fair.refund(job)
   cancel(job)
   publish_frames()
   return 1

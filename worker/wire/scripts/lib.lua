@@ -3,6 +3,7 @@ local args = cmsgpack.unpack(ARGV[1])
 local rq, dfl = args.rq, args.dfl
 local clock = redis.call('TIME') -- one clock for all leases, whatever the hosts' clocks say
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local fair = {} -- filled by fair.lua, which comes after this
 
 local function job_key(id) return rq .. ':job:' .. id end
 local function log_key(id) return dfl .. ':log:' .. id end
@@ -11,14 +12,16 @@ local function execution_key(job) return rq .. ':execution:' .. job.id .. ':' ..
 local function read_job(id)
   local field = redis.call('HMGET', job_key(id), 'status', 'origin', 'worker_name', 'timeout',
     'result_ttl', 'failure_ttl', 'retries_left', 'dfl_api', 'dfl_execution', 'dfl_started',
-    'dfl_cancel')
+    'dfl_cancel', 'dfl_tenant', 'dfl_cost', 'dfl_max_running', 'dfl_max_waiting')
   local failure_ttl = tonumber(field[6] or args.failure_ttl or 86400)
   return {
     id = id, status = field[1], queue = field[2] or '', worker = field[3] or '',
     result_ttl = tonumber(field[5] or args.result_ttl or 3600), failure_ttl = failure_ttl,
+    timeout = tonumber(field[4] or 3600),
     keep = tonumber(field[4] or 3600) + failure_ttl, -- longer than it can run
     retries_left = tonumber(field[7] or 0), api = field[8], execution = field[9] or '',
-    started = tonumber(field[10] or 0), cancelled = field[11],
+    started = tonumber(field[10] or 0), cancelled = field[11], tenant = field[12],
+    cost = tonumber(field[13] or 1), max_running = tonumber(field[14]), is_counted = field[15],
   }
 end
 
@@ -66,6 +69,7 @@ local function leave(job)
   redis.call('ZREM', rq .. ':wip:' .. job.queue, member)
   redis.call('DEL', execution_key(job), rq .. ':executions:' .. job.id)
   redis.call('SREM', rq .. ':worker:' .. job.worker .. ':executions', member)
+  fair.leave_place(job)
 end
 
 -- A worker is busy while it runs anything. HSET on a hash that has expired would bring it back.
@@ -118,6 +122,7 @@ local function finish(job, ending)
   local failed = ending.status == 'failed' or ending.status == 'stopped'
   ending.ttl = math.max(1, failed and job.failure_ttl or job.result_ttl)
   leave(job)
+  fair.note_not_waiting(job)
   redis.call('HSET', job_key(job.id), 'status', ending.status, 'ended_at', args.iso,
     'dfl_ending', ending.event, 'dfl_ended_by', job.execution)
   -- Without its deadline, so that an operator can requeue it later.
@@ -140,8 +145,9 @@ end
 local function requeue(job)
   leave(job)
   redis.call('HSET', job_key(job.id), 'status', 'queued', 'enqueued_at', args.iso,
-    'started_at', '', 'worker_name', '')
+    'started_at', '', 'worker_name', '', 'dfl_turn', 0)
   redis.call('HDEL', job_key(job.id), 'dfl_execution')
+  fair.note_requeued(job)
   redis.call('LPUSH', rq .. ':queue:' .. job.queue, job.id)
   redis.call('PUBLISH', dfl .. ':wake:' .. job.queue, job.queue)
 end
