@@ -6,6 +6,7 @@ local function running_key(tenant) return dfl .. ':running:' .. tenant end
 local function waiting_key(tenant) return dfl .. ':waiting:' .. tenant end
 local function lanes_key(tenant) return dfl .. ':lanes:' .. tenant end
 local function lane_key(tenant, queue) return dfl .. ':lane:' .. tenant .. ':' .. queue end
+fair.FIRST = -1 -- the turn of what comes back: all others are 0 or later
 local TENANTS_WITH_LANES = dfl .. ':lanes'
 
 -- Start-time fair queueing: a job's turn is when the key's job before it is through, counted in
@@ -22,7 +23,7 @@ end
 
 local function turn_at(list, index)
   local id = redis.call('LINDEX', list, index)
-  return tonumber(redis.call('HGET', job_key(id), 'dfl_turn') or 0), id
+  return id and tonumber(redis.call('HGET', job_key(id), 'dfl_turn') or 0), id
 end
 
 -- Put a job behind all whose turn is not after its own; returns how many those are.
@@ -126,14 +127,28 @@ function fair.undefer(job)
   redis.call('ZREM', lane_key(job.tenant or '', job.queue), job.id)
 end
 
+-- To the front, but behind those that came back to it before (the first 63 of them).
+local function insert_at_front(queue, id)
+  local list = rq .. ':queue:' .. queue
+  for index = 0, 63 do
+    local turn, its_id = turn_at(list, index)
+    if not its_id then break end
+    if turn ~= fair.FIRST or index == 63 then
+      redis.call('LINSERT', list, 'BEFORE', its_id, id)
+      return
+    end
+  end
+  redis.call('RPUSH', list, id)
+end
+
 local function release_from(tenant, queue)
   for _ = 1, 64 do -- what RQ's tools have taken away meanwhile is passed over
     local id = redis.call('ZPOPMIN', lane_key(tenant, queue))[1]
     if not id then break end
     redis.call('ZREM', rq .. ':deferred:' .. queue, id)
     if redis.call('HGET', job_key(id), 'status') == 'deferred' then
-      redis.call('HSET', job_key(id), 'status', 'queued', 'dfl_turn', 0)
-      redis.call('LPUSH', rq .. ':queue:' .. queue, id)
+      redis.call('HSET', job_key(id), 'status', 'queued', 'dfl_turn', fair.FIRST)
+      insert_at_front(queue, id)
       redis.call('PUBLISH', dfl .. ':wake:' .. queue, queue)
       return
     end
@@ -151,10 +166,10 @@ function fair.release(tenant)
   end
 end
 
-function fair.leave_place(job)
+function fair.leave_place(job, is_coming_back)
   if not job.max_running then return end
   redis.call('ZREM', running_key(job.tenant), job.id .. ':' .. job.execution)
-  fair.release(job.tenant)
+  if not is_coming_back then fair.release(job.tenant) end
 end
 
 -- For the reaper: places that nobody has told of as free, and lanes without jobs.

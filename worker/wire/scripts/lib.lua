@@ -62,14 +62,14 @@ local function failure(job, why)
   return {status = 'failed', event = event, exc = why.exc}
 end
 
--- Remove what says that `job.worker` is running the job.
-local function leave(job)
+-- Remove what says that `job.worker` is running the job; others of its key may have its place.
+local function leave(job, is_coming_back)
   if job.execution == '' then return end
   local member = job.id .. ':' .. job.execution
   redis.call('ZREM', rq .. ':wip:' .. job.queue, member)
   redis.call('DEL', execution_key(job), rq .. ':executions:' .. job.id)
   redis.call('SREM', rq .. ':worker:' .. job.worker .. ':executions', member)
-  fair.leave_place(job)
+  fair.leave_place(job, is_coming_back)
 end
 
 -- A worker is busy while it runs anything. HSET on a hash that has expired would bring it back.
@@ -143,9 +143,9 @@ end
 
 -- Back to the front of its queue: it has waited once already.
 local function requeue(job)
-  leave(job)
+  leave(job, true)
   redis.call('HSET', job_key(job.id), 'status', 'queued', 'enqueued_at', args.iso,
-    'started_at', '', 'worker_name', '', 'dfl_turn', 0)
+    'started_at', '', 'worker_name', '', 'dfl_turn', fair.FIRST)
   redis.call('HDEL', job_key(job.id), 'dfl_execution')
   fair.note_requeued(job)
   redis.call('LPUSH', rq .. ':queue:' .. job.queue, job.id)
