@@ -64,16 +64,19 @@ class JobStore:
         fingerprint: str = "",
         overdue_s: float = 30.0,
         overdue_share: float = 0.125,
+        modes: Sequence[str] = (),
     ) -> None:
         """`fingerprint`: of the model; output that another one has begun is not continued here.
 
         A queue that more urgent ones have kept waiting for `overdue_s` (0: however long) gets
-        `overdue_share` of the places.
+        `overdue_share` of the places. Jobs that name none of the `modes` go to other workers;
+        without any, all are taken.
         """
         self._redis = redis
         self._worker_name = worker_name
         self._lease_s = lease_s
         self._fingerprint = fingerprint
+        self._offers = [keys.offer(mode) for mode in modes]
         self._overdue_s = overdue_s
         self._overdue_every = max(1, round(1 / overdue_share))
         self._defaults = {"result_ttl": result_ttl_s, "failure_ttl": failure_ttl_s}
@@ -92,6 +95,8 @@ class JobStore:
             expired=reasons.EXPIRED,
             fingerprint=self._fingerprint,
             unlike=reasons.UNLIKE,
+            lacking=reasons.LACKING,
+            offers=self._offers,
             overdue_s=self._overdue_s,
             overdue_every=self._overdue_every,
         )
@@ -115,6 +120,10 @@ class JobStore:
             model=info.model.name,
             model_info=codec.for_lua(info.model),
             model_ttl=MODEL_TTL_S,
+            pool=keys.queue_names(info.model.name)[0],
+            offers=self._offers,
+            fingerprint=self._fingerprint,
+            is_draining=info.is_draining,
         )
         unheld = {job_id for job_id in job_ids if job_id not in self._held}
         gone = self._forget(lost)
@@ -149,6 +158,7 @@ class JobStore:
             queues=queues,
             canceled_ttl=self._defaults["result_ttl"],
             expired=reasons.EXPIRED,
+            lacking=reasons.LACKING,
         )
 
     def reap_worker(self, worker_name: str) -> Reaped:

@@ -13,7 +13,7 @@ from worker.wire import lua
 NAMES = [
     path.name.removesuffix(".lua")
     for path in (files("worker.wire") / "scripts").iterdir()
-    if path.name.removesuffix(".lua") not in lua.SHARED
+    if path.name.removesuffix(".lua") not in lua.PARTS
 ]
 
 

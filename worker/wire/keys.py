@@ -30,6 +30,11 @@ def queue_names(model: str) -> tuple[str, ...]:
     return tuple(queue_name(model, priority) for priority in PRIORITIES)
 
 
+def offer(mode: str) -> str:
+    """Return how a mode is written where jobs and workers are matched."""
+    return _safe(mode).replace(".", "~2e")
+
+
 def queue(name: str) -> str:
     return f"{RQ_PREFIX}:queue:{name}"
 

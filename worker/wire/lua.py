@@ -17,6 +17,9 @@ from worker.wire import codec, keys
 
 SHARED = ("lib", "fair")
 """Parts of every script; the later ones may call the earlier ones."""
+_MORE_PARTS = {"claim": ("route", "urgency"), "reap": ("route",)}
+PARTS = (*SHARED, "route", "urgency")
+"""What is no script by itself."""
 
 
 class Script(NamedTuple):
@@ -26,10 +29,11 @@ class Script(NamedTuple):
 
 @cache
 def load(name: str) -> Script:
-    """Return a script with the functions of `lib.lua` and `fair.lua` put in after `#!lua`."""
+    """Return a script with the parts that it uses put in after its `#!lua` line."""
     folder = files("worker.wire") / "scripts"
     shebang, body = (folder / f"{name}.lua").read_text("utf-8").split("\n", 1)
-    shared = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in SHARED)
+    parts = (*SHARED, *_MORE_PARTS.get(name, ()))
+    shared = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
     text = f"{shebang}\n{shared}\n{body}"
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 

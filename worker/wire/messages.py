@@ -225,3 +225,4 @@ class WorkerInfo(Struct, frozen=True, omit_defaults=True):
     num_running: int = 0
     num_waiting: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    is_draining: bool = False  # it finishes what it has, and takes nothing new

@@ -8,7 +8,7 @@ from base64 import b64encode
 
 import msgspec
 
-from worker.wire import codec, lua
+from worker.wire import codec, keys, lua
 from worker.wire.messages import Chat, GenerateJob, Prompts
 
 _FUNCTION = "worker.jobs.generate"
@@ -52,6 +52,8 @@ def new_job(
         "dfl_tenant": job.tenant,
         "dfl_cost": num_places(job),
     }
+    if job.mode is not None:
+        fields["dfl_mode"] = keys.offer(job.mode)
     if max_running > 0:
         fields["dfl_max_running"] = max_running
     if max_waiting > 0:

@@ -44,7 +44,14 @@ for _, member in ipairs(redis.call('SMEMBERS', worker .. ':executions')) do
 end
 
 list('workers', 'worker', args.worker, args.info, lease_ttl)
-list('models', 'model', args.model, args.model_info, args.model_ttl)
+if not args.is_draining then -- who is about to go offers nothing
+  list('models', 'model', args.model, args.model_info, args.model_ttl)
+  local offers = dfl .. ':offers:' .. args.pool
+  for _, name in ipairs({kind_of(args.fingerprint), unpack(args.offers)}) do
+    redis.call('ZADD', offers, now + args.lease, name)
+  end
+  redis.call('EXPIRE', offers, lease_ttl)
+end
 local registered = redis.call('EXISTS', worker)
 if registered == 1 then
   redis.call('HSET', worker, 'last_heartbeat', args.iso)

@@ -166,6 +166,11 @@ local function bury(job, requeued, failed)
   end
 end
 
+-- How it is written that a worker can go on with what such weights have begun.
+local function kind_of(fingerprint)
+  return 'kind-' .. string.gsub(fingerprint, '[^%w_-]', '_')
+end
+
 local function split_member(member)
   return string.match(member, '^([^:]+):(.+)$')
 end

@@ -36,10 +36,18 @@ local function look_at_deferred(queue)
   end
 end
 
-for _, queue in ipairs(args.queues) do
+local function look_after(queue)
   reap(queue)
   look_at_deferred(queue)
   trim(queue)
+end
+
+for _, queue in ipairs(route.special_queues()) do
+  look_after(queue)
+  route.fail_unserved(queue)
+end
+for _, queue in ipairs(args.queues) do
+  look_after(queue)
   for _, key in ipairs(redis.call('SMEMBERS', rq .. ':workers:' .. queue)) do
     if redis.call('EXISTS', key) == 0 then
       redis.call('SREM', rq .. ':workers:' .. queue, key)
