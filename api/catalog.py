@@ -9,8 +9,10 @@ from api.auth import require_key
 from api.errors import ModelNotFoundError, UnavailableError
 from api.gateway import GenerationGateway
 from api.responses import ModelBody, ModelList
-from api.services import AppServices
+from api.services import AppServices, Services
 from worker.wire.messages import ModelInfo
+
+NO_WORKER_RETRY_S = 15.0
 
 
 class ModelController(Controller):
@@ -21,10 +23,10 @@ class ModelController(Controller):
     @get()
     async def list_models(self, services: AppServices) -> ModelList:
         """List the models that workers offer now; while no worker is up, those it knew last."""
-        workers = await services.gateway.workers()
-        offered = {worker.model.name: worker.model for worker in workers}
-        models = list(offered.values()) or await services.gateway.models()
-        return ModelList(data=[_body(model) for model in models])
+        living = {worker.model.name for worker in await services.gateway.workers()}
+        known = await services.gateway.models(is_fresh=True)
+        offered = [model for model in known if model.name in living]
+        return ModelList(data=[_body(model) for model in offered or known])
 
     @get("/{name:path}")
     async def get_model(self, name: FromPath[str], services: AppServices) -> ModelBody:
@@ -32,10 +34,26 @@ class ModelController(Controller):
         return _body(await find_model(services.gateway, name.removeprefix("/")))
 
 
-async def find_model(gateway: GenerationGateway, name: str) -> ModelInfo:
+async def find_served_model(services: Services, name: str) -> ModelInfo:
+    """Return a model as `find_model`; raises UnavailableError where nobody will run it soon."""
+    model = await find_model(services.gateway, name)
+    patience_s = services.settings.worker_patience
+    if await services.gateway.silent_s(name) <= patience_s:
+        return model
+    model = await find_model(services.gateway, name, is_fresh=True)
+    silent_s = await services.gateway.silent_s(name)
+    if silent_s > patience_s:
+        raise UnavailableError(
+            f"No worker has offered the model '{name}' for {silent_s:.0f} seconds.",
+            retry_after_s=NO_WORKER_RETRY_S,
+        )
+    return model
+
+
+async def find_model(gateway: GenerationGateway, name: str, *, is_fresh: bool = False) -> ModelInfo:
     """Return the model of exactly this name; raises ModelNotFoundError, naming those there are."""
-    for is_fresh in (False, True):
-        models = await gateway.models(is_fresh=is_fresh)
+    for must_ask in (is_fresh, True):
+        models = await gateway.models(is_fresh=must_ask)
         for model in models:
             if model.name == name:
                 return model

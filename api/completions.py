@@ -10,10 +10,10 @@ from litestar.params import RawBody
 
 from api.answering import AnyRequest, answer
 from api.auth import admit
-from api.catalog import find_model
+from api.catalog import find_served_model
 from api.decoding import decode_request
 from api.errors import ErrorBody
-from api.jobs import Sender, chat_job, completion_job, priority_of
+from api.jobs import Sender, chat_job, completion_job, priority_of, tier_used
 from api.openapi import body_of
 from api.responses import ChatCompletion, Completion
 from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
@@ -50,7 +50,7 @@ class CompletionController(Controller):
     ) -> Response[Any]:
         """Continue one or more prompts."""
         wanted = decode_request(body, request.headers.get("content-type", ""), CompletionRequest)
-        model = await find_model(services.gateway, wanted.model)
+        model = await find_served_model(services, wanted.model)
         job = completion_job(wanted, model, _sender(request, services))
         writer = TextWriter(job, _wishes(wanted, model))
         return await answer(request, services, job, priority_of(wanted), writer)
@@ -67,7 +67,7 @@ class CompletionController(Controller):
         """Answer the last message of a chat."""
         content_type = request.headers.get("content-type", "")
         wanted = decode_request(body, content_type, ChatCompletionRequest)
-        model = await find_model(services.gateway, wanted.model)
+        model = await find_served_model(services, wanted.model)
         job = chat_job(wanted, model, _sender(request, services))
         writer = ChatWriter(job, _wishes(wanted, model))
         return await answer(request, services, job, priority_of(wanted), writer)
@@ -84,4 +84,5 @@ def _wishes(wanted: GenerationRequest, model: ModelInfo) -> Wishes:
         system_fingerprint=model.fingerprint,
         include_usage=bool(options and options.include_usage),
         return_token_ids=bool(wanted.return_token_ids),
+        service_tier=tier_used(wanted),
     )

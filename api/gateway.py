@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.errors import QueueIsFullError, UnavailableError
+from api.errors import KeyQueueIsFullError, QueueIsFullError, UnavailableError
 from api.generation import Generation
 from api.reply_channel import ReplyChannel
 from api.settings import ApiSettings
@@ -45,6 +45,10 @@ class GenerationGateway(Protocol):
         """Return the models known, as of a moment ago unless `is_fresh`."""
         ...
 
+    async def silent_s(self, model: str) -> float:
+        """Return for how long no worker has offered a model, as `models` last saw it."""
+        ...
+
     async def workers(self) -> list[WorkerInfo]: ...
 
     async def queue_lengths(self) -> dict[str, int]: ...
@@ -58,7 +62,7 @@ class RedisGateway:
         self._redis = redis
         self._settings = settings
         self._channel = ReplyChannel(redis, self.api_id, sweep_s=settings.sweep_s)
-        self._models: list[ModelInfo] = []
+        self._models: list[queueing.KnownModel] = []
         self._models_until = -math.inf
         self._cancellations: set[asyncio.Task[None]] = set()
 
@@ -80,6 +84,13 @@ class RedisGateway:
         self._channel.register(generation)
         try:
             generation.position = await self._enqueue(job, priority)
+        except queueing.TenantQueueFullError as error:
+            self._channel.unregister(generation)
+            raise KeyQueueIsFullError(
+                f"{error.queue_length} requests of this key are waiting, as many as may; "
+                "try again later.",
+                retry_after_s=error.retry_after_s,
+            ) from None
         except queueing.QueueFullError as error:
             self._channel.unregister(generation)
             raise QueueIsFullError(
@@ -99,6 +110,13 @@ class RedisGateway:
         return generation
 
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
+        return [known.info for known in await self._known_models(is_fresh)]
+
+    async def silent_s(self, model: str) -> float:
+        known = await self._known_models()
+        return min((one.silent_s for one in known if one.info.name == model), default=math.inf)
+
+    async def _known_models(self, is_fresh: bool = False) -> list[queueing.KnownModel]:
         if is_fresh or time.monotonic() > self._models_until:
             self._models = await _reachable(queueing.known_models(self._redis))
             self._models_until = time.monotonic() + MODELS_TTL_S
@@ -122,6 +140,8 @@ class RedisGateway:
             failure_ttl_s=settings.failure_ttl,
             max_queue_size=settings.max_queue_size,
             max_attempts=MAX_ATTEMPTS,
+            max_running=settings.max_running_per_key,
+            max_waiting=settings.max_queued_per_key,
         )
 
     def _on_close(self, generation: Generation) -> None:

@@ -6,6 +6,8 @@ import time
 import uuid
 from typing import NamedTuple
 
+from msgspec import UNSET, UnsetType
+
 from api.content import part_text
 from api.errors import InvalidRequestError
 from api.not_offered import refuse_what_is_not_offered
@@ -37,6 +39,13 @@ _TIERS: dict[str, Priority] = {
 }
 
 
+_TIER_OF: dict[Priority, str] = {
+    "interactive": "priority",
+    "default": "default",
+    "batch": "flex",
+}
+
+
 class Sender(NamedTuple):
     """Who asks, and through which process the answer goes back."""
 
@@ -48,6 +57,11 @@ class Sender(NamedTuple):
 def priority_of(request: GenerationRequest) -> Priority:
     """Our own word wins over OpenAI's `service_tier`."""
     return request.priority or _TIERS.get(request.service_tier or "auto", "default")
+
+
+def tier_used(request: GenerationRequest) -> str | UnsetType:
+    """Return OpenAI's name of the priority that is used, where the request named a tier."""
+    return UNSET if request.service_tier is None else _TIER_OF[priority_of(request)]
 
 
 def completion_job(request: CompletionRequest, model: ModelInfo, sender: Sender) -> GenerateJob:

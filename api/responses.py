@@ -100,6 +100,7 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: UsageBody
     metrics: MetricsBody | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
 
 
 class TextChoice(Struct, frozen=True, kw_only=True):
@@ -122,6 +123,7 @@ class Completion(Struct, kw_only=True):
     choices: list[TextChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
 
 
 class ChatDelta(Struct, frozen=True, kw_only=True):
@@ -148,6 +150,7 @@ class ChatChunk(Struct, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
 
 
 class ModelBody(Struct, frozen=True, kw_only=True):

@@ -55,6 +55,7 @@ class Wishes:
     system_fingerprint: str
     include_usage: bool = False
     return_token_ids: bool = False
+    service_tier: str | UnsetType = UNSET  # the one that was used, where one was asked for
 
 
 class Writer(Protocol):
@@ -108,6 +109,7 @@ class ChatWriter:
             created=int(self._job.created),
             model=self._job.model,
             system_fingerprint=self._wishes.system_fingerprint,
+            service_tier=self._wishes.service_tier,
             choices=[self._whole(choice) for choice in choices],
             usage=usage_body(finished),
             metrics=metrics_body(finished),
@@ -142,6 +144,7 @@ class ChatWriter:
             created=int(self._job.created),
             model=self._job.model,
             system_fingerprint=self._wishes.system_fingerprint,
+            service_tier=self._wishes.service_tier,
             choices=choices,
             usage=self._no_usage if usage is None else usage,
         )
@@ -201,6 +204,7 @@ class TextWriter:
             created=int(self._job.created),
             model=self._job.model,
             system_fingerprint=self._wishes.system_fingerprint,
+            service_tier=self._wishes.service_tier,
             choices=choices,
             usage=usage,
         )

@@ -191,12 +191,13 @@ def retries_left(client: redis.Redis, job_id: str) -> int:
 
 @contextmanager
 def running_worker(
-    server: Valkey, name: str, **options: float
+    server: Valkey, name: str, **options: float | str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker process with the fake engine; whatever happens, it is gone afterwards."""
     options_of_all = {"redis_url": server.url, "name": name}
     flags = [
-        f"--{key.replace('_', '-')}={value}" for key, value in (options_of_all | options).items()
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for key, value in (options_of_all | options).items()
     ]
     process = start_child(
         [sys.executable, "-m", "tests.fake_worker", *flags],

@@ -20,9 +20,6 @@ from worker.wire.messages import (
     WorkerInfo,
 )
 
-MODEL_TTL_S = 86400
-"""How long a model stays known after its last worker's beat."""
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -119,7 +116,7 @@ class JobStore:
             info=codec.for_lua(info),
             model=info.model.name,
             model_info=codec.for_lua(info.model),
-            model_ttl=MODEL_TTL_S,
+            model_ttl=keys.MODEL_TTL_S,
             pool=keys.queue_names(info.model.name)[0],
             offers=self._offers,
             fingerprint=self._fingerprint,

@@ -35,6 +35,9 @@ class ServePlan:
     def read(cls, environ: Mapping[str, str]) -> ServePlan:
         """Read and check the settings; raises SettingsError naming a bad one."""
         keys = environ.get("VDIFF_API_KEY", "").split(",")
+        settings = read_settings(environ)
+        if settings.burst:
+            raise SettingsError("VDIFF_BURST: a server goes on; it is for `dfastllm worker` alone")
         return cls(
             host=environ.get("VDIFF_HOST") or DEFAULT_HOST,
             port=_whole_number(environ, "VDIFF_PORT", DEFAULT_PORT, 1, 65535),
@@ -43,7 +46,7 @@ class ServePlan:
             data_dir=Path(environ.get("VDIFF_DATA_DIR") or DEFAULT_DATA_DIR),
             queue_port=_whole_number(environ, "VDIFF_QUEUE_PORT", 0, 0, 65535),
             num_workers=_whole_number(environ, "VDIFF_WORKERS", 1, 1, 256),
-            drain_timeout_s=read_settings(environ).drain_timeout,
+            drain_timeout_s=settings.drain_timeout,
             child_environ=dict(environ),
         )
 

@@ -49,6 +49,9 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         result_ttl_s=settings.result_ttl,
         failure_ttl_s=settings.failure_ttl,
         fingerprint=engine.fingerprint,
+        overdue_s=settings.overdue_after,
+        overdue_share=settings.overdue_share,
+        modes=engine.modes,
     )
     worker.begin()
     gc.collect()
@@ -57,7 +60,7 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         log.info("worker %s serves %s, %d at once", name, engine.model_name, engine.max_batch_size)
         return IoLoop(engine, store, worker, mailbox, _limits(settings)).run()
     finally:
-        _say_goodbye(worker)
+        _say_goodbye(worker, store)
 
 
 def _limits(settings: WorkerSettings) -> LoopLimits:
@@ -65,6 +68,7 @@ def _limits(settings: WorkerSettings) -> LoopLimits:
         drain_s=settings.drain_timeout,
         beat_s=settings.lease / 6,
         outage_buffer_bytes=settings.outage_buffer_mb << 20,
+        is_burst=settings.burst,
     )
 
 
@@ -83,8 +87,9 @@ def _wait_for(client: Redis) -> None:
             return
 
 
-def _say_goodbye(worker: BatchWorker) -> None:
+def _say_goodbye(worker: BatchWorker, store: JobStore) -> None:
     try:
         worker.end()
+        store.reap_worker(worker.name)  # takes us off the API's list
     except RedisError as error:
         log.warning("Redis is away, RQ will notice our death by itself: %s", error)

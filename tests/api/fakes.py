@@ -73,6 +73,7 @@ class FakeGateway:
     priorities: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     refusal: Exception | None = None
+    silent: float = 0.0
     closed: threading.Event = field(default_factory=threading.Event)
     api_id: str = "api0"
 
@@ -88,6 +89,9 @@ class FakeGateway:
 
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
         return self.known
+
+    async def silent_s(self, model: str) -> float:
+        return self.silent
 
     async def workers(self) -> list[WorkerInfo]:
         return self.live

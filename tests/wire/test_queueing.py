@@ -181,7 +181,8 @@ async def test_a_model_stays_known_when_its_last_worker_is_gone(
     assert await queueing.live_workers(async_redis) == [INFO]
     store.reap_worker("w1")
     assert await queueing.live_workers(async_redis) == []
-    assert await queueing.known_models(async_redis) == [INFO.model]
+    (known,) = await queueing.known_models(async_redis)
+    assert known.info == INFO.model
     assert 0 < await async_redis.ttl(f"dfl:model:{MODEL}") <= 86400
 
 

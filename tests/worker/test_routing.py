@@ -114,9 +114,7 @@ async def test_begun_output_waits_for_equal_weights_that_live(
 async def test_a_job_that_waits_for_its_worker_is_not_starved_either(
     async_redis: Client, redis_client: redis.Redis, plain: JobStore
 ) -> None:
-    drafting = JobStore(
-        redis_client, "d", modes=["ar", "deer"], overdue_s=1e-6, overdue_share=0.25
-    )
+    drafting = JobStore(redis_client, "d", modes=["ar", "deer"], overdue_s=1e-6, overdue_share=0.25)
     alive(drafting)
     for number in range(10):
         await put(async_redis, make_job(f"b{number}", mode="deer"), queue=QUEUES[2])

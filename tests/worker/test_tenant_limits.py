@@ -195,7 +195,9 @@ async def test_places_that_nobody_gave_back_run_out(
     await put_of(async_redis, "a", *"abc")
     claim(store)
     redis_client.delete("rq:job:a", "rq:job:b")  # by hand; the members are left
-    redis_client.zadd("dfl:running:a", dict.fromkeys(redis_client.zrange("dfl:running:a", 0, -1), 1))
+    redis_client.zadd(
+        "dfl:running:a", dict.fromkeys(redis_client.zrange("dfl:running:a", 0, -1), 1)
+    )
     other.reap(QUEUES)
     assert claim(other) == ["c"]
     assert num_running(redis_client, "a") == 3  # two of them are only names

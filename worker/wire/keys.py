@@ -11,6 +11,9 @@ DFL_PREFIX = "dfl"
 
 PRIORITIES = ("interactive", "default", "batch")
 
+MODEL_TTL_S = 86400
+"""How long a model stays known after its last worker's beat."""
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
@@ -59,6 +60,26 @@ class JobState(NamedTuple):
     position: int | None  # how many jobs of its queue stand before it, while it waits
     accepted: Accepted | None  # the worker's answer, once given
     ending: Event | None  # Finished, Failed or Rejected, once it has ended
+
+
+class KnownModel(NamedTuple):
+    """A model, and what its live workers offer together."""
+
+    info: ModelInfo
+    silent_s: float  # seconds since a worker of it spoke; 0 while one lives and takes jobs
+
+    @classmethod
+    def of(
+        cls, last_words: ModelInfo, silent_s: float, offers: Mapping[str, list[ModelInfo]]
+    ) -> KnownModel:
+        """Join the offers of a model's workers: a mode that one has, a length that all take."""
+        models = offers.get(last_words.name)
+        if not models:
+            return cls(last_words, max(0.0, silent_s))
+        modes = dict.fromkeys(mode for model in models for mode in model.modes)
+        max_model_len = min(model.max_model_len for model in models)
+        joined = msgspec.structs.replace(last_words, modes=list(modes), max_model_len=max_model_len)
+        return cls(joined, 0.0)
 
 
 async def enqueue(
@@ -148,10 +169,18 @@ async def live_workers(redis: Redis) -> list[WorkerInfo]:
     return [codec.decode_worker_info(value) for value in values]
 
 
-async def known_models(redis: Redis) -> list[ModelInfo]:
+async def known_models(redis: Redis) -> list[KnownModel]:
     """Return the models that a worker has offered within the last day."""
-    values = await lua.acall(redis, "listed", {"index": "models", "kind": "model"})
-    return [codec.decode_model_info(value) for value in values]
+    models, workers = await lua.acall(redis, "models", {"model_ttl": keys.MODEL_TTL_S})
+    offers: dict[str, list[ModelInfo]] = {}
+    for value in workers:
+        worker = codec.decode_worker_info(value)
+        if not worker.is_draining:
+            offers.setdefault(worker.model.name, []).append(worker.model)
+    return [
+        KnownModel.of(codec.decode_model_info(value), float(silent_s), offers)
+        for value, silent_s in models
+    ]
 
 
 async def queue_lengths(redis: Redis, queues: Sequence[str]) -> dict[str, int]:
