@@ -9,7 +9,7 @@ from api.auth import require_key
 from api.errors import ModelNotFoundError, UnavailableError
 from api.gateway import GenerationGateway
 from api.responses import ModelBody, ModelList
-from api.services import AppServices, Services
+from api.services import AppServices
 from worker.wire.messages import ModelInfo
 
 NO_WORKER_RETRY_S = 15.0
@@ -34,20 +34,14 @@ class ModelController(Controller):
         return _body(await find_model(services.gateway, name.removeprefix("/")))
 
 
-async def find_served_model(services: Services, name: str) -> ModelInfo:
+async def find_served_model(gateway: GenerationGateway, name: str) -> ModelInfo:
     """Return a model as `find_model`; raises UnavailableError where nobody will run it soon."""
-    model = await find_model(services.gateway, name)
-    patience_s = services.settings.worker_patience
-    if await services.gateway.silent_s(name) <= patience_s:
+    model = await find_model(gateway, name)
+    if await gateway.is_served(name) or await gateway.is_served(name, is_fresh=True):
         return model
-    model = await find_model(services.gateway, name, is_fresh=True)
-    silent_s = await services.gateway.silent_s(name)
-    if silent_s > patience_s:
-        raise UnavailableError(
-            f"No worker has offered the model '{name}' for {silent_s:.0f} seconds.",
-            retry_after_s=NO_WORKER_RETRY_S,
-        )
-    return model
+    raise UnavailableError(
+        f"No worker offers the model '{name}' now.", retry_after_s=NO_WORKER_RETRY_S
+    )
 
 
 async def find_model(gateway: GenerationGateway, name: str, *, is_fresh: bool = False) -> ModelInfo:

@@ -6,9 +6,7 @@ import time
 import uuid
 from typing import NamedTuple
 
-from msgspec import UNSET, UnsetType
-
-from api.content import part_text
+from api.chat import chat_of
 from api.errors import InvalidRequestError
 from api.not_offered import refuse_what_is_not_offered
 from api.options import mode_of, options_of
@@ -16,9 +14,9 @@ from api.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
-    MessageParam,
     Priority,
 )
+from api.tool_use import tool_use_of
 from api.validation import (
     MAX_CHOICES,
     MAX_TOKEN_ID,
@@ -30,7 +28,7 @@ from api.validation import (
     completion_max_tokens,
     sampling_of,
 )
-from worker.wire.messages import Chat, ChatMessage, GenerateJob, ModelInfo, Prompts, Sampling
+from worker.wire.messages import Chat, GenerateJob, ModelInfo, Prompts, Sampling
 
 _TIERS: dict[str, Priority] = {
     "flex": "batch",
@@ -59,9 +57,9 @@ def priority_of(request: GenerationRequest) -> Priority:
     return request.priority or _TIERS.get(request.service_tier or "auto", "default")
 
 
-def tier_used(request: GenerationRequest) -> str | UnsetType:
-    """Return OpenAI's name of the priority that is used, where the request named a tier."""
-    return UNSET if request.service_tier is None else _TIER_OF[priority_of(request)]
+def tier_used(request: GenerationRequest) -> str:
+    """Return OpenAI's name of the priority that is used; empty where the request named none."""
+    return "" if request.service_tier is None else _TIER_OF[priority_of(request)]
 
 
 def completion_job(request: CompletionRequest, model: ModelInfo, sender: Sender) -> GenerateJob:
@@ -90,9 +88,9 @@ def chat_job(request: ChatCompletionRequest, model: ModelInfo, sender: Sender) -
         raise InvalidRequestError("'messages' must hold at least one message.", param="messages")
     refuse_what_is_not_offered(request)
     check_ranges(request)
-    messages = [_message(message, index) for index, message in enumerate(request.messages)]
-    sampling = sampling_of(request, chat_max_tokens(request), chat_logprobs(request))
-    return _job("chatcmpl", request, Chat(messages), sampling, model, sender)
+    tools, grammar = tool_use_of(request, model)
+    sampling = sampling_of(request, chat_max_tokens(request), chat_logprobs(request), grammar)
+    return _job("chatcmpl", request, chat_of(request, tools), sampling, model, sender)
 
 
 def _job(
@@ -160,23 +158,3 @@ def _check_lengths(prompts: list[str | list[int]], model: ModelInfo) -> None:
             param="prompt",
             code="context_length_exceeded",
         )
-
-
-def _message(message: MessageParam, index: int) -> ChatMessage:
-    # "developer" is OpenAI's newer word for the same role, which few chat templates know.
-    role = "system" if message.role == "developer" else message.role
-    return ChatMessage(role, _content(message, f"messages[{index}].content"), message.name)
-
-
-def _content(message: MessageParam, param: str) -> str:
-    match message.content:
-        case str() as text:
-            return text
-        case None if message.role == "assistant":
-            return ""
-        case None | []:
-            raise InvalidRequestError(f"'{param}' must not be empty.", param=param)
-        case parts:
-            return "\n".join(
-                part_text(part, f"{param}[{index}]") for index, part in enumerate(parts)
-            )

@@ -9,6 +9,7 @@ from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 
 from api.gateway import GenerationGateway
+from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
 from api.rate_limit import RateLimiter
 from api.settings import ApiSettings
@@ -20,6 +21,7 @@ class Services:
     gateway: GenerationGateway
     metrics: ApiMetrics
     rate_limiter: RateLimiter | None = None
+    jobs: JobDesk | None = None
 
 
 AppServices: TypeAlias = NamedDependency[Services]

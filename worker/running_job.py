@@ -98,8 +98,10 @@ class RunningJob:
 
     @property
     def deadline(self) -> float:
-        """Unix time at which the client has waited long enough, in the queue and here."""
+        """Unix time at which the job has taken long enough, in the queue and here."""
         timeout_s = self.job.timeout_s
+        if self.claim.deadline is not None:
+            return self.claim.deadline
         return float("inf") if timeout_s is None else self.job.created + timeout_s
 
     def accepted(self) -> Accepted:

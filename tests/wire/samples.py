@@ -61,7 +61,7 @@ async def put(
     max_waiting: int = 0,
 ) -> int:
     """Enqueue a job, given or made by its name."""
-    return await queueing.enqueue(
+    receipt = await queueing.enqueue(
         client,
         make_job(job) if isinstance(job, str) else job,
         queue=queue,
@@ -73,6 +73,7 @@ async def put(
         max_running=max_running,
         max_waiting=max_waiting,
     )
+    return receipt.position
 
 
 def delta(job_id: str, index: int, finish_reason: str | None = None) -> Delta:

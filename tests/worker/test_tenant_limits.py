@@ -1,4 +1,4 @@
-"""How many jobs of a key may run and wait, over all workers and queues, whatever happens to them."""
+"""How many jobs of a key may run and wait, over all workers, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ async def test_a_job_that_goes_back_waits_again_and_ends_as_nobodys(
         await put_limited(async_redis, "d")
     claim(other)
     end(other, *"abc")
-    assert redis_client.zcard("dfl:waiting:a") == 0
+    assert redis_client.zcard("dfl:queued:a") == 0
 
 
 async def test_what_rqs_tools_took_away_is_not_counted_when_it_matters(
@@ -281,5 +281,5 @@ async def test_limits_leave_no_key_without_an_end(
         await put(async_redis, make_job(name, tenant="a"), max_running=1, max_waiting=9)
     claim(store)
     ours = redis_client.keys("dfl:*")
-    assert {b"dfl:lanes", b"dfl:lanes:a", b"dfl:running:a", b"dfl:waiting:a"} <= set(ours)
+    assert {b"dfl:lanes", b"dfl:lanes:a", b"dfl:running:a", b"dfl:queued:a"} <= set(ours)
     assert all(redis_client.ttl(key) > 0 for key in ours)

@@ -9,7 +9,10 @@ from base64 import b64encode
 import msgspec
 
 from worker.wire import codec, keys, lua
-from worker.wire.messages import Chat, GenerateJob, Prompts
+from worker.wire.messages import Chat, GenerateJob, JobRecord, Prompts
+
+WEBHOOK_KEEP_S = 12 * 3600
+"""How long at least a job that owes a webhook stays after its end: longer than the last try."""
 
 _FUNCTION = "worker.jobs.generate"
 # RQ unpickles (function, instance, args, kwargs). It is the same for every job: the request itself
@@ -27,6 +30,7 @@ def new_job(
     max_attempts: int,
     max_running: int = 0,
     max_waiting: int = 0,
+    record: JobRecord,
 ) -> list[msgspec.Raw | str | int]:
     """Return the fields and values of a queued job's hash, in turn, without the request."""
     now = lua.utc_now()
@@ -50,14 +54,16 @@ def new_job(
         "worker_name": "",
         "dfl_api": job.api_id,
         "dfl_tenant": job.tenant,
-        "dfl_cost": num_places(job),
+        "dfl_job": codec.for_lua(record),
     }
-    if job.mode is not None:
-        fields["dfl_mode"] = keys.offer(job.mode)
-    if max_running > 0:
-        fields["dfl_max_running"] = max_running
-    if max_waiting > 0:
-        fields["dfl_max_waiting"] = max_waiting
+    optional: dict[str, str | int | None] = {
+        "dfl_cost": num_places(job),
+        "dfl_mode": None if job.mode is None else keys.offer(job.mode),
+        "dfl_max_running": max_running or None,
+        "dfl_max_waiting": max_waiting or None,
+        "dfl_hook_ttl": None if record.webhook is None else WEBHOOK_KEEP_S,
+    }
+    fields |= {name: value for name, value in optional.items() if value is not None}
     return [part for pair in fields.items() for part in pair]
 
 

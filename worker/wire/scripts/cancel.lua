@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 local job = read_job(args.id)
-if job.status == 'queued' or job.status == 'deferred' then
-  redis.call('LREM', rq .. ':queue:' .. job.queue, 0, job.id)
-  fair.undefer(job)
+if args.tenant and redis.call('HGET', job_key(args.id), 'dfl_tenant') ~= args.tenant then return 0 end
+if fair.is_waiting(job) then
+  leave_queue(job)
   fair.refund(job)
   cancel(job)
   publish_frames()

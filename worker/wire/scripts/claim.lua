@@ -4,7 +4,16 @@ local claims = {}
 local lease_ttl = math.ceil(args.lease)
 local MOST_LOOKED_AT = args.limit + 256
 
-local function start(job, execution, payload)
+-- One that an operator has put back has no deadline any more, and gets its time anew.
+local function time_left(job, deadline)
+  if not deadline then
+    deadline = string.format('%.3f', now + job.timeout)
+    redis.call('HSET', job_key(job.id), 'dfl_deadline', deadline)
+  end
+  return string.format('%.3f', deadline - now)
+end
+
+local function start(job, execution, payload, deadline)
   local key, member = job_key(job.id), job.id .. ':' .. execution
   leave(job) -- of an execution that rq's clean-up has taken away and left traces of
   job.execution = execution
@@ -14,7 +23,7 @@ local function start(job, execution, payload)
   redis.call('HSET', key, 'status', 'started', 'started_at', args.iso, 'last_heartbeat', args.iso,
     'ended_at', '', 'worker_name', args.worker, 'dfl_execution', execution, 'dfl_started', now,
     'dfl_fingerprint', args.fingerprint)
-  redis.call('HDEL', key, 'dfl_cancel', 'dfl_ending', 'dfl_ended_by')
+  redis.call('HDEL', key, 'dfl_cancel', 'dfl_ending', 'dfl_ended_by', 'dfl_start_by')
   redis.call('EXPIRE', key, job.keep)
   redis.call('HSET', execution_key(job), 'id', execution, 'job_id', job.id,
     'created_at', now, 'last_heartbeat', now, 'worker_name', args.worker)
@@ -24,7 +33,7 @@ local function start(job, execution, payload)
   redis.call('ZADD', rq .. ':wip:' .. job.queue, now + args.lease, member)
   redis.call('SADD', rq .. ':worker:' .. args.worker .. ':executions', member)
   local attempt = redis.call('HINCRBY', key, 'dfl_attempt', 1)
-  return {job.id, execution, job.queue, attempt, payload}
+  return {job.id, execution, job.queue, attempt, payload, time_left(job, deadline)}
 end
 
 -- The rest of an answer fits only what the same weights, tokenizer and template have begun.
@@ -52,13 +61,15 @@ local turns = {}
 local function try(id, queue)
   local job = read_job(id)
   if job.status ~= 'queued' then return end -- cancelled, forgotten, or queued twice and running
-  local field = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline', 'dfl_turn',
-    'dfl_mode', 'dfl_fingerprint')
-  local needs, kind = needs_of(job, field[4], field[5])
+  local field = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline', 'dfl_start_by',
+    'dfl_turn', 'dfl_mode', 'dfl_fingerprint')
+  local needs, kind = needs_of(job, field[5], field[6])
   if not field[1] then
     finish(job, failure(job, args.foreign))
   elseif field[2] and tonumber(field[2]) < now then
     finish(job, failure(job, args.expired))
+  elseif field[3] and tonumber(field[3]) < now then
+    finish(job, failure(job, args.overdue))
   elseif needs and route.is_offered(needs) then
     route.pass_on(job, needs)
   elseif needs then
@@ -66,8 +77,8 @@ local function try(id, queue)
   elseif fair.has_no_place(job) then
     fair.defer(job, field[2])
   else
-    claims[#claims + 1] = start(job, args.execution .. '-' .. #claims, field[1])
-    turns[queue] = math.max(turns[queue] or 0, tonumber(field[3] or 0))
+    claims[#claims + 1] = start(job, args.execution .. '-' .. #claims, field[1], field[2])
+    turns[queue] = math.max(turns[queue] or 0, tonumber(field[4] or 0))
   end
 end
 

@@ -3,7 +3,7 @@
 
 local function shares_key(queue) return dfl .. ':shares:' .. queue end
 local function running_key(tenant) return dfl .. ':running:' .. tenant end
-local function waiting_key(tenant) return dfl .. ':waiting:' .. tenant end
+local function waiting_key(tenant) return dfl .. ':queued:' .. tenant end
 local function lanes_key(tenant) return dfl .. ':lanes:' .. tenant end
 local function lane_key(tenant, queue) return dfl .. ':lane:' .. tenant .. ':' .. queue end
 fair.FIRST = -1 -- the turn of what comes back: all others are 0 or later
@@ -61,11 +61,15 @@ function fair.refund(job)
   end
 end
 
--- How many jobs stand before one that waits, in its own queue.
-function fair.num_before(id, queue, status, tenant)
-  if status == 'queued' then return redis.call('LPOS', rq .. ':queue:' .. queue, id) end
-  local rank = redis.call('ZRANK', lane_key(tenant or '', queue), id)
-  return rank and redis.call('LLEN', rq .. ':queue:' .. queue) + rank
+function fair.is_waiting(job) return job.status == 'queued' or job.status == 'deferred' end
+
+-- How many jobs stand before one that waits, in its own queue; false if it does not wait.
+function fair.num_before(job)
+  local list = rq .. ':queue:' .. job.queue
+  if job.status == 'queued' then return redis.call('LPOS', list, job.id) end
+  if job.status ~= 'deferred' then return false end
+  local rank = redis.call('ZRANK', lane_key(job.tenant or '', job.queue), job.id)
+  return rank and redis.call('LLEN', list) + rank
 end
 
 -- Jobs of a key that wait, of all queues. What RQ's tools took away is found out only when that

@@ -1,9 +1,6 @@
 #!lua flags=no-writes
-local field = redis.call('HMGET', job_key(args.id),
-  'status', 'origin', 'dfl_answer', 'dfl_ending', 'dfl_tenant')
-if not field[1] then return {} end
-local position = false
-if field[1] == 'queued' or field[1] == 'deferred' then
-  position = fair.num_before(args.id, field[2] or '', field[1], field[5])
-end
-return {field[1], position, field[3], field[4]}
+local job = read_job(args.id)
+if not job.status then return {} end
+local field = redis.call('HMGET', job_key(args.id), 'dfl_answer', 'dfl_ending')
+local position = position_of(job)
+return {job.status, position, field[1], field[2], position and wait_of(job, position)}
