@@ -133,15 +133,15 @@ async def test_an_emptied_queue_has_no_memory(
     assert await put_of(async_redis, "a", "again") == [1]
 
 
-async def test_lost_turns_cost_the_order_and_no_job(
+async def test_lost_turns_cost_nobody_a_job_nor_its_place_before_later_ones(
     async_redis: Client, redis_client: redis.Redis, store: JobStore
 ) -> None:
-    await put_of(async_redis, "a", *many("a", 5))
-    redis_client.delete(f"dfl:shares:{QUEUE}", "rq:job:a3")
-    await put_of(async_redis, "b", *many("b", 5))
-    assert sorted(claim(store)) == sorted([*many("a", 5), *many("b", 5)])[:3] + sorted(
-        [*many("a", 5)[4:], *many("b", 5)]
-    )
+    await put_of(async_redis, "a", *many("a", 8))
+    assert claim(store, 3) == ["a0", "a1", "a2"]
+    redis_client.delete(f"dfl:shares:{QUEUE}")
+    await put_of(async_redis, "a", "late0", "late1")
+    await put_of(async_redis, "b", "b0")
+    assert claim(store) == ["a3", "late0", "b0", "a4", "late1", *many("a", 8)[5:]]
 
 
 async def test_a_dead_workers_job_is_the_next_whatever_its_keys_turn_is(

@@ -57,7 +57,7 @@ def new_job(
         "dfl_job": codec.for_lua(record),
     }
     optional: dict[str, str | int | None] = {
-        "dfl_cost": num_places(job),
+        "dfl_cost": None if num_places(job) == 1 else num_places(job),
         "dfl_mode": None if job.mode is None else keys.offer(job.mode),
         "dfl_max_running": max_running or None,
         "dfl_max_waiting": max_waiting or None,

@@ -9,21 +9,24 @@ local function lane_key(tenant, queue) return dfl .. ':lane:' .. tenant .. ':' .
 fair.FIRST = -1 -- the turn of what comes back: all others are 0 or later
 local TENANTS_WITH_LANES = dfl .. ':lanes'
 
+local function turn_at(list, index)
+  local id = redis.call('LINDEX', list, index)
+  return id and tonumber(redis.call('HGET', job_key(id), 'dfl_turn') or 0), id
+end
+
 -- Start-time fair queueing: a job's turn is when the key's job before it is through, counted in
 -- places given, or now, if the key has none. `''` is no key: its score is the turn served last.
 function fair.turn_of(queue, tenant, cost, length)
   local shares = shares_key(queue)
   if length == 0 then redis.call('DEL', shares) end
   local turns = redis.call('ZMSCORE', shares, '', tenant)
-  local turn = math.max(tonumber(turns[1] or 0), tonumber(turns[2] or 0))
-  redis.call('ZADD', shares, turn + cost, tenant)
-  redis.call('EXPIRE', shares, args.keep)
+  -- Not known while nothing was served since the queue was empty; or it has got lost.
+  local served = turns[1] or (length > 0 and turn_at(rq .. ':queue:' .. queue, 0)) or 0
+  local turn = math.max(0, tonumber(served), tonumber(turns[2] or 0))
+  if redis.call('ZADD', shares, turn + cost, tenant) == 1 then
+    redis.call('EXPIRE', shares, 86400)
+  end
   return turn
-end
-
-local function turn_at(list, index)
-  local id = redis.call('LINDEX', list, index)
-  return id and tonumber(redis.call('HGET', job_key(id), 'dfl_turn') or 0), id
 end
 
 -- Put a job behind all whose turn is not after its own; returns how many those are.
