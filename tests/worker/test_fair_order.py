@@ -133,6 +133,23 @@ async def test_an_emptied_queue_has_no_memory(
     assert await put_of(async_redis, "a", "again") == [1]
 
 
+async def test_a_queue_that_one_key_has_filled_takes_a_job_of_each_other_key(
+    async_redis: Client, store: JobStore
+) -> None:
+    async def put_into_full(name: str) -> None:
+        await put(async_redis, make_job(name, tenant=name[0]), max_queue_size=20)
+
+    await put_of(async_redis, "g", *many("g", 20))
+    for tenant in "ab":
+        await put_into_full(f"{tenant}0")
+        with pytest.raises(queueing.QueueFullError):
+            await put_into_full(f"{tenant}1")
+    with pytest.raises(queueing.QueueFullError):
+        await put_into_full("g20")
+    assert claim(store, 5) == ["g0", "a0", "b0", "g1", "g2"]
+    await put_into_full("a1")
+
+
 async def test_lost_turns_cost_nobody_a_job_nor_its_place_before_later_ones(
     async_redis: Client, redis_client: redis.Redis, store: JobStore
 ) -> None:

@@ -26,7 +26,9 @@ local num_waiting = length
 if args.max_running > 0 then
   num_waiting = length + redis.call('ZCARD', rq .. ':deferred:' .. args.queue)
 end
-if num_waiting >= args.max_queue_size then return refusal('full', num_waiting) end
+if num_waiting >= args.max_queue_size and not fair.may_exceed(args.queue, args.tenant) then
+  return refusal('full', num_waiting)
+end
 if args.max_waiting > 0 then
   local num_own = fair.num_waiting(args.tenant, args.max_waiting)
   if num_own >= args.max_waiting then return refusal('full of own', num_own) end

@@ -29,6 +29,13 @@ function fair.turn_of(queue, tenant, cost, length)
   return turn
 end
 
+-- A full queue takes one job yet of each key that has none in it: else the queue of one key would
+-- keep out all others.
+function fair.may_exceed(queue, tenant)
+  local turns = redis.call('ZMSCORE', shares_key(queue), '', tenant)
+  return not turns[2] or (turns[1] and tonumber(turns[2]) <= tonumber(turns[1]))
+end
+
 -- Put a job behind all whose turn is not after its own; returns how many those are.
 function fair.insert(list, id, turn, length)
   if length == 0 or turn_at(list, -1) <= turn then
