@@ -56,6 +56,10 @@ class GenerationGateway(Protocol):
         """
         ...
 
+    async def enqueue(self, job: GenerateJob, priority: str, terms: Terms) -> Receipt:
+        """Enqueue a job that nobody waits for; raises as `submit`."""
+        ...
+
     async def follow(self, job_id: str, tenant: str) -> Generation:
         """Read along with a job that is there; raises JobNotFoundError or UnavailableError."""
         ...

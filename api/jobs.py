@@ -79,10 +79,12 @@ def completion_job(request: CompletionRequest, model: ModelInfo, sender: Sender)
     _check_lengths(prompts, model)
     sampling = sampling_of(request, completion_max_tokens(request), completion_logprobs(request))
     job_input = Prompts(prompts, request.echo or False)
-    return _job("cmpl", request, job_input, sampling, model, sender)
+    return _job("cmpl-", request, job_input, sampling, model, sender)
 
 
-def chat_job(request: ChatCompletionRequest, model: ModelInfo, sender: Sender) -> GenerateJob:
+def chat_job(
+    request: ChatCompletionRequest, model: ModelInfo, sender: Sender, prefix: str = "chatcmpl-"
+) -> GenerateJob:
     """Check a chat completion and build its job; raises InvalidRequestError."""
     if not request.messages:
         raise InvalidRequestError("'messages' must hold at least one message.", param="messages")
@@ -90,11 +92,11 @@ def chat_job(request: ChatCompletionRequest, model: ModelInfo, sender: Sender) -
     check_ranges(request)
     tools, grammar = tool_use_of(request, model)
     sampling = sampling_of(request, chat_max_tokens(request), chat_logprobs(request), grammar)
-    return _job("chatcmpl", request, chat_of(request, tools), sampling, model, sender)
+    return _job(prefix, request, chat_of(request, tools), sampling, model, sender)
 
 
 def _job(
-    kind: str,
+    prefix: str,
     request: GenerationRequest,
     job_input: Prompts | Chat,
     sampling: Sampling,
@@ -103,7 +105,7 @@ def _job(
 ) -> GenerateJob:
     mode, options = mode_of(request, model), options_of(request)
     return GenerateJob(
-        job_id=f"{kind}-{uuid.uuid4().hex}",
+        job_id=f"{prefix}{uuid.uuid4().hex}",
         api_id=sender.api_id,
         model=model.name,
         tenant=sender.tenant,

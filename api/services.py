@@ -8,10 +8,12 @@ from typing import Any, TypeAlias
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 
+from api.batches.batch_desk import BatchDesk
 from api.gateway import GenerationGateway
 from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
 from api.rate_limit import RateLimiter
+from api.response_api.desk import ResponseDesk
 from api.settings import ApiSettings
 
 
@@ -22,6 +24,8 @@ class Services:
     metrics: ApiMetrics
     rate_limiter: RateLimiter | None = None
     jobs: JobDesk | None = None
+    responses: ResponseDesk | None = None
+    batches: BatchDesk | None = None
 
 
 AppServices: TypeAlias = NamedDependency[Services]

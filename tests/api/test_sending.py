@@ -11,7 +11,7 @@ from litestar import get
 from litestar.types import Message, Scope
 
 from api.answering import EventStream
-from api.catalog import ModelController
+from api.model_controller import ModelController
 from api.completions import CompletionController
 from api.sending import ServerApp
 

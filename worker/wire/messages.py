@@ -145,6 +145,7 @@ class JobRecord(Struct, frozen=True, omit_defaults=True):
     custom_id: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     webhook: Webhook | None = None
+    response: str = ""  # JSON: what a response (/v1/responses) repeats of its request
     service_tier: str = ""  # the one that is used, where the request named any
 
 
