@@ -74,6 +74,21 @@ async def test_a_job_on_its_way_to_another_worker_is_where_rq_says_it_is(
     assert special.finished_job_registry.get_job_ids() == []
 
 
+async def test_keys_share_the_way_to_another_worker_too(
+    async_redis: Client, plain: JobStore, drafting: JobStore
+) -> None:
+    for number in range(6):
+        await put(async_redis, make_job(f"a{number}", mode="deer", tenant="a"))
+    claim(plain)
+    await put(async_redis, make_job("b0", mode="deer", tenant="b"))
+    claim(plain)
+    assert claim(drafting) == ["a0", "b0", "a1", "a2", "a3", "a4", "a5"]
+    await put(async_redis, make_job("c0", tenant="c"))
+    await put(async_redis, make_job("c1", tenant="c"))
+    await put(async_redis, make_job("d0", tenant="d"))
+    assert claim(drafting) == ["c0", "d0", "c1"]
+
+
 async def test_the_wait_for_a_worker_ends_when_none_is_left(
     async_redis: Client, redis_client: redis.Redis, plain: JobStore
 ) -> None:

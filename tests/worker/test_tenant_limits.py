@@ -77,10 +77,10 @@ async def test_what_waits_for_its_key_comes_back_in_order(
 
 
 async def test_rq_shows_what_waits_for_its_key_as_deferred(
-    async_redis: Client, redis_client: redis.Redis, valkey: Valkey, store: JobStore
+    async_redis: Client, redis_client: redis.Redis, valkey: Valkey, other: JobStore
 ) -> None:
     await put_of(async_redis, "a", *"abcd")
-    claim(store)
+    claim(other)
     queue = queue_of(redis_client)
     assert (queue.get_job_ids(), queue.deferred_job_registry.get_job_ids()) == ([], ["c", "d"])
     job = Job.fetch("c", connection=redis_client, serializer=RestrictedSerializer)
@@ -91,7 +91,7 @@ async def test_rq_shows_what_waits_for_its_key_as_deferred(
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     (line,) = [line for line in shown.splitlines() if line.startswith(QUEUE)]
     assert "0, 2 executing" in line
-    end(store, "a")
+    end(other, "a")
     assert (queue.get_job_ids(), queue.deferred_job_registry.get_job_ids()) == (["c"], ["d"])
 
 
@@ -189,6 +189,19 @@ async def test_what_rqs_tools_take_away_blocks_nothing(
     assert claim(store) == ["e"]
 
 
+async def test_a_job_that_rqs_clean_up_has_put_back_is_not_in_its_own_way(
+    async_redis: Client, redis_client: redis.Redis, store: JobStore, other: JobStore
+) -> None:
+    await put_of(async_redis, "a", "a", "b", max_running=1)
+    claim(store)
+    running = f"rq:wip:{QUEUE}"
+    redis_client.zadd(running, {redis_client.zrange(running, 0, 0)[0]: 1})  # long over for RQ
+    queue_of(redis_client).started_job_registry.cleanup()
+    assert queue_of(redis_client).get_job_ids() == ["a"]
+    assert claim(other) == ["a"]
+    assert num_running(redis_client, "a") == 1
+
+
 async def test_places_that_nobody_gave_back_run_out(
     async_redis: Client, redis_client: redis.Redis, store: JobStore, other: JobStore
 ) -> None:
@@ -242,6 +255,7 @@ async def test_a_key_with_enough_jobs_waiting_is_refused_and_others_are_not(
     assert await queueing.job_state(async_redis, "d") is None
     await put_limited(async_redis, "z", tenant="z")
     claim(store, 1)
+    assert await async_redis.zcard("dfl:queued:a") == 2
     await put_limited(async_redis, "d")
     assert await queueing.cancel(async_redis, "d")
     await put_limited(async_redis, "e")

@@ -78,7 +78,8 @@ local function try(id, queue)
     fair.defer(job, field[2])
   else
     claims[#claims + 1] = start(job, args.execution .. '-' .. #claims, field[1], field[2])
-    turns[queue] = math.max(turns[queue] or 0, tonumber(field[4] or 0))
+    local base = urgency.base_of(queue)
+    turns[base] = math.max(turns[base] or 0, tonumber(field[4] or 0))
   end
 end
 

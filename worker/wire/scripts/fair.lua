@@ -118,8 +118,12 @@ function fair.hold_place(job)
 end
 
 function fair.has_no_place(job)
-  return job.max_running
-    and redis.call('ZCOUNT', running_key(job.tenant), now, '+inf') >= job.max_running
+  if not job.max_running then return false end
+  local key = running_key(job.tenant)
+  if job.execution ~= '' then -- rq's clean-up has put it back and left it a place
+    redis.call('ZREM', key, job.id .. ':' .. job.execution)
+  end
+  return redis.call('ZCOUNT', key, now, '+inf') >= job.max_running
 end
 
 -- Out of the way of the others, where RQ shows what waits for other jobs to end. A key's jobs go

@@ -54,8 +54,10 @@ function route.pass_on(job, needs)
   local index = split(job.queue .. '.')
   local queue = args.queues[index] .. '.' .. needs
   redis.call('HSET', job_key(job.id), 'origin', queue)
-  redis.call('RPUSH', rq .. ':queue:' .. queue, job.id)
-  redis.call('SADD', rq .. ':queues', rq .. ':queue:' .. queue)
+  local list = rq .. ':queue:' .. queue
+  local turn = tonumber(redis.call('HGET', job_key(job.id), 'dfl_turn') or 0)
+  fair.insert(list, job.id, turn, redis.call('LLEN', list))
+  redis.call('SADD', rq .. ':queues', list)
   redis.call('SADD', SPECIAL, queue)
   redis.call('EXPIRE', SPECIAL, job.keep + 3600)
   redis.call('PUBLISH', dfl .. ':wake:' .. args.queues[index], queue)

@@ -3,7 +3,7 @@
 -- every so many places overdue queues get one, in turn.
 local urgency = {}
 local open = {} -- queues that hold jobs, as far as is known, the most urgent first
-local base_of = {} -- the queue of `args.queues` to which each belongs
+local bases = {} -- the queue of `args.queues` to which each belongs
 local overdue = {}
 local num_places = false -- given while any was overdue
 local places_key = dfl .. ':places:' .. args.queues[1]
@@ -27,10 +27,12 @@ function urgency.open(queues)
   local base = #args.queues
   for index = #queues, 1, -1 do
     if queues[index] == args.queues[base - 1] then base = base - 1 end
-    open[index], base_of[queues[index]] = queues[index], args.queues[base]
+    open[index], bases[queues[index]] = queues[index], args.queues[base]
   end
   find_overdue()
 end
+
+function urgency.base_of(queue) return bases[queue] end
 
 local function pop(index)
   local queue = open[index]
@@ -43,7 +45,7 @@ local function pop_overdue()
   local base = overdue[num_places / args.overdue_every % #overdue + 1]
   for index = #open, 1, -1 do
     local id, queue
-    if base_of[open[index]] == base then id, queue = pop(index) end
+    if bases[open[index]] == base then id, queue = pop(index) end
     if id then return id, queue end
   end
 end
@@ -67,7 +69,7 @@ end
 function urgency.note_passed_over()
   local waits, served = {}, {}
   for _, queue in ipairs(open) do
-    if redis.call('EXISTS', rq .. ':queue:' .. queue) == 1 then waits[base_of[queue]] = true end
+    if redis.call('EXISTS', rq .. ':queue:' .. queue) == 1 then waits[bases[queue]] = true end
   end
   for index = 2, #args.queues do
     local queue = args.queues[index]
