@@ -54,7 +54,7 @@ def make_job(job_id: str, **changes: Any) -> GenerateJob:
     return GenerateJob(**{**fields, "sampling": sampling, **changes})
 
 
-def put(server: Valkey, *jobs: GenerateJob, max_attempts: int = 3) -> None:
+def put(server: Valkey, *jobs: GenerateJob, max_attempts: int = 3, max_running: int = 0) -> None:
     async def enqueue_all() -> None:
         async with server.connect_async() as client:
             for job in jobs:
@@ -66,6 +66,7 @@ def put(server: Valkey, *jobs: GenerateJob, max_attempts: int = 3) -> None:
                     result_ttl_s=100,
                     max_queue_size=1000,
                     max_attempts=max_attempts,
+                    max_running=max_running,
                 )
 
     asyncio.run(enqueue_all())

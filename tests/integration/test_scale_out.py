@@ -179,6 +179,25 @@ def test_keys_share_the_workers_and_none_has_more_running_than_it_may(
     assert _most_at_once(redis_client, tenant_of("Bearer one", ("one",))) == 2
 
 
+def test_a_key_has_its_places_back_after_the_death_of_a_worker(
+    valkey: Valkey, redis_client: redis.Redis, listener: Listener
+) -> None:
+    jobs = [make_job(f"job-{number}", max_tokens=30) for number in range(8)]
+    names = [job.job_id for job in jobs]
+    with running_worker(valkey, "w1", step_s=0.02, lease=1.0) as victim:
+        put(valkey, *jobs, max_running=2)
+        listener.wait_for_deltas(2, "job-0", "job-1")
+        with running_worker(valkey, "w2", step_s=0.005, lease=1.0):
+            wait_for_worker(redis_client, "w2")
+            victim.kill()
+            listener.wait_for_endings(*names)
+    for job in jobs:
+        assert_complete(listener, redis_client, job)
+    assert redis_client.zcard("dfl:running:tenant") == 0
+    assert redis_client.zcard(f"rq:deferred:{QUEUE}") == 0
+    assert _most_at_once(redis_client, "tenant") <= 2
+
+
 def _most_at_once(client: redis.Redis, tenant: str) -> int:
     """Return how many of a tenant's jobs ran at one moment, as Redis noted their times."""
     changes: list[tuple[float, int]] = []

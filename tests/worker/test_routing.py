@@ -119,6 +119,8 @@ async def test_begun_output_waits_for_equal_weights_that_live(
     drafting.emit(StepRecord(deltas=[delta("a", 0), delta("b", 0)]))
     drafting.release(["a", "b"])
     assert claim(plain) == []
+    special = redis_client.smembers(f"dfl:special:{QUEUES[0]}")
+    assert special == {f"{QUEUE}.kind-two".encode(), f"{QUEUE}.deer.kind-two".encode()}
     claims = twin.claim(QUEUES, 10)
     assert {one.job.job_id: one.deltas for one in claims} == {
         "a": [delta("a", 0)],

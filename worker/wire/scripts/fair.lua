@@ -184,10 +184,10 @@ function fair.release(tenant)
   end
 end
 
-function fair.leave_place(job, is_coming_back)
+function fair.leave_place(job)
   if not job.max_running then return end
   redis.call('ZREM', running_key(job.tenant), job.id .. ':' .. job.execution)
-  if not is_coming_back then fair.release(job.tenant) end
+  fair.release(job.tenant)
 end
 
 -- For the reaper: places that nobody has told of as free, and lanes without jobs.

@@ -66,13 +66,13 @@ local function failure(job, why)
 end
 
 -- Remove what says that `job.worker` is running the job; others of its key may have its place.
-local function leave(job, is_coming_back)
+local function leave(job)
   if job.execution == '' then return end
   local member = job.id .. ':' .. job.execution
   redis.call('ZREM', rq .. ':wip:' .. job.queue, member)
   redis.call('DEL', execution_key(job), rq .. ':executions:' .. job.id)
   redis.call('SREM', rq .. ':worker:' .. job.worker .. ':executions', member)
-  fair.leave_place(job, is_coming_back)
+  fair.leave_place(job)
 end
 
 -- A worker is busy while it runs anything. HSET on a hash that has expired would bring it back.
@@ -155,7 +155,7 @@ end
 
 -- Back to the front of its queue: it has waited once already.
 local function requeue(job)
-  leave(job, true)
+  leave(job)
   redis.call('HSET', job_key(job.id), 'status', 'queued', 'enqueued_at', args.iso,
     'started_at', '', 'worker_name', '', 'dfl_turn', fair.FIRST)
   redis.call('HDEL', job_key(job.id), 'dfl_execution')
