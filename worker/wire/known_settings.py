@@ -61,7 +61,7 @@ _ALL = (
     _setting(
         "FILES_DIR",
         (API,),
-        "~/.local/share/dfastllm/files",
+        "~/.local/share/dfastllm/files; serve: in its data directory",
         "folder of uploaded files and of batches' answers; one for all API processes",
     ),
     _setting(
