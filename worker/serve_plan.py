@@ -26,6 +26,7 @@ class ServePlan:
     queue_port: int  # 0: the embedded queue has no port, only its socket
     num_workers: int
     drain_timeout_s: float
+    log_format: str
     child_environ: Mapping[str, str]
     # -P: a folder called "api" or "worker" in the current directory must not be taken for ours.
     api_command: tuple[str, ...] = (sys.executable, "-P", "-m", "api")
@@ -49,6 +50,7 @@ class ServePlan:
             queue_port=_whole_number(environ, "VDIFF_QUEUE_PORT", 0, 0, 65535),
             num_workers=_whole_number(environ, "VDIFF_WORKERS", 1, 1, 256),
             drain_timeout_s=settings.drain_timeout,
+            log_format=settings.log_format,
             child_environ={**environ, "VDIFF_FILES_DIR": files_dir},
         )
 
