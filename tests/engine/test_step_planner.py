@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from random import Random
 
 import pytest
 
 from engine.draft_planner import CostCurve
-from engine.plan_rests import Ask
+from engine.plan_stints import Ask
 from engine.step_costs import DraftCosts, StepShape
 from engine.step_planner import StepPlanner, StepTime
 from tests.engine.planner_world import Fate, Fates, MadeUp, Recorded, Score, World
@@ -88,7 +89,7 @@ def test_the_recorded_steps_need_a_choice() -> None:
     scores = {}
     for at_once in (4, 32):
         world = World(RECORDED, RECORDED.fates, at_once, seed=1)
-        world.planner.plan = lambda asks: [0] * len(asks)  # type: ignore[method-assign]
+        world.planner.plan = lambda ids, ask: [0] * len(ids)  # type: ignore[method-assign]
         scores[at_once] = world.run(100)
         assert scores[at_once].against_best == pytest.approx(scores[at_once].share(0))
     assert scores[4].share(0) < 0.9 and scores[32].share(7) < 0.9
@@ -151,12 +152,16 @@ def make_planner(machine: MadeUp = FLAT) -> StepPlanner:
     return StepPlanner(7, CostCurve(rows), drafts)
 
 
+def plan(planner: StepPlanner, asks: Seq[Ask]) -> list[int]:
+    return list(planner.plan([ask.sequence_id for ask in asks], asks.__getitem__))
+
+
 def test_lengths_that_clients_chose_are_kept_through_trials_and_rests() -> None:
     planner = make_planner()
     for step in range(200):
         asks = [Ask("none", 7, 0), Ask("three", 7, 3), Ask("there", 7, 5, needs_block=False)]
         asks += [Ask(str(number), min(7, 200 - step)) for number in range(5)]
-        lengths = planner.plan(asks)
+        lengths = plan(planner, asks)
         assert lengths[:3] == [0, 3, 5]
         assert all(length <= ask.limit for length, ask in zip(lengths, asks, strict=True))
         planner.observe(StepTime(StepShape(8, 8 + sum(lengths)), 9e-3, 1e-3))
@@ -169,7 +174,7 @@ def test_sequences_of_other_strategies_are_reckoned_with() -> None:
     planned = []
     for planner, num_others in ((alone, 0), (beside, 30)):
         for _ in range(100):
-            lengths = planner.plan([Ask("own", 7)])
+            lengths = plan(planner, [Ask("own", 7)])
             shape = StepShape(1 + num_others, 1 + num_others + sum(lengths))
             drafting_s = 2e-3 if any(lengths) else 0.0
             planner.observe(StepTime(shape, 1e-3 * shape.num_rows + drafting_s, drafting_s))
@@ -179,7 +184,7 @@ def test_sequences_of_other_strategies_are_reckoned_with() -> None:
 
 def test_nobody_to_plan_for_is_no_fault() -> None:
     planner = make_planner()
-    assert planner.plan([]) == []
+    assert plan(planner, []) == []
     planner.observe(StepTime(StepShape(0, 0), 1e-3, 0.0))
 
 
