@@ -11,8 +11,7 @@ SHARE = 0.01
 _GAP = 4
 """Steps from one trial to the next."""
 _STEPS = {True: 3, False: 8}
-"""How long a trial is, by whether it drafts: the first steps are no measure, and those without
-drafts are short."""
+"""How long a trial is, by whether it drafts: the first steps are no measure."""
 _LONGEST_WAIT = 4096
 """Steps after which a trial is made whatever it costs: what is expected of it may be wrong."""
 _WELCOME = 6

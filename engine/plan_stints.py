@@ -7,8 +7,9 @@ from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 _SETTLING = {True: 1, False: 3}
-"""Steps by whether they draft, after some that did not do the same, that are no measure: weights
-and keys that the others have driven out of the caches are read from memory again."""
+"""Steps by whether they draft, after some that did not do the same, that are no measure: what the
+others have driven out of the caches is read from memory again. Without drafts such a step of 16
+sequences takes up to 1.6 times as long, with them one of a lone sequence 1.1 times."""
 _LIKE = 0.8
 """A batch is like another one if they have this share of the larger one's sequences in common."""
 
@@ -62,6 +63,10 @@ class Stint:
             self.drafts, self.num_alike = not self.drafts, 0
         self._pass()
 
+    def end(self) -> None:
+        """The next step is to be planned anew."""
+        self._num_left = 0
+
     def go_on(self, ids: Seq[str], ask: AskOf) -> Seq[int] | None:
         """The lengths of the step before, where this is a batch like that one; else None.
 
@@ -90,4 +95,3 @@ class Stint:
         self._lengths = [planned.get(name, usual) for name in ids]
         self._ids = ids
         return True
-

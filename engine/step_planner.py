@@ -22,7 +22,7 @@ _SURER = 1.005
 _FIRST_DRAFTS, _DEAREST_FIRST = 48, 2.0
 """Drafts of full length before anything is decided: of what becomes of them nothing is known.
 Such a step may lose no more than the time of two without."""
-_HOPE = 0.7
+_HOPE = 0.3
 """Tokens by which a lone sequence is thought luckier: of it alone there is something to learn."""
 _READ_AFTER = 256
 """Plans without anybody to try drafts on after which a prompt is read for it."""
@@ -30,7 +30,9 @@ _BY_LEAD, _LONGEST_BY_LEAD = 100.0, 16
 """Steps that a plan holds, for all the rate that drafts would cost: the clearer, the longer."""
 _BY_SIZE, _SHORTEST, _LONGEST_BY_SIZE = 4, 2, 6
 """One such step for so many sequences: of many, the luck of one matters little."""
-THOUGHT_SHARE = 0.01
+_FIRST_LOOK, _DISAPPOINTING = 4, 0.85
+"""Steps with drafts after which it is looked whether they reach this share of the rate without."""
+THOUGHT_SHARE = 0.005
 """Of all time, for planning and learning: without trials, less than drafts can bring or lose."""
 _LONGEST_DEBT = 256
 """Steps that are run without a thought at most, however long the last one took."""
@@ -167,6 +169,9 @@ class StepPlanner:
             if self.is_trial or not is_settled:
                 worth_s = self.latest.committed / self._best_rate
                 self._trials.pay(step.seconds, self.latest.seconds, worth_s)
+        if self._is_disappointing():
+            self._stint.end()
+            self._may_think = True
         if not is_settled:
             return False
         if step.num_prefill_rows or step.shape != self._shape:
@@ -310,6 +315,14 @@ class StepPlanner:
         self.stats.num_drafting_plans += 1
         for length in own:
             self._length_counts[length] += 1
+
+    def _is_disappointing(self) -> bool:
+        """Whether drafts bring clearly less than none would, after 4, 8, 16, ... steps."""
+        since = self._since
+        count = since.num_steps
+        if not self._stint.drafts or count < _FIRST_LOOK or count & (count - 1):
+            return False
+        return since.num_committed < self._weighed[0].rate * since.seconds * _DISAPPOINTING
 
     def _learn(self, step: StepTime) -> None:
         """From equal steps at once: half of them took no longer than what is learnt."""

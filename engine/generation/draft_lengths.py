@@ -51,9 +51,7 @@ class DraftLengths:
         if self.planner.is_resting:
             return lengths
         asks, is_trial = self.planner.asks, self.planner.is_trial
-        self.fixed = {
-            ask.sequence_id for ask in asks if is_trial or ask.fixed_length is not None
-        }
+        self.fixed = {ask.sequence_id for ask in asks if is_trial or ask.fixed_length is not None}
         self._charge(started)
         return [n if ask.needs_block else 0 for n, ask in zip(lengths, asks, strict=True)]
 

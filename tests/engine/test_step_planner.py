@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from random import Random
+from statistics import fmean
 
 import pytest
 
@@ -17,6 +18,9 @@ from tests.engine.planner_world import Fate, Fates, MadeUp, Recorded, Score, Wor
 
 PROMISE = 0.98
 """Of the better of no draft and the best fixed draft length."""
+
+SHORT_PROMISE = 0.97
+"""Where thought counts as well."""
 
 LINEAR = MadeUp(
     lambda seqs, rows: 2.7e-3 + 4e-4 * seqs + 2.5e-4 * rows, lambda n: 1.6e-3 + 2.5e-4 * n
@@ -105,10 +109,34 @@ def test_a_machine_that_changes_is_followed(change: tuple[float, float], at_once
 
 @pytest.mark.parametrize("at_once", [1, 16])
 def test_a_noisy_neighbour_and_a_wrong_start_up_are_overcome(at_once: int) -> None:
-    """Steps of half to twice the time, one in twenty several times that."""
-    world = World(LINEAR, TEXTS["middling"], at_once, seed=2, noise=0.3, outliers=0.05, timed=FLAT)
-    score = world.run(4000, unscored=1000)
-    assert score.against_best >= PROMISE, report(score)
+    """Steps of half to twice the time, one in twenty several times that: luck enough for a few."""
+    scores = []
+    for seed in range(2, 9):
+        machine, texts = LINEAR, TEXTS["middling"]
+        world = World(machine, texts, at_once, seed=seed, noise=0.3, outliers=0.05, timed=FLAT)
+        scores.append(world.run(3000, unscored=1000).against_best)
+    assert fmean(scores) >= PROMISE, scores
+    assert min(scores) >= 0.95, scores
+
+
+SHORT = MadeUp(lambda seqs, rows: 2.6e-4 + 5e-5 * rows, lambda n: 1.2e-4 + 2.3e-4 * n)
+"""Steps so short that thought is dear."""
+CHILL = {1: 0.1, 4: 0.3, 16: 0.6}
+"""By sequences at once, about as measured."""
+
+
+@pytest.mark.parametrize("texts", ["easy", "middling", "spread", "hard", "mixed"])
+@pytest.mark.parametrize("at_once", CHILL)
+def test_thought_and_trials_and_their_wake_take_little_of_short_steps(
+    texts: str, at_once: int
+) -> None:
+    """A plan takes a third of a step of one, and a step after a draft longer than others."""
+    plan_s = 1e-4 + 1.2e-5 * at_once
+    world = World(
+        SHORT, TEXTS[texts], at_once, seed=1, chill=CHILL[at_once], plan_s=plan_s, lesson_s=4e-5
+    )
+    score = world.run(8000 // at_once + 2000, unscored=1000)
+    assert score.against_best >= SHORT_PROMISE, report(score)
 
 
 def test_trials_cost_little_where_drafts_never_pay() -> None:
@@ -125,7 +153,7 @@ def test_what_is_expected_is_what_comes() -> None:
     world.planner.reset_stats()
     world.run(500)
     stats = world.planner.stats
-    assert 100 < stats.num_measured_steps < stats.num_plans == 500
+    assert 480 < stats.num_measured_steps < 520, "but for where the first and the last plan began"
     assert stats.sum_expected_tokens == pytest.approx(stats.sum_committed_tokens, rel=0.04)
     # Outliers, which expectations leave out, are a twentieth of the time.
     assert stats.sum_expected_s == pytest.approx(stats.sum_measured_s, rel=0.1)
