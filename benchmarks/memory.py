@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.configured import configured
 from benchmarks.options import Options
@@ -25,9 +25,10 @@ from engine.request.sampling_params import SamplingParams
 
 MIB = 2**20
 NEW_TOKENS = 8
+NUM_CONTEXTS = 4
 COLUMNS = (
     "models of", "weights MiB", "verifier KV", "drafter context", "diffusion KV",
-    "MiB / 1,000 tokens", "measured", "resident at start MiB", "more when full MiB",
+    "MiB / 1,000 tokens", "written", "resident at start MiB",
 )  # fmt: skip
 
 ROLES = ("verifier", "drafter", "diffusion")
@@ -44,11 +45,10 @@ _NOTES = (
     "Engines with no models but those named. `verifier KV`, `drafter context`, `diffusion KV`: "
     "bytes a token by the models' shapes and dtype. An engine that has all three models keeps all "
     "three for every token, in whatever mode.",
-    "`measured`: resident memory (on CUDA: allocated) of an engine whose several contexts are full "
-    "less that of one whose single context is full, both in processes of their own. `more when "
-    "full`: what filling all contexts of the larger engine has added; where the system hands out "
-    "memory as it is first written, that is its keys and values, too.",
-    "`resident at start`: the whole process with room for one context, Python, torch and all.",
+    "`written`: of the engine's pools, zeroed before, what is not zero any more after contexts "
+    "were filled in the row's first mode, by the tokens read and written. Resident memory does "
+    "not tell: pools are handed out as they are first written.",
+    "`resident at start`: the whole process with room for four contexts, Python, torch and all.",
 )
 
 
@@ -56,21 +56,20 @@ _NOTES = (
 class Size:
     """What an engine in a process of its own takes; bytes."""
 
-    num_kv_tokens: int
     at_start: int
-    filled: int
+    written_per_token: float
     weights: int
     kv: Mapping[str, int]
     """Of one token, by role."""
 
 
 def run(options: Options) -> Table:
-    base = replace(resolve(configured()), max_batch_size=1)
+    base = replace(resolve(configured()), max_batch_size=NUM_CONTEXTS)
     # Once each: nothing here changes from minute to minute.
-    samples = {name: _sample(base, name, options) for name in _offered(base)}
+    samples = {name: _sample(base, name) for name in _offered(base)}
     rows = [_row(name, own) for name, own in samples.items()]
     bars = {
-        name: {"by shapes": own["shapes_mib_per_1000"], "measured": own["mib_per_1000"]}
+        name: {"by shapes": own["shapes_mib_per_1000"], "written": own["written_mib_per_1000"]}
         for name, own in samples.items()
     }
     title = "Memory of weights and of 1,000 tokens of context"
@@ -90,12 +89,24 @@ def measure_size(config: EngineConfig, mode: str) -> Size:
     engine = build_engine(config)
     gc.collect()
     at_start = resident_bytes()
-    _fill(engine, mode)
-    gc.collect()
-    runner = engine._runner
-    return Size(
-        runner.num_pages * runner.page_size, at_start, resident_bytes(), *_by_shapes(runner)
-    )
+    tensors = list(_kv_tensors(engine._runner))
+    for tensor in tensors:
+        tensor.zero_()
+    num_tokens = _fill(engine, mode)
+    written = sum(_num_written(tensor) * tensor[0, 0].nbytes for tensor in tensors)
+    return Size(at_start, written / num_tokens, *_by_shapes(engine._runner))
+
+
+def _kv_tensors(runner: ModelRunner) -> Iterator[Tensor]:
+    """Keys or values of one layer each: [pages, page_size, Hkv, D]."""
+    for pool in (runner._pool, runner._context_pool, runner._diffusion_pool):
+        if pool is not None:
+            yield from (*pool._keys, *pool._values)
+
+
+def _num_written(tensor: Tensor) -> int:
+    """Slots of tokens that are not zero."""
+    return int(tensor.flatten(2).any(-1).sum())
 
 
 def _by_shapes(runner: ModelRunner) -> tuple[int, dict[str, int]]:
@@ -140,7 +151,8 @@ def _offered(config: EngineConfig) -> list[str]:
     return [name for name, (_, roles) in CASES.items() if roles <= there]
 
 
-def _fill(engine: DFastLLMEngine, mode: str) -> None:
+def _fill(engine: DFastLLMEngine, mode: str) -> int:
+    """Tokens that were read and written; the last of a context needs no keys and values."""
     length = engine.max_model_len - NEW_TOKENS
     params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
     for index in range(engine.max_batch_size):
@@ -148,23 +160,18 @@ def _fill(engine: DFastLLMEngine, mode: str) -> None:
         engine.add(engine.make_sequence(str(index), prompt, params, mode=mode))
     while engine.has_work:
         engine.step()
+    return engine.max_batch_size * (length + NEW_TOKENS - 1)
 
 
-def _sample(base: EngineConfig, name: str, options: Options) -> dict[str, float]:
+def _sample(base: EngineConfig, name: str) -> dict[str, float]:
     mode, roles = CASES[name]
-    config = only(base, roles)
-    num_contexts = 4 if options.quick else 16
-    small, large = (
-        _in_new_process(replace(config, max_batch_size=size), mode) for size in (1, num_contexts)
-    )
-    more_tokens = large.num_kv_tokens - small.num_kv_tokens
+    size = _in_new_process(only(base, roles), mode)
     return {
-        "weights_mib": large.weights / MIB,
-        **{f"{role}_bytes_per_token": large.kv.get(role, 0) for role in ROLES},
-        "shapes_mib_per_1000": 1000 * sum(large.kv.values()) / MIB,
-        "mib_per_1000": 1000 * (large.filled - small.filled) / more_tokens / MIB,
-        "at_start_mib": small.at_start / MIB,
-        "more_when_full_mib": (large.filled - large.at_start) / MIB,
+        "weights_mib": size.weights / MIB,
+        **{f"{role}_bytes_per_token": size.kv.get(role, 0) for role in ROLES},
+        "shapes_mib_per_1000": 1000 * sum(size.kv.values()) / MIB,
+        "written_mib_per_1000": 1000 * size.written_per_token / MIB,
+        "at_start_mib": size.at_start / MIB,
     }
 
 
@@ -175,7 +182,7 @@ def _in_new_process(config: EngineConfig, mode: str) -> Size:
 
 def _row(name: str, sample: Mapping[str, float]) -> list[Cell]:
     kv = [int(sample[f"{role}_bytes_per_token"]) for role in ROLES]
-    figures = ("shapes_mib_per_1000", "mib_per_1000", "at_start_mib", "more_when_full_mib")
+    figures = ("shapes_mib_per_1000", "written_mib_per_1000", "at_start_mib")
     return [
         name,
         sample["weights_mib"],

@@ -6,14 +6,13 @@ It knows sequences by their ids alone and needs no model, so it runs on a record
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from math import exp
 from typing import Any, NamedTuple
 
-from engine.acceptance_model import AcceptanceModel, Credit
-from engine.base import BaseStats
+from engine.acceptance_model import AcceptanceModel
 from engine.draft_planner import Candidate, Choice, Cost, Plan
 from engine.draft_trials import Trials
+from engine.plan_ledger import Ledger
 from engine.plan_stints import Ask, AskOf, Stint
 from engine.step_costs import DraftCosts, StepCosts, StepShape
 
@@ -49,37 +48,6 @@ class StepTime(NamedTuple):
     num_prefill_rows: int = 0
 
 
-@dataclass
-class PlannerStats(BaseStats):
-    """What was decided, what was expected of it, and what came of it."""
-
-    num_plans: int = 0  # steps
-    num_rests: int = 0  # of these: like the step before, without a thought
-    num_trials: int = 0  # of these: other than what seemed best
-    num_drafting_plans: int = 0  # of these: with a draft of the planner's choice
-    num_measured_steps: int = 0  # plans that the sums below are of
-    sum_expected_s: float = 0.0
-    sum_measured_s: float = 0.0
-    sum_expected_tokens: float = 0.0
-    sum_committed_tokens: float = 0.0
-
-
-@dataclass(slots=True)
-class _Since:
-    """What has come of a plan; steps that read prompts are left out."""
-
-    num_steps: int = 0
-    seconds: float = 0.0
-    num_asked: int = 0  # sequences, one a step
-    num_committed: int = 0  # tokens
-
-    def add(self, seconds: float, num_asked: int, num_committed: int) -> None:
-        self.num_steps += 1
-        self.seconds += seconds
-        self.num_asked += num_asked
-        self.num_committed += num_committed
-
-
 class StepPlanner:
     """Follows the best plan by what is known, but for trials; thinks only as time allows."""
 
@@ -87,7 +55,7 @@ class StepPlanner:
         """`verify_cost` is what forwards took at start-up, by rows."""
         self.acceptance = AcceptanceModel(num_positions)
         self.costs = StepCosts(verify_cost)
-        self.stats = PlannerStats()
+        self.ledger = Ledger(num_positions)
         self.asks: Seq[Ask] = ()
         self.candidates: Seq[Candidate] = ()
         self.latest = _NO_PLAN
@@ -99,19 +67,16 @@ class StepPlanner:
         self._draft_cost = draft_cost
         self._num_positions = num_positions
         self._trials = Trials(num_positions)
-        self._credit = Credit()
         self._stint = Stint()
         self._is_brief = False  # a stint that is not to be longer than planned
         self._is_chosen_one_by_one = False
         self._has_fixed = False
-        self._length_counts = [0] * (num_positions + 1)
         self._weighed = (_NO_PLAN, _NO_PLAN)  # without and with drafts
         self._best_rate = 1.0  # of what is no trial
         self._debt_s = 0.0  # what was thought beyond its share
         self._may_think = True  # in the step under way
         self._lengths: Seq[int] = ()  # of the step under way
         self._num_committed = self._num_undrafted = 0
-        self._since = _Since()
         self._alike_s: list[float] = []  # of steps of this shape, drafting forwards not counted
         self._shape = StepShape(0, 0)
         self._others = StepShape(0, 0)  # of other strategies, in the last step
@@ -123,7 +88,6 @@ class StepPlanner:
 
     def plan(self, ids: Seq[str], ask: AskOf) -> Seq[int]:
         """Tokens to draft for each; a step that rests asks next to nothing."""
-        self.stats.num_plans += 1
         self._num_committed = 0
         lengths = self._stint.go_on(ids, ask) if self._may_rest() else None
         self.is_resting = lengths is not None
@@ -131,7 +95,10 @@ class StepPlanner:
             self._think(list(map(ask, range(len(ids)))))
             lengths = self.latest.lengths
         self._lengths = lengths
-        self._count(ask)
+        own = lengths
+        if self._has_fixed:
+            own = [n for i, n in enumerate(lengths) if ask(i).fixed_length is None]
+        self.ledger.count(own, is_rest=self.is_resting, is_trial=self.is_trial)
         return lengths
 
     def charge(self, seconds: float) -> None:
@@ -165,7 +132,7 @@ class StepPlanner:
         self._may_think = self._is_brief or not self._debt_s
         is_settled = self._stint.is_settled
         if not step.num_prefill_rows:
-            self._since.add(step.seconds, len(self._lengths), self._num_committed)
+            self.ledger.note(step.seconds, len(self._lengths), self._num_committed)
             if self.is_trial or not is_settled:
                 worth_s = self.latest.committed / self._best_rate
                 self._trials.pay(step.seconds, self.latest.seconds, worth_s)
@@ -188,8 +155,7 @@ class StepPlanner:
         """Counts, and as gauges what was last expected without drafts and with the best ones."""
         undrafted, drafted = self._weighed
         return {
-            **self.stats.to_dict(),
-            **{f"num_length_{n}": count for n, count in enumerate(self._length_counts)},
+            **self.ledger.to_dict(),
             "undrafted_step_s": undrafted.seconds if undrafted.lengths else 0.0,
             "undrafted_tokens_per_s": undrafted.rate,
             "drafted_step_s": drafted.seconds if drafted.lengths else 0.0,
@@ -197,15 +163,14 @@ class StepPlanner:
         }
 
     def reset_stats(self) -> None:
-        self.stats.reset()
-        self._length_counts = [0] * len(self._length_counts)
+        self.ledger.reset()
 
     def _may_rest(self) -> bool:
         return not (self._stint.has_ended and self._may_think)
 
     def _think(self, asks: Seq[Ask]) -> None:
         """Make a plan, and hold it for a while."""
-        self._settle()
+        self.ledger.settle(self.latest, chosen_one_by_one=self._is_chosen_one_by_one)
         self.acceptance.rest_all(self._num_undrafted)
         self._num_undrafted = 0
         self.asks, self.candidates = asks, self._candidates(asks)
@@ -262,7 +227,7 @@ class StepPlanner:
         return full
 
     def _believed(self, plan: Plan, asked: Plan) -> Plan:
-        gain = (plan.committed - asked.committed) * self._credit.share
+        gain = (plan.committed - asked.committed) * self.ledger.credit.share
         return plan._replace(committed=asked.committed + gain)
 
     def _worth_a_trial(self, choice: Choice, length: int, best: Plan) -> Plan | None:
@@ -303,22 +268,9 @@ class StepPlanner:
         survivals = self.acceptance.survivals(ask.sequence_id, ask.limit, hope)
         return Candidate(survivals, fixed_length)
 
-    def _count(self, ask: AskOf) -> None:
-        own = self._lengths
-        if self._has_fixed:
-            own = [n for i, n in enumerate(own) if ask(i).fixed_length is None]
-        self.stats.num_rests += self.is_resting
-        self.stats.num_trials += self.is_trial
-        if not any(own):
-            self._length_counts[0] += len(own)
-            return
-        self.stats.num_drafting_plans += 1
-        for length in own:
-            self._length_counts[length] += 1
-
     def _is_disappointing(self) -> bool:
         """Whether drafts bring clearly less than none would, after 4, 8, 16, ... steps."""
-        since = self._since
+        since = self.ledger.since
         count = since.num_steps
         if not self._stint.drafts or count < _FIRST_LOOK or count & (count - 1):
             return False
@@ -334,23 +286,6 @@ class StepPlanner:
         num_others = max(step.shape.num_sequences - num_asked, 0)
         num_rows = step.shape.num_rows - num_asked - sum(self._lengths)
         self._others = StepShape(num_others, max(num_rows, num_others) if num_others else 0)
-
-    def _settle(self) -> None:
-        """Compare what was planned with what came of it."""
-        since, self._since = self._since, _Since()
-        num_planned = len(self.latest.lengths)
-        if not (since.num_asked and num_planned):
-            return
-        share = since.num_asked / num_planned
-        if self._is_chosen_one_by_one:
-            promised = (self.latest.committed - num_planned) * share / self._credit.share
-            self._credit.update(promised, since.num_committed - since.num_asked)
-        stats = self.stats
-        stats.num_measured_steps += since.num_steps
-        stats.sum_expected_s += self.latest.seconds * since.num_steps
-        stats.sum_measured_s += since.seconds
-        stats.sum_expected_tokens += self.latest.committed * share
-        stats.sum_committed_tokens += since.num_committed
 
 
 def _best_even(choice: Choice, single: Plan) -> Plan:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.memory import CASES, ROLES, measure_size, only
 from engine.engine_config import EngineConfig, resolve
 
@@ -16,7 +18,8 @@ def test_a_tokens_keys_and_values_are_counted_by_shape(pair: tuple[Path, Path]) 
     size = measure_size(resolve(config), "deer")
     # Layers x heads x (keys and values) x head_dim x bytes of a float32.
     assert size.kv == {"verifier": 3 * 2 * 2 * 16 * 4, "drafter": 1 * 2 * 2 * 16 * 4}
-    assert size.num_kv_tokens >= 2 * 512
+    # A block of the drafter is read beyond what is kept; and pages are counted as they are written.
+    assert size.written_per_token == pytest.approx(sum(size.kv.values()), rel=0.05)
     assert size.at_start > size.weights > 512 * 64 * 4
     without = measure_size(only(resolve(config), CASES["ar"][1]), "ar")
     assert "drafter" not in without.kv

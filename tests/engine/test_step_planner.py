@@ -144,7 +144,7 @@ def test_trials_cost_little_where_drafts_never_pay() -> None:
     score = world.run(3000, unscored=300)
     assert score.best_length == 0
     assert 0.985 <= score.against_best < 1.0, "no trials at all would be no good either"
-    assert world.planner.stats.num_trials > 5
+    assert world.planner.ledger.stats.num_trials > 5
 
 
 def test_what_is_expected_is_what_comes() -> None:
@@ -152,7 +152,7 @@ def test_what_is_expected_is_what_comes() -> None:
     world.run(1500)
     world.planner.reset_stats()
     world.run(500)
-    stats = world.planner.stats
+    stats = world.planner.ledger.stats
     assert 480 < stats.num_measured_steps < 520, "but for where the first and the last plan began"
     assert stats.sum_expected_tokens == pytest.approx(stats.sum_committed_tokens, rel=0.04)
     # Outliers, which expectations leave out, are a twentieth of the time.
