@@ -136,7 +136,7 @@ class StepPlanner:
             if self.is_trial or not is_settled:
                 worth_s = self.latest.committed / self._best_rate
                 self._trials.pay(step.seconds, self.latest.seconds, worth_s)
-        if self._is_disappointing():
+        if self._stint.drafts and self._is_disappointing():
             self._stint.end()
             self._may_think = True
         if not is_settled:
@@ -272,7 +272,7 @@ class StepPlanner:
         """Whether drafts bring clearly less than none would, after 4, 8, 16, ... steps."""
         since = self.ledger.since
         count = since.num_steps
-        if not self._stint.drafts or count < _FIRST_LOOK or count & (count - 1):
+        if count < _FIRST_LOOK or count & (count - 1):
             return False
         return since.num_committed < self._weighed[0].rate * since.seconds * _DISAPPOINTING
 

@@ -62,7 +62,9 @@ class DraftLengths:
     def observe(self, timing: StepTiming) -> None:
         started = perf_counter()
         seconds, self._thought_s = timing.seconds - self._thought_s, 0.0
-        drafting_s = sum(forward.seconds for forward in (*timing.drafts, *timing.denoises))
+        drafting_s = 0.0
+        if timing.drafts or timing.denoises:
+            drafting_s = sum(forward.seconds for forward in (*timing.drafts, *timing.denoises))
         shape = StepShape(timing.num_sequences, timing.num_rows)
         step = StepTime(shape, seconds, drafting_s, timing.num_prefill_rows)
         if self.planner.observe(step):
