@@ -4,50 +4,46 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.configured import configured
 from benchmarks.options import Options
 from benchmarks.results import Cell, Chart, Table
 from engine.build import build_engine, resolve
-from engine.dfastllm_engine import DFastLLMEngine
 from engine.engine_config import EngineConfig
 from engine.models.kv_pool import KvShape, bytes_per_token
 from engine.models.model_runner import ModelRunner
-from engine.request.sampling_params import SamplingParams
 
 MIB = 2**20
-NEW_TOKENS = 8
 NUM_CONTEXTS = 4
 COLUMNS = (
     "models of", "weights MiB", "verifier KV", "drafter context", "diffusion KV",
-    "MiB / 1,000 tokens", "written", "resident at start MiB",
+    "MiB / 1,000 tokens", "resident at start MiB",
 )  # fmt: skip
 
 ROLES = ("verifier", "drafter", "diffusion")
-CASES: dict[str, tuple[str, frozenset[str]]] = {
-    "ar": ("ar", frozenset({"verifier"})),
-    "deer": ("deer", frozenset({"verifier", "drafter"})),
-    "spec_diff, apd": ("spec_diff", frozenset({"verifier", "diffusion"})),
-    "semi_ar, diffusion": ("semi_ar", frozenset({"diffusion"})),
-    "all modes": ("deer", frozenset(ROLES)),
+CASES: dict[str, frozenset[str]] = {
+    "ar": frozenset({"verifier"}),
+    "deer": frozenset({"verifier", "drafter"}),
+    "spec_diff, apd": frozenset({"verifier", "diffusion"}),
+    "semi_ar, diffusion": frozenset({"diffusion"}),
+    "all modes": frozenset(ROLES),
 }
-"""Modes that need the same models: one that is run, and which models those are."""
+"""Modes that need the same models, and which models those are."""
 
 _NOTES = (
     "Engines with no models but those named. `verifier KV`, `drafter context`, `diffusion KV`: "
     "bytes a token by the models' shapes and dtype. An engine that has all three models keeps all "
     "three for every token, in whatever mode.",
-    "`written`: of the engine's pools, zeroed before, what is not zero any more after contexts "
-    "were filled in the row's first mode, by the tokens read and written. Resident memory does "
-    "not tell: pools are handed out as they are first written.",
+    "What a context takes is not measured: pools are handed out as they are first written, and "
+    "resident memory tells of other things as well.",
     "`resident at start`: the whole process with room for four contexts, Python, torch and all.",
 )
 
@@ -57,7 +53,6 @@ class Size:
     """What an engine in a process of its own takes; bytes."""
 
     at_start: int
-    written_per_token: float
     weights: int
     kv: Mapping[str, int]
     """Of one token, by role."""
@@ -68,10 +63,7 @@ def run(options: Options) -> Table:
     # Once each: nothing here changes from minute to minute.
     samples = {name: _sample(base, name) for name in _offered(base)}
     rows = [_row(name, own) for name, own in samples.items()]
-    bars = {
-        name: {"by shapes": own["shapes_mib_per_1000"], "written": own["written_mib_per_1000"]}
-        for name, own in samples.items()
-    }
+    bars = {name: {"by shapes": own["shapes_mib_per_1000"]} for name, own in samples.items()}
     title = "Memory of weights and of 1,000 tokens of context"
     return Table("memory", title, COLUMNS, rows, _NOTES, samples, Chart("MiB / 1,000 tokens", bars))
 
@@ -84,29 +76,11 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure_size(config: EngineConfig, mode: str) -> Size:
-    """Build an engine in this process, which should be new, and fill all its contexts."""
+def measure_size(config: EngineConfig) -> Size:
+    """Build an engine in this process, which should be new."""
     engine = build_engine(config)
     gc.collect()
-    at_start = resident_bytes()
-    tensors = list(_kv_tensors(engine._runner))
-    for tensor in tensors:
-        tensor.zero_()
-    num_tokens = _fill(engine, mode)
-    written = sum(_num_written(tensor) * tensor[0, 0].nbytes for tensor in tensors)
-    return Size(at_start, written / num_tokens, *_by_shapes(engine._runner))
-
-
-def _kv_tensors(runner: ModelRunner) -> Iterator[Tensor]:
-    """Keys or values of one layer each: [pages, page_size, Hkv, D]."""
-    for pool in (runner._pool, runner._context_pool, runner._diffusion_pool):
-        if pool is not None:
-            yield from (*pool._keys, *pool._values)
-
-
-def _num_written(tensor: Tensor) -> int:
-    """Slots of tokens that are not zero."""
-    return int(tensor.flatten(2).any(-1).sum())
+    return Size(resident_bytes(), *_by_shapes(engine._runner))
 
 
 def _by_shapes(runner: ModelRunner) -> tuple[int, dict[str, int]]:
@@ -148,41 +122,27 @@ def _paths(config: EngineConfig) -> tuple[str | None, str | None, str | None]:
 
 def _offered(config: EngineConfig) -> list[str]:
     there = {role for role, path in zip(ROLES, _paths(config), strict=True) if path is not None}
-    return [name for name, (_, roles) in CASES.items() if roles <= there]
-
-
-def _fill(engine: DFastLLMEngine, mode: str) -> int:
-    """Tokens that were read and written; the last of a context needs no keys and values."""
-    length = engine.max_model_len - NEW_TOKENS
-    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    for index in range(engine.max_batch_size):
-        prompt = [5 + index] * length  # no prefix in common: nobody shares a page
-        engine.add(engine.make_sequence(str(index), prompt, params, mode=mode))
-    while engine.has_work:
-        engine.step()
-    return engine.max_batch_size * (length + NEW_TOKENS - 1)
+    return [name for name, roles in CASES.items() if roles <= there]
 
 
 def _sample(base: EngineConfig, name: str) -> dict[str, float]:
-    mode, roles = CASES[name]
-    size = _in_new_process(only(base, roles), mode)
+    size = _in_new_process(only(base, CASES[name]))
     return {
         "weights_mib": size.weights / MIB,
         **{f"{role}_bytes_per_token": size.kv.get(role, 0) for role in ROLES},
         "shapes_mib_per_1000": 1000 * sum(size.kv.values()) / MIB,
-        "written_mib_per_1000": 1000 * size.written_per_token / MIB,
         "at_start_mib": size.at_start / MIB,
     }
 
 
-def _in_new_process(config: EngineConfig, mode: str) -> Size:
+def _in_new_process(config: EngineConfig) -> Size:
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_size, config, mode).result()
+        return pool.submit(measure_size, config).result()
 
 
 def _row(name: str, sample: Mapping[str, float]) -> list[Cell]:
     kv = [int(sample[f"{role}_bytes_per_token"]) for role in ROLES]
-    figures = ("shapes_mib_per_1000", "written_mib_per_1000", "at_start_mib")
+    figures = ("shapes_mib_per_1000", "at_start_mib")
     return [
         name,
         sample["weights_mib"],
