@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from litestar import Controller, Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import FromPath, Parameter, RawBody
+from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter, RawBody
 
 from api import openapi_examples as examples
 from api.answering import AnyRequest, add_headers, follow
@@ -82,8 +82,8 @@ class JobController(Controller):
         self,
         request: AnyRequest,
         services: AppServices,
-        limit: Annotated[int, Parameter(ge=1, le=MAX_LISTED)] = 20,
-        after: str | None = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=MAX_LISTED)] = 20,
+        after: FromQuery[str | None] = None,
     ) -> Response[Any]:
         """List submitted jobs, the newest first; `after` is the last id of the page before."""
         return Response(await _desk(services).list(request.state.tenant, limit, after))
@@ -110,7 +110,7 @@ class JobController(Controller):
         request: AnyRequest,
         job_id: FromPath[str],
         services: AppServices,
-        last_event_id: Annotated[str | None, Parameter(header="Last-Event-ID")] = None,
+        last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
     ) -> Response[Any]:
         """Stream a job's answer as its endpoint would, from its beginning or after an event."""
         after = _event_id(last_event_id)

@@ -78,7 +78,7 @@ async def view(redis: Redis, job_id: str, tenant: str) -> JobView | None:
         wait_s=_number(wait),
         ttl_s=ttl,
         accepted=accepted if isinstance(accepted, Accepted) else None,
-        ending=codec.decode_event(ending) if ending else None,
+        ending=codec.decode_event(ending) if ending and status != b"queued" else None,
         started_at=_unix_time(started_at),
         ended_at=_unix_time(ended_at),
         attempt=int(attempt or 0),

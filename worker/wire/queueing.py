@@ -167,7 +167,7 @@ async def job_state(redis: Redis, job_id: str) -> JobState | None:
         status.decode(),
         position,
         accepted if isinstance(accepted, Accepted) else None,
-        codec.decode_event(ending) if ending else None,
+        codec.decode_event(ending) if ending and status != b"queued" else None,  # requeued since
         None if wait is None else float(wait),
     )
 
