@@ -12,7 +12,7 @@ from litestar.response import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
-from api.errors import ApiError, ClientGoneError
+from api.errors import ApiError, ClientGoneError, InvalidRequestError
 from api.generation import Generation
 from api.metrics import JobObserver
 from api.sending import past_the_layers
@@ -74,7 +74,10 @@ async def _respond(
 ) -> Response[Any]:
     try:
         if generation.job.stream:
-            return await _open_stream(request, services, generation, observer)
+            after = -1
+            if generation.is_joined:  # sent again by a client whose stream was cut
+                after = event_index(request.headers.get("last-event-id"))
+            return await _open_stream(request, services, generation, observer, after)
         return Response(await unless_gone(request, _gather(generation, observer)))
     finally:
         if not observer.is_handed_over:
@@ -86,7 +89,7 @@ async def _open_stream(
     services: Services,
     generation: Generation,
     observer: JobObserver,
-    after: int = -1,
+    after: int,
 ) -> Response[Any]:
     settings = services.settings
     # A busy queue must not look like a dead server: after a while the stream opens anyway.
@@ -95,6 +98,17 @@ async def _open_stream(
     writer = writer_of(generation.job, generation.record)
     events = stream(generation, writer, observer, settings, after)
     return EventStream(events, on_end=lambda: _end(generation, observer))
+
+
+def event_index(given: str | None) -> int:
+    """Return the index of the last delta that a client has, by its Last-Event-ID; -1 for none."""
+    if given is None or not given.strip():
+        return -1
+    if not given.isascii() or not given.isdigit() or len(given) > 18:
+        raise InvalidRequestError(
+            "Last-Event-ID must be an id of this job's events.", code="invalid_header"
+        )
+    return int(given)
 
 
 def _end(generation: Generation, observer: JobObserver) -> None:

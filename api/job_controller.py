@@ -10,7 +10,7 @@ from litestar.openapi.spec import Example
 from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter, RawBody
 
 from api import openapi_examples as examples
-from api.answering import AnyRequest, add_headers, follow
+from api.answering import AnyRequest, add_headers, event_index, follow
 from api.auth import admit, require_key
 from api.decoding import decode_request
 from api.endpoints import ENDPOINTS, Endpoint, Prepared, prepare
@@ -113,7 +113,7 @@ class JobController(Controller):
         last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
     ) -> Response[Any]:
         """Stream a job's answer as its endpoint would, from its beginning or after an event."""
-        after = _event_id(last_event_id)
+        after = event_index(last_event_id)
         return await follow(request, services, job_id, request.state.tenant, after)
 
 
@@ -166,12 +166,3 @@ def _endpoint(url: str) -> Endpoint:
             f"'url' must be one of {', '.join(ENDPOINTS)}, not '{url[:100]}'.", param="url"
         )
     return ENDPOINTS[url]
-
-
-def _event_id(given: str | None) -> int:
-    """Return the index of the last delta that a client has; -1 for none."""
-    if given is None or not given.strip():
-        return -1
-    if not given.isascii() or not given.isdigit() or len(given) > 18:
-        raise InvalidRequestError("Last-Event-ID must be an id of this job's events.")
-    return int(given)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.api.scripted_worker import ScriptedWorker
+from tests.jobs.receiver import Receiver, receiving
 from tests.jobs.servers import api_server
 from tests.valkey import Valkey
 
@@ -19,7 +20,20 @@ def worker(valkey: Valkey) -> Iterator[ScriptedWorker]:
     worker.redis.close()
 
 
-@pytest.fixture
-def api(valkey: Valkey, worker: ScriptedWorker) -> Iterator[httpx.Client]:
-    with api_server(valkey) as client:
+@pytest.fixture(scope="module")
+def shared_api(valkey_server: Valkey) -> Iterator[httpx.Client]:
+    """One server a module, to spare its start; a module may have another one."""
+    with api_server(valkey_server) as client:
         yield client
+
+
+@pytest.fixture
+def api(shared_api: httpx.Client, worker: ScriptedWorker) -> httpx.Client:
+    """The module's server, over an emptied queue that a worker has shown itself in."""
+    return shared_api
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver

@@ -45,6 +45,10 @@ def test_the_same_request_sent_again_joins_the_running_job_and_later_gets_its_an
         worker.say("lo")
         worker.finish()
         answers = [first.result(10), second.result(10), other.post(CHAT, json=body, headers=KEY)]
+        rest = other.post(CHAT, json=body, headers={**KEY, "Last-Event-ID": "2"})
+    if is_stream:
+        assert "id: 2\n" in answers[0].text
+        assert rest.text == answers[2].text.partition("id: 2\n")[2].partition("\n\n")[2]
     assert [answer.status_code for answer in answers] == [200] * 3
     assert len({_without_comments(answer) for answer in answers}) == 1
     assert len({answer.headers["x-job-id"] for answer in answers}) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -153,12 +153,13 @@ def test_jobs_are_listed_page_by_page_the_newest_first(
 def test_a_directly_asked_job_can_be_looked_at_by_its_id(
     api: httpx.Client, worker: ScriptedWorker
 ) -> None:
-    made = submit(api, job(chat(stream=True)))
-    _write(worker)
-    streamed = api.get(f"/v1/jobs/{made['id']}/events")
-    assert streamed.headers["content-type"].startswith("text/event-stream")
-    chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if '"choices"' in line]
-    assert {chunk["id"] for chunk in chunks} == {made["id"]}
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(api.post, CHAT, json=chat())
+        _write(worker)
+        answer = answering.result(10)
+    seen = look(api, answer.headers["x-job-id"])
+    assert seen["response"] == {"status_code": 200, "body": answer.json()}
+    assert api.get("/v1/jobs").json()["data"] == []  # the list is of what was submitted
 
 
 def test_what_an_operator_requeues_runs_anew_though_its_client_and_its_time_are_gone(
@@ -186,3 +187,17 @@ def test_rqs_own_cancel_shows(api: httpx.Client, worker: ScriptedWorker) -> None
     assert (cancelled["status"], cancelled["response"]["status_code"]) == ("canceled", 499)
     queue = Queue("tiny.default", connection=worker.redis, serializer=RestrictedSerializer)
     assert queue.count == 0
+
+
+def test_the_openapi_page_shows_a_job(api: httpx.Client) -> None:
+    page = api.get("/schema/openapi.json").json()
+    paths = page["paths"]
+    post = paths["/v1/jobs"]["post"]
+    content = post["requestBody"]["content"]["application/json"]
+    assert set(content["schema"]["required"]) == {"url", "body"}
+    assert submit(api, content["example"] | {"webhook": None})["custom_id"] == "row-17"
+    shown = post["responses"]["202"]["content"]["application/json"]["examples"]
+    (example,) = shown.values()
+    assert set(example["value"]) <= set(submit(api, job()))
+    assert set(paths["/v1/jobs/{job_id}"]) == {"get", "delete"}
+    assert "get" in paths["/v1/jobs/{job_id}/events"]
