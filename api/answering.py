@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 from litestar import Request, Response
 from litestar.datastructures import State
@@ -17,8 +17,9 @@ from api.generation import Generation
 from api.metrics import JobObserver
 from api.sending import past_the_layers
 from api.services import Services
+from api.settings import ApiSettings
 from api.sse import HEADERS, stream
-from api.writers import whole_body, writer_of
+from api.writing import whole_body, writer_of
 from worker.wire.messages import Delta, Finished, GenerateJob
 from worker.wire.queueing import Terms
 
@@ -27,8 +28,20 @@ T = TypeVar("T")
 AnyRequest = Request[Any, Any, State]
 
 
+class Presentation(NamedTuple):
+    """How what a job says is shown to a client: event after event, or as one body."""
+
+    events: Callable[[Generation, JobObserver, ApiSettings, int], AsyncIterator[bytes]]
+    body: Callable[[Generation, list[Delta], Finished], Struct]
+
+
 async def answer(
-    request: AnyRequest, services: Services, job: GenerateJob, priority: str, terms: Terms
+    request: AnyRequest,
+    services: Services,
+    job: GenerateJob,
+    priority: str,
+    terms: Terms,
+    shown: Presentation | None = None,
 ) -> Response[Any]:
     """Submit a job and return its answer; the status waits for the worker's word on the request."""
     observer = JobObserver(services.metrics, job)
@@ -39,7 +52,7 @@ async def answer(
             observer.mute()
             headers["Idempotent-Replayed"] = "true"
         add_headers(request, headers)
-        return await _respond(request, services, generation, observer)
+        return await _respond(request, services, generation, observer, shown or _AS_COMPLETION)
     except ApiError as error:
         if not isinstance(error, ClientGoneError):
             observer.fail(error)
@@ -50,14 +63,21 @@ async def answer(
 
 
 async def follow(
-    request: AnyRequest, services: Services, job_id: str, tenant: str, after: int
+    request: AnyRequest,
+    services: Services,
+    job_id: str,
+    tenant: str,
+    after: int,
+    shown: Presentation | None = None,
 ) -> Response[Any]:
     """Stream a job that is there already, from the event after the one whose id is `after`."""
     generation = await services.gateway.follow(job_id, tenant)
     observer = JobObserver(services.metrics, generation.job)
     observer.mute()
     try:
-        return await _open_stream(request, services, generation, observer, after)
+        return await _open_stream(
+            request, services, generation, observer, shown or _AS_COMPLETION, after
+        )
     finally:
         if not observer.is_handed_over:
             generation.close()
@@ -70,15 +90,19 @@ def add_headers(request: AnyRequest, headers: dict[str, str]) -> None:
 
 
 async def _respond(
-    request: AnyRequest, services: Services, generation: Generation, observer: JobObserver
+    request: AnyRequest,
+    services: Services,
+    generation: Generation,
+    observer: JobObserver,
+    shown: Presentation,
 ) -> Response[Any]:
     try:
         if generation.job.stream:
             after = -1
             if generation.is_joined:  # sent again by a client whose stream was cut
                 after = event_index(request.headers.get("last-event-id"))
-            return await _open_stream(request, services, generation, observer, after)
-        return Response(await unless_gone(request, _gather(generation, observer)))
+            return await _open_stream(request, services, generation, observer, shown, after)
+        return Response(await unless_gone(request, _gather(generation, observer, shown)))
     finally:
         if not observer.is_handed_over:
             generation.close()
@@ -89,14 +113,14 @@ async def _open_stream(
     services: Services,
     generation: Generation,
     observer: JobObserver,
+    shown: Presentation,
     after: int,
 ) -> Response[Any]:
     settings = services.settings
     # A busy queue must not look like a dead server: after a while the stream opens anyway.
     await unless_gone(request, generation.wait_accepted(settings.accept_patience_s))
     observer.is_handed_over = True
-    writer = writer_of(generation.job, generation.record)
-    events = stream(generation, writer, observer, settings, after)
+    events = shown.events(generation, observer, settings, after)
     return EventStream(events, on_end=lambda: _end(generation, observer))
 
 
@@ -116,7 +140,7 @@ def _end(generation: Generation, observer: JobObserver) -> None:
     generation.close()
 
 
-async def _gather(generation: Generation, observer: JobObserver) -> Struct:
+async def _gather(generation: Generation, observer: JobObserver, shown: Presentation) -> Struct:
     deltas: list[Delta] = []
     while True:
         events = await generation.take()
@@ -126,8 +150,21 @@ async def _gather(generation: Generation, observer: JobObserver) -> Struct:
                 case Delta():
                     deltas.append(event)
                 case Finished():
-                    writer = writer_of(generation.job, generation.record)
-                    return whole_body(writer, deltas, event)
+                    return shown.body(generation, deltas, event)
+
+
+def _completion_events(
+    generation: Generation, observer: JobObserver, settings: ApiSettings, after: int
+) -> AsyncIterator[bytes]:
+    writer = writer_of(generation.job, generation.record)
+    return stream(generation, writer, observer, settings, after)
+
+
+def _completion(generation: Generation, deltas: list[Delta], finished: Finished) -> Struct:
+    return whole_body(writer_of(generation.job, generation.record), deltas, finished)
+
+
+_AS_COMPLETION = Presentation(_completion_events, _completion)
 
 
 async def unless_gone(request: AnyRequest, work: Coroutine[Any, Any, T]) -> T:

@@ -21,15 +21,18 @@ from api.catalog import ModelController
 from api.completions import CompletionController
 from api.errors import ApiError, ErrorBody, ErrorDetail, type_of_status
 from api.gateway import GenerationGateway, RedisGateway
-from api.health import health, metrics, ready, show_version
+from api.health import health, metrics, ready, show_load, show_version
 from api.job_controller import JobController
 from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
+from api.response_api.desk import ResponseDesk
+from api.response_controller import ResponseController
 from api.sending import ServerApp
 from api.services import Services
 from api.settings import ApiSettings
+from api.tokenization import TokenizationController
 from api.webhook_sender import WebhookSender
 
 logger = logging.getLogger(__name__)
@@ -46,8 +49,8 @@ def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) 
     api_metrics = ApiMetrics()
     return ServerApp(
         route_handlers=[
-            CompletionController, JobController, ModelController, health, ready, show_version,
-            metrics,
+            CompletionController, ResponseController, JobController, ModelController,
+            TokenizationController, health, ready, show_load, show_version, metrics,
         ],
         lifespan=[_lifespan(settings, api_metrics, gateway)],
         dependencies={"services": Provide(_services, sync_to_thread=False)},
@@ -81,7 +84,12 @@ def _lifespan(
             redis_gateway = RedisGateway(redis, settings)
             desk = JobDesk(redis, redis_gateway)
             app.state.services = Services(
-                settings, redis_gateway, api_metrics, _rate_limiter(redis, settings), desk
+                settings,
+                redis_gateway,
+                api_metrics,
+                _rate_limiter(redis, settings),
+                desk,
+                ResponseDesk(redis),
             )
             sender = WebhookSender(redis, desk, settings)
             await redis_gateway.start()

@@ -6,6 +6,7 @@ ApiError
 ├── AuthenticationError      401
 ├── ModelNotFoundError       404
 ├── JobNotFoundError         404
+├── ConflictError            409  what it is about is not in a state for it
 ├── KeyReusedError           422  the idempotency key stands for another request
 ├── RateLimitedError         429  this key sent too much
 ├── QueueIsFullError         429  everybody together sent too much
@@ -86,6 +87,12 @@ class JobNotFoundError(ApiError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no job '{job_id[:100]}', or it is forgotten by now.")
+
+
+class ConflictError(ApiError):
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class KeyReusedError(ApiError):

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.errors import (
+    GenerationFailedError,
     JobNotFoundError,
     KeyReusedError,
     QueueIsFullError,
@@ -23,8 +24,9 @@ from api.errors import (
 from api.generation import Generation
 from api.reply_channel import ReplyChannel
 from api.settings import ApiSettings
-from worker.wire import codec, job_views, keys, queueing
-from worker.wire.messages import GenerateJob, ModelInfo, WorkerInfo
+from worker.wire import codec, job_views, keys, questions, queueing
+from worker.wire.messages import Answered, Event, GenerateJob, ModelInfo, Rejected, WorkerInfo
+from worker.wire.questions import Question, Topic
 from worker.wire.queueing import NO_TERMS, Receipt, Terms
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ MODELS_TTL_S = 1.0
 SUBSCRIBE_TIMEOUT_S = 2.0
 CANCEL_TRIES = 4
 SHUTDOWN_S = 2.0
+ASK_AGAIN_S = 2.0
+MAX_ASKS = 4
 
 
 class GenerationGateway(Protocol):
@@ -51,12 +55,20 @@ class GenerationGateway(Protocol):
         """
         ...
 
+    async def enqueue(self, job: GenerateJob, priority: str, terms: Terms) -> Receipt:
+        """Enqueue a job that nobody waits for; raises as `submit`."""
+        ...
+
     async def follow(self, job_id: str, tenant: str) -> Generation:
         """Read along with a job that is there; raises JobNotFoundError or UnavailableError."""
         ...
 
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
         """Return the models known, as of a moment ago unless `is_fresh`."""
+        ...
+
+    async def ask(self, model: str, about: Topic) -> Answered:
+        """Ask any worker of a model. Raises UnavailableError, or what the worker refused it for."""
         ...
 
     async def workers(self) -> list[WorkerInfo]: ...
@@ -146,6 +158,17 @@ class RedisGateway:
             self._models_until = time.monotonic() + MODELS_TTL_S
         return self._models
 
+    async def ask(self, model: str, about: Topic) -> Answered:
+        await self._require_channel()
+        question = Question(uuid.uuid4().hex, self.api_id, about)
+        with self._channel.expecting(question.question_id) as answer:
+            for _ in range(MAX_ASKS):
+                await reachable(questions.ask(self._redis, model, question))
+                await asyncio.wait([answer], timeout=ASK_AGAIN_S)
+                if answer.done():
+                    return _answered(answer.result())
+        raise UnavailableError(f"No worker of model '{model}' answers.")
+
     async def workers(self) -> list[WorkerInfo]:
         return await reachable(queueing.live_workers(self._redis))
 
@@ -188,6 +211,17 @@ class RedisGateway:
             except (RedisError, OSError) as error:
                 logger.warning("cannot cancel %s: %s", job_id, type(error).__name__)
                 await asyncio.sleep(0.1 * 4**attempt)
+
+
+def _answered(event: Event) -> Answered:
+    match event:
+        case Answered():
+            return event
+        case Rejected():
+            raise GenerationFailedError(
+                event.status, event.message, param=event.param, code=event.code
+            )
+    raise UnavailableError("A worker gave an answer that cannot be read.")
 
 
 async def reachable(answer: Awaitable[T]) -> T:

@@ -7,7 +7,7 @@ from typing import Any
 
 from api.errors import ApiError, GenerationFailedError
 from api.job_schemas import Job, JobLinks, JobProgress, JobResponse, JobStatus, WebhookState
-from api.writers import whole_body, writer_of
+from api.writing import whole_body, writer_of
 from worker.wire.job_views import JobView
 from worker.wire.messages import Chat, Delta, Failed, Finished, Rejected
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
@@ -19,7 +20,7 @@ from redis.exceptions import RedisError
 from api.errors import RequestTimeoutError, UnavailableError
 from api.generation import Generation
 from worker.wire import codec, keys, queueing
-from worker.wire.messages import Failed
+from worker.wire.messages import Event, Failed
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class ReplyChannel:
         self._generations: dict[str, list[Generation]] = {}  # all readers of a job
         self._quiet_sweeps: dict[Generation, int] = {}
         self._refills: set[Generation] = set()
+        self._asked: dict[str, asyncio.Future[Event]] = {}
         self._subscribed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -77,6 +79,15 @@ class ReplyChannel:
         if not await self._check(generation):
             raise UnavailableError("The queue cannot be reached.")
 
+    @contextmanager
+    def expecting(self, question_id: str) -> Iterator[asyncio.Future[Event]]:
+        """Yield what will hold the answer to a question that is asked within."""
+        answer = self._asked[question_id] = asyncio.get_running_loop().create_future()
+        try:
+            yield answer
+        finally:
+            del self._asked[question_id]
+
     async def _listen(self) -> None:
         while True:
             try:
@@ -105,10 +116,17 @@ class ReplyChannel:
             logger.warning("unreadable frame of %d bytes on the reply channel", len(data))
             return
         for event in frame.events:
+            self._hear(event)
             for generation in self._generations.get(event.job_id, ()):  # none: they have gone
                 generation.put(event)
                 if generation.has_gap:
                     self._refill(generation)
+
+    def _hear(self, event: Event) -> None:
+        """Take what may be the answer to a question."""
+        answer = self._asked.get(event.job_id)
+        if answer is not None and not answer.done():
+            answer.set_result(event)
 
     def _refill(self, generation: Generation) -> None:
         """Read the job's log beside the listener, which must go on; one reading at a time."""

@@ -12,6 +12,7 @@ from api.gateway import GenerationGateway
 from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
 from api.rate_limit import RateLimiter
+from api.response_api.desk import ResponseDesk
 from api.settings import ApiSettings
 
 
@@ -22,6 +23,7 @@ class Services:
     metrics: ApiMetrics
     rate_limiter: RateLimiter | None = None
     jobs: JobDesk | None = None
+    responses: ResponseDesk | None = None
 
 
 AppServices: TypeAlias = NamedDependency[Services]

@@ -37,7 +37,7 @@ async def stream(
     """
     try:
         while not generation.is_accepted:
-            yield _waiting(generation)
+            yield waiting(generation)
             await generation.wait_accepted(settings.queue_comment_s)
         events_of = EventWriter(writer, after)
         has_finished = False
@@ -101,7 +101,8 @@ class EventWriter:
         return head, tail
 
 
-def _waiting(generation: Generation) -> bytes:
+def waiting(generation: Generation) -> bytes:
+    """A comment for a client whose job waits for a worker."""
     words = f": queued, position {generation.position}"
     if generation.wait_s is not None:
         words += f", estimated start in {generation.wait_s:.0f} s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from api.responses import (
     metrics_body,
     usage_body,
 )
-from worker.wire.messages import Chat, Delta, Finished, GenerateJob, JobRecord, TokenLogprob
+from worker.wire.messages import Delta, Finished, GenerateJob, JobRecord, TokenLogprob
 
 
 @dataclass(slots=True)
@@ -79,9 +79,11 @@ class ChatWriter:
             self._begun.add(delta.choice)
             role = ChatDelta(role="assistant", content="")
             chunks.append(self._chunk([ChatChunkChoice(index=delta.choice, delta=role)]))
-        if _shows(delta, self._record):
-            chunks.append(self._chunk([self._choice(delta)]))
-        return chunks
+        return chunks + [self._chunk([choice]) for choice in self.choices(delta)]
+
+    def choices(self, delta: Delta) -> list[ChatChunkChoice]:
+        """What a client sees of a delta; each goes into a chunk of its own."""
+        return [self._choice(delta)] if _shows(delta, self._record) else []
 
     def shows_text_alone(self, delta: Delta) -> bool:
         return delta.choice in self._begun and _is_text_alone(delta, self._job, self._record)
@@ -99,12 +101,13 @@ class ChatWriter:
             created=int(self._job.created),
             model=self._job.model,
             system_fingerprint=self._record.system_fingerprint,
-            choices=[self._whole(choice) for choice in choices],
+            choices=[self.whole(choice) for choice in choices],
             usage=usage_body(finished),
             metrics=metrics_body(finished),
         )
 
-    def _whole(self, choice: GatheredChoice) -> ChatChoice:
+    def whole(self, choice: GatheredChoice) -> ChatChoice:
+        """All of one choice."""
         num_top = self._job.sampling.logprobs
         return ChatChoice(
             index=choice.index,
@@ -207,16 +210,3 @@ def _is_text_alone(delta: Delta, job: GenerateJob, record: JobRecord) -> bool:
     has_more = delta.finish_reason or delta.holes is not None
     wants_more = record.return_token_ids or job.sampling.logprobs is not None
     return bool(delta.text) and not has_more and not wants_more
-
-
-def writer_of(job: GenerateJob, record: JobRecord) -> Writer:
-    """Return the writer of the endpoint that a job was meant for."""
-    return ChatWriter(job, record) if isinstance(job.input, Chat) else TextWriter(job, record)
-
-
-def whole_body(writer: Writer, deltas: Iterable[Delta], finished: Finished) -> Struct:
-    """Return the answer in one piece, of all its deltas in order."""
-    choices: dict[int, GatheredChoice] = {}
-    for delta in deltas:
-        choices.setdefault(delta.choice, GatheredChoice(delta.choice)).add(delta)
-    return writer.body([choices[index] for index in sorted(choices)], finished)

@@ -68,17 +68,6 @@ def test_what_has_started_in_time_may_take_its_time(
     assert look(api, made["id"])["status"] == "finished"
 
 
-def test_a_worker_does_not_take_what_has_waited_too_long(
-    valkey: Valkey, worker: ScriptedWorker
-) -> None:
-    # Nobody ends the long wait before.
-    with api_server(valkey, chores_s=600) as api:
-        made = submit(api, job(chat(max_queue_time=0.05)))
-        time.sleep(0.1)
-        assert JobStore(worker.redis, "w2").claim(keys.queue_names("tiny"), 1) == []
-        assert look(api, made["id"])["status"] == "expired"
-
-
 def test_the_servers_limit_holds_where_the_request_names_none(
     valkey: Valkey, worker: ScriptedWorker
 ) -> None:

@@ -86,6 +86,12 @@ async def view(redis: Redis, job_id: str, tenant: str) -> JobView | None:
     )
 
 
+async def forget(redis: Redis, job_id: str, tenant: str) -> bool | None:
+    """Drop request and output of an ended job; False: it has not ended; None: no such job."""
+    reply = await lua.acall(redis, "forget", {"id": job_id, "tenant": tenant})
+    return {1: True, -1: False}.get(reply)
+
+
 async def list_jobs(
     redis: Redis, tenant: str, limit: int, after: str | None = None
 ) -> list[str] | None:

@@ -67,6 +67,16 @@ def wake_channel(queue_name: str) -> str:
     return f"{DFL_PREFIX}:wake:{queue_name}"
 
 
+def questions(model: str) -> str:
+    """Name the list of questions about a model that no worker has taken yet."""
+    return f"{DFL_PREFIX}:questions:{_safe(model)}"
+
+
+def question_channel(model: str) -> str:
+    """Name the channel on which a model's workers hear that there is a question."""
+    return f"{DFL_PREFIX}:asked:{_safe(model)}"
+
+
 def command_channel(worker_name: str) -> str:
     """Name the channel of RQ's own worker commands."""
     return f"{RQ_PREFIX}:pubsub:{worker_name}"
