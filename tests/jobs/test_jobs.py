@@ -9,9 +9,10 @@ import pytest
 from rq import Queue
 from rq.job import Job
 
-from tests.api.scripted_worker import ScriptedWorker
+from tests.api.scripted_worker import ScriptedWorker, wait_until
 from tests.jobs.servers import CHAT, TEXT, api_server, chat, job, look, submit, wait_for_status
 from tests.valkey import Valkey
+from tests.worker_bench import running_worker
 from worker.serializer import RestrictedSerializer
 from worker.wire import keys
 
@@ -178,6 +179,19 @@ def test_what_an_operator_requeues_runs_anew_though_its_client_and_its_time_are_
         worker.finish()
         done = look(api, made["id"])
         assert done["response"]["body"]["choices"][0]["message"]["content"] == "again"
+
+
+def test_a_worker_runs_what_is_requeued_though_it_was_asked_for_long_ago(valkey: Valkey) -> None:
+    body = {"model": "fake", "prompt": "x", "max_tokens": 5}
+    with api_server(valkey, job_timeout=2.0) as api, valkey.connect() as client:
+        with running_worker(valkey, "w1"):
+            wait_until(lambda: api.get("/ready").status_code == 200, "a worker is there")
+        made = submit(api, job(body, url=TEXT))
+        wait_for_status(api, made["id"], "expired")
+        Job.fetch(made["id"], connection=client, serializer=RestrictedSerializer).requeue()
+        with running_worker(valkey, "w2"):
+            done = wait_for_status(api, made["id"], "finished")
+    assert done["progress"]["completion_tokens"] == 5
 
 
 def test_rqs_own_cancel_shows(api: httpx.Client, worker: ScriptedWorker) -> None:

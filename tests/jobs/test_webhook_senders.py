@@ -5,6 +5,7 @@ Each test starts its own servers: one that another test left running would send,
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 import time
@@ -120,6 +121,39 @@ def test_a_name_goes_to_its_address_and_the_certificate_is_the_names(
         assert look(api, job_id)["webhook"]["last_error"] == "ConnectError"
         (headers,) = receiver.headers
         assert headers["host"] == f"localhost:{receiver.port}"
+
+
+def test_a_name_that_changes_its_address_after_the_check_changes_nothing(
+    valkey: Valkey, worker: ScriptedWorker, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, answers = socket.getaddrinfo, ["127.0.0.1"]
+
+    def rebinding(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if host != "rebinding.test":
+            return look_up(host, port, *args, **kwargs)
+        # Allowed when it is checked; whoever asks once more is led to where nobody listens.
+        address = answers.pop() if answers else "127.0.0.99"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    with api_server(valkey, **LOCAL) as api:
+        webhook = {"url": f"http://rebinding.test:{receiver.port}/hook"}
+        job_id = submit(api, job(webhook=webhook))["id"]
+        api.delete(f"/v1/jobs/{job_id}")
+        assert wait_for_webhook(api, job_id, "delivered")["attempts"] == 1
+    assert receiver.headers[0]["host"] == f"rebinding.test:{receiver.port}"
+
+
+def test_where_it_must_not_go_it_is_not_sent_and_not_tried_again(
+    valkey: Valkey, worker: ScriptedWorker, receiver: Receiver
+) -> None:
+    with api_server(valkey, webhook_secret=SECRET) as api:
+        webhook = {"url": f"https://localhost:{receiver.port}/hook"}  # a name: not known before
+        job_id = submit(api, job(webhook=webhook))["id"]
+        api.delete(f"/v1/jobs/{job_id}")
+        hook = wait_for_webhook(api, job_id, "failed")
+    assert "not on the public internet" in hook["last_error"]
+    assert not receiver.bodies and not worker.redis.exists("dfl:webhooks")
 
 
 def _last_try(api: httpx.Client, job_id: str) -> Any:
