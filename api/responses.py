@@ -22,7 +22,7 @@ class UsageBody(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET  # known at the end
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
@@ -48,6 +48,21 @@ class GenerationBody(Struct, frozen=True, kw_only=True):
 class MetricsBody(Struct, frozen=True, kw_only=True):
     speculative_decoding: SpeculativeDecoding | UnsetType = UNSET
     generation: GenerationBody | UnsetType = UNSET
+
+
+class DraftEvent(Struct, frozen=True, kw_only=True):
+    """One verify step: of the drafted tokens the first `num_accepted` stand, then comes another."""
+
+    choice: int
+    drafted: list[str]
+    num_accepted: int
+
+
+class DiffusionMeta(Struct, frozen=True, kw_only=True):
+    """Mercury's: the chunk's text replaces what the client has; `progress` is from 0 to 1."""
+
+    diffusion_content: bool = True
+    diffusion_progress: float
 
 
 class TopLogprob(Struct, frozen=True):
@@ -134,6 +149,9 @@ class Completion(Struct, kw_only=True):
     choices: list[TextChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET
+    draft_events: list[DraftEvent] | UnsetType = UNSET
+    diffusion_meta: DiffusionMeta | UnsetType = UNSET
 
 
 class FunctionCallDelta(Struct, frozen=True, kw_only=True):
@@ -175,6 +193,9 @@ class ChatChunk(Struct, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET
+    draft_events: list[DraftEvent] | UnsetType = UNSET
+    diffusion_meta: DiffusionMeta | UnsetType = UNSET
 
 
 class ModelBody(Struct, frozen=True, kw_only=True):
