@@ -21,6 +21,8 @@ from api.job_desk import JobDesk
 from api.job_schemas import Job, JobList, JobRequest
 from api.jobs import Sender
 from api.openapi import body_of
+from api.response_api.request import PREFIX as RESPONSE_ID
+from api.response_controller import AS_RESPONSE
 from api.services import AppServices, Services
 from api.webhook_target import webhook_of
 from worker.wire.job_views import MAX_LISTED
@@ -58,7 +60,7 @@ class JobController(Controller):
     async def submit_job(
         self, request: AnyRequest, body: RawBody, services: AppServices
     ) -> Response[Any]:
-        """Enqueue any request of /v1/completions or /v1/chat/completions as a job."""
+        """Enqueue a request of another endpoint as a job: completions, chats, responses."""
         desk, tenant = _desk(services), request.state.tenant
         content_type = request.headers.get("content-type", "")
         wanted = decode_request(body, content_type, JobRequest)
@@ -115,7 +117,8 @@ class JobController(Controller):
     ) -> Response[Any]:
         """Stream a job's answer as its endpoint would, from its beginning or after an event."""
         after = event_index(last_event_id)
-        return await follow(request, services, job_id, request.state.tenant, after)
+        shown = AS_RESPONSE if job_id.startswith(RESPONSE_ID) else None
+        return await follow(request, services, job_id, request.state.tenant, after, shown)
 
 
 def _desk(services: Services) -> JobDesk:

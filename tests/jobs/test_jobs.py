@@ -215,3 +215,15 @@ def test_the_openapi_page_shows_a_job(api: httpx.Client) -> None:
     assert set(example["value"]) <= set(submit(api, job()))
     assert set(paths["/v1/jobs/{job_id}"]) == {"get", "delete"}
     assert "get" in paths["/v1/jobs/{job_id}/events"]
+
+
+def test_a_response_is_a_job_too(api: httpx.Client, worker: ScriptedWorker) -> None:
+    made = submit(api, job({"model": "tiny", "input": "x", "stream": True}, url="/v1/responses"))
+    _write(worker)
+    done = wait_for_status(api, made["id"], "finished")
+    assert done["url"] == "/v1/responses" and done["response"]["body"]["object"] == "response"
+    assert done["response"]["body"]["output"][0]["content"][0]["text"] == "hello"
+    whole = api.get(f"/v1/jobs/{made['id']}/events").text
+    rest = api.get(f"/v1/jobs/{made['id']}/events", headers={"Last-Event-ID": "3"}).text
+    assert "event: response.created" in whole and "event: response.completed" in rest
+    assert whole.endswith(rest) and "id: 3\n" not in rest and "id: 4\n" in rest
