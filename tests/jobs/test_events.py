@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
 import pytest
+from rq.job import Job
 
 from tests.api.scripted_worker import ScriptedWorker, wait_until
 from tests.jobs.servers import (
@@ -24,7 +26,9 @@ from tests.jobs.servers import (
 )
 from tests.valkey import Valkey
 from tests.worker_bench import running_worker
+from worker.serializer import RestrictedSerializer
 
+LEAVING_S = 0.4  # enough for an API to notice that a client has gone
 STREAM = chat(stream=True, stream_options={"include_usage": True})
 
 
@@ -114,11 +118,29 @@ def test_who_leaves_a_jobs_stream_does_not_stop_the_job(
     worker.say("h")
     with api.stream("GET", f"/v1/jobs/{made['id']}/events") as response:
         next(response.iter_lines())
+    time.sleep(LEAVING_S)
     worker.say("i")
     assert worker.beat() == set()
     worker.finish()
     done = wait_for_status(api, made["id"], "finished")
     assert done["response"]["body"]["choices"][0]["message"]["content"] == "hi"
+
+
+def test_the_stream_of_a_requeued_job_is_that_of_its_new_run(
+    valkey: Valkey, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.reply_channel.LATE_S", 0)
+    with api_server(valkey, job_timeout=0.3) as api:
+        made = submit(api, job(STREAM))
+        wait_for_status(api, made["id"], "expired")
+        Job.fetch(made["id"], connection=worker.redis, serializer=RestrictedSerializer).requeue()
+        with _reading(api, made["id"]) as reading:
+            time.sleep(LEAVING_S)  # several sweeps look at it
+            worker.claim()
+            worker.accept()
+            worker.say("hi")
+            worker.finish()
+            assert _ids(reading.result(10)) == [0, 1]
 
 
 def test_a_failed_jobs_stream_answers_as_the_endpoint_does(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -91,6 +92,7 @@ def test_a_key_lives_no_longer_than_its_job(api: httpx.Client, worker: ScriptedW
 def test_who_sends_a_key_may_lose_the_connection(api: httpx.Client, worker: ScriptedWorker) -> None:
     with pytest.raises(httpx.ReadTimeout):
         api.post(CHAT, json=chat(), headers=KEY, timeout=0.3)
+    time.sleep(0.4)  # the API has noticed
     worker.claim()
     worker.accept()
     assert worker.beat() == set()
