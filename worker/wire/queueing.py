@@ -21,6 +21,10 @@ from worker.wire.messages import (
 )
 
 
+ENDED = frozenset((b"finished", b"failed", b"stopped", b"canceled"))
+"""RQ's words for jobs that have come to an end."""
+
+
 class QueueingError(Exception):
     """A job could not be enqueued.
 
@@ -167,7 +171,7 @@ async def job_state(redis: Redis, job_id: str) -> JobState | None:
         status.decode(),
         position,
         accepted if isinstance(accepted, Accepted) else None,
-        codec.decode_event(ending) if ending and status != b"queued" else None,  # requeued since
+        codec.decode_event(ending) if ending and status in ENDED else None,  # or requeued since
         None if wait is None else float(wait),
     )
 
