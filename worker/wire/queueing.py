@@ -20,7 +20,6 @@ from worker.wire.messages import (
     WorkerInfo,
 )
 
-
 ENDED = frozenset((b"finished", b"failed", b"stopped", b"canceled"))
 """RQ's words for jobs that have come to an end."""
 
