@@ -8,15 +8,29 @@ is.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from worker.running_job import RunningJob
 from worker.wire.messages import Chat, Event, Failed, Finished, GenerateJob, Rejected
+from worker.wire.tracing import open_tracing
 
 if TYPE_CHECKING:
     from worker.wire.otel import OpenSpan, Tracing
 
     Attribute = str | bool | int | float | list[str]
+
+
+@contextmanager
+def traced_runs(worker_name: str) -> Iterator[RunSpans | None]:
+    """Yield what makes the spans of a worker's jobs, or None; send what is left at the end."""
+    tracing = open_tracing("worker", worker_name)
+    try:
+        yield None if tracing is None else RunSpans(tracing)
+    finally:
+        if tracing is not None:
+            tracing.close()
 
 
 class RunSpans:
