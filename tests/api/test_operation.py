@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.api.fakes import MODEL, FakeGateway, served
+from tests.api.fakes import FakeGateway, MODEL, served
 from worker.wire.messages import WorkerInfo
 
 CHAT = "/v1/chat/completions"
@@ -65,6 +65,42 @@ def test_metrics_count_what_happened() -> None:
         "dfastllm_queue_up 1.0",
     ):
         assert line in lines, line
+
+
+def test_the_same_figures_are_there_under_vllms_names() -> None:
+    own = {"num_pages": 8, "num_pages_held": 2, "num_queried_tokens": 7, "num_preemptions": 1}
+    worker = WorkerInfo("w1", MODEL, 8, num_running=2, num_waiting=1, metrics=own)
+    with served(FakeGateway(live=[worker])) as url:
+        httpx.post(url + CHAT, json=BODY | {"max_tokens": 40})
+        lines = set(httpx.get(f"{url}/metrics").text.splitlines())
+    for line in (
+        'vllm:request_success_total{finished_reason="stop",model_name="tiny"} 1.0',
+        'vllm:generation_tokens_total{model_name="tiny"} 3.0',
+        "# TYPE vllm:time_to_first_token_seconds histogram",
+        'vllm:time_to_first_token_seconds_bucket{le="+Inf",model_name="tiny"} 1.0',
+        'vllm:time_to_first_token_seconds_count{model_name="tiny"} 1.0',
+        'vllm:request_queue_time_seconds_sum{model_name="tiny"} 0.5',
+        'vllm:request_prefill_time_seconds_sum{model_name="tiny"} 0.25',
+        'vllm:request_decode_time_seconds_sum{model_name="tiny"} 1.0',
+        'vllm:request_inference_time_seconds_sum{model_name="tiny"} 1.25',
+        'vllm:request_time_per_output_token_seconds_sum{model_name="tiny"} 0.5',
+        'vllm:request_params_max_tokens_sum{model_name="tiny"} 40.0',
+        'vllm:request_params_n_sum{model_name="tiny"} 1.0',
+        'vllm:num_requests_running{engine="w1",model_name="tiny"} 2.0',
+        'vllm:num_requests_waiting{model_name="tiny"} 4.0',
+        'vllm:kv_cache_usage_perc{engine="w1",model_name="tiny"} 0.25',
+        'vllm:prefix_cache_queries_total{engine="w1",model_name="tiny"} 7.0',
+        'vllm:num_preemptions_total{engine="w1",model_name="tiny"} 1.0',
+    ):
+        assert line in lines, line
+
+
+def test_time_per_token_is_told_only_where_one_choice_had_the_time() -> None:
+    with served(FakeGateway()) as url:
+        httpx.post(url + CHAT, json=BODY | {"n": 2})
+        text = httpx.get(f"{url}/metrics").text
+    assert "dfastllm_request_decode_time_seconds_count" in text
+    assert "dfastllm_request_time_per_output_token_seconds_count" not in text
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", CHAT])

@@ -73,6 +73,10 @@ def _results(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
     return found
 
 
+def _figures(client: openai.OpenAI) -> str:
+    return httpx.get(str(client.base_url.join("/metrics"))).text
+
+
 def test_each_line_is_answered_or_says_why_not(valkey: Valkey, tmp_path: Path) -> None:
     lines = [_line(number) for number in range(30)]
     lines[7] = _line(7, temperature=9)
@@ -85,6 +89,10 @@ def test_each_line_is_answered_or_says_why_not(valkey: Valkey, tmp_path: Path) -
         assert batch.request_counts is not None
         counts = batch.request_counts
         assert (counts.total, counts.completed, counts.failed) == (30, 28, 2)
+        figures = _figures(client).splitlines()
+        assert 'dfastllm_batch_lines_total{outcome="completed"} 28.0' in figures
+        assert 'dfastllm_batch_lines_total{outcome="failed"} 2.0' in figures
+        assert 'dfastllm_batch_jobs{status="in_progress"} 0.0' in figures
         good, bad = (
             _results(client, batch.output_file_id),
             _results(client, batch.error_file_id),
@@ -138,6 +146,7 @@ def test_cancelling_keeps_what_is_answered(
             return counts is not None and counts.completed > 5
 
         wait_until(has_some, "some are answered")
+        assert 'dfastllm_batch_jobs{status="in_progress"} 1.0' in _figures(client)
         assert client.batches.cancel(batch_id).status == "cancelling"
         batch = _ended(client, batch_id)
         assert batch.status == "cancelled"

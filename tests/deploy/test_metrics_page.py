@@ -1,0 +1,102 @@
+"""docs/metrics.md names every metric that there is, with its type and labels, and no other."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.app import create_app
+from api.settings import ApiSettings
+from tests.api.fakes import FakeGateway, served, serving
+from tests.deploy.manifests import ROOT
+from tests.engine.engines import load_tiny_models, make_engine
+from tests.valkey import Valkey
+from worker.job_store import JobStore
+from worker.wire.messages import ModelInfo, WorkerInfo
+
+ROW = re.compile(r"^\| `(?P<name>[a-z0-9_:<>]+)` \| (?P<type>\w+) \| (?P<labels>.*?) ?\| \S")
+PLACEHOLDERS = {"<mode>": "(deer|spec_diff)", "<n>": "[0-9]+"}
+
+
+class Shown(NamedTuple):
+    type: str
+    labels: frozenset[str] | None  # None: no series of it yet
+
+
+@pytest.fixture(scope="module")
+def page() -> dict[str, Shown]:
+    rows: dict[str, Shown] = {}
+    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
+        if (found := ROW.match(line)) is not None:
+            assert found["name"] not in rows
+            labels = frozenset(re.findall(r"`(\w+)`", found["labels"]))
+            rows[found["name"]] = Shown(found["type"], labels)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def exported(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
+    """All of a real queue, a real engine, and an API that has answered something."""
+    engine = make_engine(load_tiny_models(tmp_path_factory.mktemp("models")))
+    model = ModelInfo("tiny", 128, list(engine.modes), 0, "fp-1")
+    with valkey_server.connect() as client:
+        client.flushall()
+        info = WorkerInfo("w1", model, 4, metrics=engine.metrics())
+        JobStore(client, "w1").beat([], info)
+    settings = ApiSettings(
+        redis_url=valkey_server.url, files_dir=str(tmp_path_factory.mktemp("files"))
+    )
+    with serving(create_app(settings)) as url:
+        shown = _read(httpx.get(f"{url}/metrics").text)
+    with served(FakeGateway()) as url:
+        body = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 3}
+        httpx.post(f"{url}/v1/completions", json=body)
+        busy = _read(httpx.get(f"{url}/metrics").text)
+    with_series = {name: one for name, one in busy.items() if one.labels is not None}
+    return shown | {name: one for name, one in with_series.items() if name in shown}
+
+
+def _read(text: str) -> dict[str, Shown]:
+    shown = {}
+    for family in text_string_to_metric_families(text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        shown[name] = Shown(family.type, frozenset(labels) if family.samples else None)
+    return shown
+
+
+def _row_of(name: str, page: dict[str, Shown]) -> str | None:
+    for row in page:
+        pattern = row
+        for placeholder, meaning in PLACEHOLDERS.items():
+            pattern = pattern.replace(placeholder, meaning)
+        if re.fullmatch(pattern, name):
+            return row
+    return None
+
+
+def test_every_metric_has_its_row(page: dict[str, Shown], exported: dict[str, Shown]) -> None:
+    assert len(exported) > 100
+    wrong = []
+    for name, shown in exported.items():
+        row = _row_of(name, page)
+        written = page.get(row or "")
+        same_labels = written is not None and shown.labels in (None, written.labels)
+        if written is None or written.type != shown.type or not same_labels:
+            wrong.append((name, shown, written))
+    assert not wrong
+
+
+def test_every_row_has_its_metric(page: dict[str, Shown], exported: dict[str, Shown]) -> None:
+    assert set(page) - {_row_of(name, page) for name in exported} == set()
+
+
+def test_vllms_names_are_there_unless_they_are_unwanted() -> None:
+    with served(FakeGateway(), vllm_metrics=False) as url:
+        assert "vllm:" not in httpx.get(f"{url}/metrics").text
+    with served(FakeGateway()) as url:
+        assert "vllm:" in httpx.get(f"{url}/metrics").text
