@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.api.fakes import FakeGateway, MODEL, served
+from tests.api.fakes import MODEL, FakeGateway, served
 from worker.wire.messages import WorkerInfo
 
 CHAT = "/v1/chat/completions"
