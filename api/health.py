@@ -82,6 +82,7 @@ async def _shared(services: Services) -> list[Metric]:
         if services.settings.vllm_metrics:
             models = [model.name for model in await gateway.models()]
             families += queue_and_workers(models, queues, workers)
+            families += services.fleet.take(workers)
     except UnavailableError:
         return [GaugeMetricFamily(f"{PREFIX}_queue_up", "Redis answers", value=0)]
     return families

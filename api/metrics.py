@@ -85,6 +85,9 @@ class ApiMetrics:
             "Requests of one choice: decode time for each token after the first",
             _PER_TOKEN_S,
         )
+        self.longest_choice = self._histogram(
+            "request_max_num_generation_tokens", "Requests of one choice: its tokens", _TOKENS
+        )
         self.params_n = self._histogram("request_params_n", "Choices asked for", _CHOICES)
         self.params_max_tokens = self._histogram(
             "request_params_max_tokens", "The limit given on output tokens", _TOKENS
@@ -187,15 +190,17 @@ class JobObserver:
         metrics.prompt_tokens.labels(model).inc(usage.num_prompt_tokens)
         metrics.cached_tokens.labels(model).inc(usage.num_cached_tokens)
         metrics.generation_tokens.labels(model).inc(usage.num_output_tokens)
-        self._count_request(self._job)
+        self._count_request(self._job, usage.num_output_tokens)
         if finished.timing is not None:
             self._count_phases(finished.timing, finished)
         if finished.draft is not None:
             self._count_drafts(finished.draft.num_draft_tokens, finished.draft.histogram)
 
-    def _count_request(self, job: GenerateJob) -> None:
+    def _count_request(self, job: GenerateJob, num_tokens: int) -> None:
         metrics, model = self._metrics, self._model
         metrics.params_n.labels(model).observe(job.n)
+        if num_choices(job) == 1:
+            metrics.longest_choice.labels(model).observe(num_tokens)
         if job.sampling.max_tokens is not None:
             metrics.params_max_tokens.labels(model).observe(job.sampling.max_tokens)
         if job.options is not None and job.options.suffixes:

@@ -21,6 +21,18 @@ from worker.wire.messages import ModelInfo, WorkerInfo
 ROW = re.compile(r"^\| `(?P<name>[a-z0-9_:<>]+)` \| (?P<type>\w+) \| (?P<labels>.*?) ?\| \S")
 PLACEHOLDERS = {"<mode>": "(deer|spec_diff)", "<n>": "[0-9]+"}
 
+# By prometheus_grafana/grafana.json and dashboards/grafana/vllm_speculative_decoding.json in
+# examples/observability of vllm-project/vllm.
+ASKED_BY_VLLMS_DASHBOARDS = (
+    "e2e_request_latency_seconds", "generation_tokens_total", "inter_token_latency_seconds",
+    "kv_cache_usage_perc", "num_requests_running", "num_requests_waiting", "prompt_tokens_total",
+    "request_decode_time_seconds", "request_generation_tokens",
+    "request_max_num_generation_tokens", "request_prefill_time_seconds", "request_prompt_tokens",
+    "request_queue_time_seconds", "request_success_total", "spec_decode_num_accepted_tokens_total",
+    "spec_decode_num_accepted_tokens_per_pos_total", "spec_decode_num_draft_tokens_total",
+    "spec_decode_num_drafts_total", "time_to_first_token_seconds",
+)  # fmt: skip
+
 
 class Shown(NamedTuple):
     type: str
@@ -93,6 +105,15 @@ def test_every_metric_has_its_row(page: dict[str, Shown], exported: dict[str, Sh
 
 def test_every_row_has_its_metric(page: dict[str, Shown], exported: dict[str, Shown]) -> None:
     assert set(page) - {_row_of(name, page) for name in exported} == set()
+
+
+def test_what_vllms_dashboards_ask_for_is_there_with_the_labels_that_they_select_by(
+    exported: dict[str, Shown],
+) -> None:
+    for name in ASKED_BY_VLLMS_DASHBOARDS:
+        shown = exported[f"vllm:{name}"]
+        # Of what has not happened yet there is no series, and so no label.
+        assert shown.labels is None or {"model_name", "engine"} <= shown.labels, name
 
 
 def test_vllms_names_are_there_unless_they_are_unwanted() -> None:
