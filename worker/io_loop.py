@@ -263,7 +263,7 @@ class IoLoop:
         for job in live:
             if job.job_id in doomed:
                 self._runner.fail_for_engine(job, kind)
-        self._runner.halt()
+        self._runner.halt("engine_error")
         self._send()
         job_ids = self._runner.jobs.job_ids
         # To the queue, a worker that lost its batch is a worker that died and came back.

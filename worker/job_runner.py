@@ -133,13 +133,13 @@ class JobRunner:
         self._abort(self.jobs.remove(names))
         self.publisher.forget(names)
 
-    def halt(self) -> list[RunningJob]:
+    def halt(self, why: str = "released") -> list[RunningJob]:
         """Stop every running job where it is, to be given back once what it said is sent."""
         halted = self.jobs.live_jobs
         for job in halted:
             self.publisher.say(job.flush())
             self._abort(self.jobs.end(job))
-            self._trace_end(job, "released")
+            self._trace_end(job, why)
         return halted
 
     def _absorb(self, output: StepOutput) -> None:

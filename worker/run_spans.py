@@ -55,7 +55,7 @@ class RunSpans:
         span.end({"dfastllm.outcome": event.code or "rejected"}, error=_fault(event), end_s=now)
 
     def note_end(self, job: RunningJob, outcome: str, event: Event | None = None) -> None:
-        """Show a run that has ended: finished, failed, stopped, canceled, released or lost."""
+        """Show a run that has ended, or that goes on elsewhere; docs/traces.md has the outcomes."""
         now = time.time()
         span = self._begin(job.job, job.claim.attempt, job.claimed_at)
         first_token_at = job.first_token_at
@@ -64,7 +64,8 @@ class RunSpans:
             self._phase("decode", span, first_token_at, now)
         attributes = _result(event, job) if isinstance(event, Finished) else {}
         attributes["dfastllm.outcome"] = outcome
-        span.end(attributes, error=_fault(event), end_s=max(now, job.claimed_at))
+        fault = outcome if outcome == "engine_error" else _fault(event)
+        span.end(attributes, error=fault, end_s=max(now, job.claimed_at))
 
     def _begin(self, job: GenerateJob, attempt: int, start_s: float) -> OpenSpan:
         attributes = _request(job) | {"dfastllm.attempt": attempt}

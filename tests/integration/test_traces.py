@@ -149,8 +149,12 @@ def test_what_the_worker_refuses_and_what_breaks_it_ends_its_run(
     (broken,) = _wait_for(receiver, POST, 2)[1:]
     assert (broken.attributes["error.type"], broken.is_error) == ("500", True)
     assert broken.trace_id != TRACE
-    wait_until(lambda: any(one.is_error for one in receiver.named(RUN)), "the run", WAIT_S)
-    assert receiver.named(RUN)[-1].attributes["error.type"] == "engine_error"
+    _wait_for(receiver, RUN, 4)
+    broken_runs = receiver.named(RUN)[1:]
+    assert [
+        (one.attributes["dfastllm.outcome"], one.attributes["error.type"]) for one in broken_runs
+    ] == [("engine_error", "engine_error")] * 2 + [("failed", "engine_error")]
+    assert all(one.is_error for one in broken_runs)
 
 
 def test_a_takeover_is_a_second_run_in_the_same_trace(valkey: Valkey, receiver: Receiver) -> None:
