@@ -47,7 +47,7 @@ class Generation:
         self.position = 0  # jobs before this one, as last heard while it was queued
         self.is_enqueued = False  # set by the gateway: until then Redis need not know the job
         self.is_accepted = False
-        self.last_event = time.monotonic()
+        self.started = self.last_event = time.monotonic()
         self._on_close = on_close
         self._is_closed = False
         self._is_given_up = False

@@ -17,6 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--redis-url", default=os.environ.get("VDIFF_REDIS_URL"))
     parser.add_argument("--name", default=unique_name())
+    parser.add_argument("--model", default="fake")
     parser.add_argument("--step-s", type=float, default=0.0)
     parser.add_argument("--tokens-per-step", type=int, default=1)
     parser.add_argument("--max-batch-size", type=int, default=8)
@@ -29,6 +30,7 @@ def main() -> int:
         step_s=args.step_s,
         tokens_per_step=args.tokens_per_step,
         max_batch_size=args.max_batch_size,
+        model_name=args.model,
     )
     settings = WorkerSettings(
         redis_url=args.redis_url,

@@ -47,7 +47,7 @@ class Valkey:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [_server(), str(self.folder / "conf")], preexec_fn=_die_with_parent
+            [_server(), str(self.folder / "conf")], preexec_fn=die_with_parent
         )
         with self.connect() as client:
             _wait_until_ready(client, self._process)
@@ -57,6 +57,10 @@ class Valkey:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def send_signal(self, signum: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(signum)
 
     def connect(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=f"{self.folder}/s")
@@ -88,7 +92,7 @@ def _server() -> str:
     return str(get_binary_path())
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 

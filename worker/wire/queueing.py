@@ -84,7 +84,7 @@ async def enqueue(
         "queue": queue,
         "payload": codec.for_lua(job),
         "fields": fields,
-        "timeout": timeout_s,
+        "timeout": job.timeout_s or timeout_s,
         "result_ttl": result_ttl_s,
         "keep": timeout_s + result_ttl_s,
         "max_queue_size": max_queue_size,

@@ -3,6 +3,15 @@
 local claims = {}
 local lease_ttl = math.ceil(args.lease)
 
+-- One that an operator has put back has no deadline any more, and gets its time anew.
+local function time_left(job, deadline)
+  if not deadline then
+    deadline = string.format('%.3f', now + job.timeout)
+    redis.call('HSET', job_key(job.id), 'dfl_deadline', deadline)
+  end
+  return string.format('%.3f', deadline - now)
+end
+
 local function start(job, execution, fields)
   local key, member = job_key(job.id), job.id .. ':' .. execution
   leave(job) -- of an execution that rq's clean-up has taken away and left traces of
@@ -21,7 +30,7 @@ local function start(job, execution, fields)
   redis.call('ZADD', rq .. ':wip:' .. job.queue, now + args.lease, member)
   redis.call('SADD', rq .. ':worker:' .. args.worker .. ':executions', member)
   local attempt = redis.call('HINCRBY', key, 'dfl_attempt', 1)
-  return {job.id, execution, job.queue, attempt, fields[1]}
+  return {job.id, execution, job.queue, attempt, fields[1], time_left(job, fields[2])}
 end
 
 -- The rest of an answer fits only what the same weights, tokenizer and template have begun.

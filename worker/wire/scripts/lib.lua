@@ -16,6 +16,7 @@ local function read_job(id)
   return {
     id = id, status = field[1], queue = field[2] or '', worker = field[3] or '',
     result_ttl = tonumber(field[5] or args.result_ttl or 3600), failure_ttl = failure_ttl,
+    timeout = tonumber(field[4] or 3600),
     keep = tonumber(field[4] or 3600) + failure_ttl, -- longer than it can run
     retries_left = tonumber(field[7] or 0), api = field[8], execution = field[9] or '',
     started = tonumber(field[10] or 0), cancelled = field[11],

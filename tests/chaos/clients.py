@@ -1,0 +1,196 @@
+"""Clients of a chaos run: each sends one request, behaves as planned, and notes what it sees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from tests.chaos.jobs import ChaosJob
+from worker.wire import queueing
+from worker.wire.messages import Delta, Finished
+
+CLIENT_LIMIT_S = 120.0
+LEAVE_WITHIN_S = 0.4
+ASK_S = 0.2
+
+
+@dataclass
+class Outcome:
+    """What one client has seen of its job."""
+
+    job: ChaosJob
+    how: str = "running"  # finished, failed, left, refused, unreachable, cut, resumed, hung
+    status: int = 0
+    code: str = ""
+    job_id: str = ""
+    texts: dict[int, str] = field(default_factory=dict)
+    indices: list[int] = field(default_factory=list)
+    num_resumes: int = 0
+
+    def add(self, choice: int, text: str) -> None:
+        self.texts[choice] = self.texts.get(choice, "") + text
+
+
+class ClientLeavesError(Exception):
+    """The planned end of a client's patience."""
+
+
+class Clients:
+    """Runs all planned jobs against two APIs; a stream that breaks is resumed from its log."""
+
+    def __init__(self, urls: list[str], client: redis.asyncio.Redis, seed: int) -> None:
+        self._urls = urls
+        self._redis = client
+        self._rng = random.Random(f"clients {seed}")
+        self.outcomes: list[Outcome] = []
+
+    async def run(self, jobs: list[ChaosJob]) -> None:
+        """Send each job at its time; returns when all clients have their end."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
+        timeout = httpx.Timeout(CLIENT_LIMIT_S)
+        async with (
+            httpx.AsyncClient(limits=limits, timeout=timeout) as http,
+            asyncio.TaskGroup() as group,
+        ):
+            started = time.monotonic()
+            for job in jobs:
+                await asyncio.sleep(max(0.0, job.start_s - (time.monotonic() - started)))
+                outcome = Outcome(job)
+                self.outcomes.append(outcome)
+                group.create_task(self._serve(http, outcome))
+
+    async def _serve(self, http: httpx.AsyncClient, outcome: Outcome) -> None:
+        try:
+            async with asyncio.timeout(CLIENT_LIMIT_S):
+                await self._ask(http, outcome)
+        except TimeoutError:
+            outcome.how = "hung"
+
+    async def _ask(self, http: httpx.AsyncClient, outcome: Outcome) -> None:
+        url = f"{self._rng.choice(self._urls)}/v1/completions"
+        try:
+            if outcome.job.stream:
+                await self._stream(http, url, outcome)
+            else:
+                await self._whole(http, url, outcome)
+        except httpx.ConnectError:
+            outcome.how = "unreachable"
+        except httpx.TransportError:
+            await self._resume(outcome)
+        except ClientLeavesError:
+            outcome.how = "left"
+
+    async def _whole(self, http: httpx.AsyncClient, url: str, outcome: Outcome) -> None:
+        sending = http.post(url, json=outcome.job.body)
+        if outcome.job.leaves_after is not None:
+            try:
+                response = await asyncio.wait_for(sending, self._rng.uniform(0, LEAVE_WITHIN_S))
+            except TimeoutError:
+                raise ClientLeavesError from None
+        else:
+            response = await sending
+        outcome.status = response.status_code
+        if response.status_code == 200:
+            _take_body(outcome, response.json())
+        else:
+            _take_refusal(outcome, response.json())
+
+    async def _stream(self, http: httpx.AsyncClient, url: str, outcome: Outcome) -> None:
+        if outcome.job.leaves_after == 0:
+            try:
+                async with asyncio.timeout(self._rng.uniform(0, LEAVE_WITHIN_S)):
+                    await self._read(http, url, outcome)
+            except TimeoutError:
+                raise ClientLeavesError from None
+        else:
+            await self._read(http, url, outcome)
+
+    async def _read(self, http: httpx.AsyncClient, url: str, outcome: Outcome) -> None:
+        job = outcome.job
+        async with http.stream("POST", url, json=job.body) as response:
+            outcome.status = response.status_code
+            if response.status_code != 200:
+                _take_refusal(outcome, json.loads(await response.aread()))
+                return
+            async for _ in _events(response, outcome):
+                if len(outcome.indices) == job.cancels_after:
+                    await self._cancel(outcome.job_id)
+                if len(outcome.indices) == job.leaves_after:
+                    raise ClientLeavesError
+        if outcome.how == "running":
+            raise httpx.RemoteProtocolError("the stream ended without [DONE]")
+
+    async def _cancel(self, job_id: str) -> None:
+        with suppress(RedisError, OSError):  # the queue is away: this client cancels nothing
+            await queueing.cancel(self._redis, job_id)
+
+    async def _resume(self, outcome: Outcome) -> None:
+        """Read on from the log, as an API process that never heard of the job would."""
+        if not outcome.job_id or not outcome.job.stream:
+            outcome.how = "cut"
+            return
+        outcome.num_resumes += 1
+        next_index = max(outcome.indices, default=-1) + 1
+        while True:
+            try:
+                state = await queueing.job_state(self._redis, outcome.job_id)
+                for delta in await queueing.read_log(self._redis, outcome.job_id, next_index):
+                    _take_delta(outcome, delta)
+                    next_index = delta.index + 1
+            except (RedisError, OSError):
+                state = None
+            else:
+                if state is None:
+                    outcome.how, outcome.code = "failed", "forgotten"
+                    return
+            if state is not None and state.ending is not None:
+                is_finished = isinstance(state.ending, Finished)
+                outcome.how = "finished" if is_finished else "failed"
+                outcome.code = getattr(state.ending, "code", "") or ""
+                return
+            await asyncio.sleep(ASK_S)
+
+
+def _take_body(outcome: Outcome, body: dict[str, Any]) -> None:
+    outcome.how, outcome.job_id = "finished", body["id"]
+    for choice in body["choices"]:
+        outcome.add(choice["index"], choice["text"])
+
+
+def _take_refusal(outcome: Outcome, body: dict[str, Any]) -> None:
+    outcome.how = "refused" if outcome.status in (429, 503) else "failed"
+    outcome.code = body["error"]["code"] or ""
+
+
+def _take_delta(outcome: Outcome, delta: Delta) -> None:
+    outcome.indices.append(delta.index)
+    outcome.add(delta.choice, delta.text)
+
+
+async def _events(response: httpx.Response, outcome: Outcome) -> AsyncIterator[None]:
+    """Note every event of a stream; yields after each that has text."""
+    async for line in response.aiter_lines():
+        if line.startswith("id: "):
+            outcome.indices.append(int(line[4:]))
+        elif line == "data: [DONE]":
+            if outcome.how == "running":
+                outcome.how = "finished"
+        elif line.startswith("data: "):
+            event = json.loads(line[6:])
+            if "error" in event:
+                outcome.how, outcome.code = "failed", event["error"]["code"] or ""
+                continue
+            outcome.job_id = event["id"]
+            for choice in event["choices"]:
+                outcome.add(choice["index"], choice["text"])
+            yield
