@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +14,9 @@ from worker.wire.messages import Accepted, Delta, Failed, Finished, Rejected
 
 LOG_EVERY = 8
 """Deltas of a job that nobody streams are written at least this many at a time."""
+
+KEPT_S = 5.0
+"""How long written deltas are kept: a server that crashes may forget its last second or two."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class HeldJob:
     is_first: bool = True  # nothing is written yet, so the log has no TTL yet
     answer: Raw | None = None
     unwritten: list[Delta] = field(default_factory=list)
+    num_entries: int = 0  # of the log, as it must be
+    recent: deque[tuple[float, Delta]] = field(default_factory=deque)  # written, and when
     ending: dict[str, object] | None = None
 
     def take(self, item: Accepted | Delta | Ending) -> None:
@@ -67,9 +74,26 @@ class HeldJob:
         return len(self.unwritten) >= LOG_EVERY
 
     def note_written(self) -> None:
-        self.is_first = self.is_first and not self.unwritten
         self.answer = None
-        self.unwritten.clear()
+        if self.unwritten:
+            self.is_first = False
+            self.num_entries += 1
+            self._remember(self.unwritten)
+            self.unwritten.clear()
+
+    def rewind(self, num_entries: int, next_index: int) -> bool:
+        """Take back what a crashed server has forgotten, to be written once more.
+
+        Its log has `num_entries` entries and goes on at `next_index`. False: what is missing was
+        written longer ago than is kept here.
+        """
+        missing = [delta for _, delta in self.recent if delta.index >= next_index]
+        if not missing or missing[0].index != next_index:
+            return False
+        self.recent = deque(kept for kept in self.recent if kept[1].index < next_index)
+        self.unwritten = missing + self.unwritten
+        self.num_entries = num_entries
+        return True
 
     def record(self, job_id: str) -> tuple[object, ...]:
         """Return what `emit.lua` reads of one job."""
@@ -83,7 +107,14 @@ class HeldJob:
             codec.for_lua(deltas),
             self.answer,
             self.ending,
+            self.num_entries,
         )
+
+    def _remember(self, deltas: list[Delta]) -> None:
+        now = time.monotonic()
+        self.recent.extend((now, delta) for delta in deltas)
+        while self.recent[0][0] < now - KEPT_S:
+            self.recent.popleft()
 
 
 def _packed(ending: Ending) -> dict[str, object]:
