@@ -40,17 +40,46 @@ local function is_begun_by_another_kind(job)
     and redis.call('EXISTS', log_key(job.id)) == 1
 end
 
+-- A job that two workers have died with may be what kills them. Beside another such job it would
+-- take that one's last attempt as well, so a worker has only one of them at a time.
+local SUSPECT_AFTER = 2
+local apart = {} -- suspects that have to wait, in order
+local has_suspect
+
+local function is_suspect(num_deaths)
+  return tonumber(num_deaths or 0) >= SUSPECT_AFTER
+end
+
+local function holds_suspect()
+  for _, member in ipairs(redis.call('SMEMBERS', rq .. ':worker:' .. args.worker .. ':executions')) do
+    local id = split_member(member)
+    if id and is_suspect(redis.call('HGET', job_key(id), 'dfl_deaths')) then return true end
+  end
+  return false
+end
+
+local function must_wait_apart(job, num_deaths)
+  if not is_suspect(num_deaths) then return false end
+  if has_suspect == nil then has_suspect = holds_suspect() end
+  if has_suspect then
+    apart[#apart + 1] = job
+    return true
+  end
+  has_suspect = true
+  return false
+end
+
 local function try(id)
   local job = read_job(id)
   if job.status ~= 'queued' then return end -- cancelled, forgotten, or queued twice and running
-  local fields = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline')
+  local fields = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline', 'dfl_deaths')
   if not fields[1] then
     finish(job, failure(job, args.foreign))
   elseif fields[2] and tonumber(fields[2]) < now then
     finish(job, failure(job, args.expired))
   elseif is_begun_by_another_kind(job) then
     finish(job, failure(job, args.unlike))
-  else
+  elseif not must_wait_apart(job, fields[3]) then
     claims[#claims + 1] = start(job, args.execution .. '-' .. #claims, fields)
   end
 end
@@ -63,6 +92,9 @@ for _, queue in ipairs(args.queues) do
     num_looked_at = num_looked_at + 1
     try(id)
   end
+end
+for index = #apart, 1, -1 do
+  redis.call('LPUSH', rq .. ':queue:' .. apart[index].queue, apart[index].id)
 end
 if #claims > 0 then
   redis.call('EXPIRE', rq .. ':worker:' .. args.worker .. ':executions', lease_ttl + 60)
