@@ -21,13 +21,19 @@ from api.catalog import ModelController
 from api.completions import CompletionController
 from api.errors import ApiError, ErrorBody, ErrorDetail, type_of_status
 from api.gateway import GenerationGateway, RedisGateway
-from api.health import health, metrics, ready, show_version
+from api.health import health, metrics, ready, show_load, show_version
+from api.job_controller import JobController
+from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
+from api.response_api.desk import ResponseDesk
+from api.response_controller import ResponseController
 from api.sending import ServerApp
 from api.services import Services
 from api.settings import ApiSettings
+from api.tokenization import TokenizationController
+from api.webhook_sender import WebhookSender
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +49,8 @@ def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) 
     api_metrics = ApiMetrics()
     return ServerApp(
         route_handlers=[
-            CompletionController, ModelController, health, ready, show_version, metrics,
+            CompletionController, ResponseController, JobController, ModelController,
+            TokenizationController, health, ready, show_load, show_version, metrics,
         ],
         lifespan=[_lifespan(settings, api_metrics, gateway)],
         dependencies={"services": Provide(_services, sync_to_thread=False)},
@@ -75,13 +82,22 @@ def _lifespan(
             return
         async with _connect(settings) as redis:
             redis_gateway = RedisGateway(redis, settings)
+            desk = JobDesk(redis, redis_gateway)
             app.state.services = Services(
-                settings, redis_gateway, api_metrics, _rate_limiter(redis, settings)
+                settings,
+                redis_gateway,
+                api_metrics,
+                _rate_limiter(redis, settings),
+                desk,
+                ResponseDesk(redis),
             )
+            sender = WebhookSender(redis, desk, settings)
             await redis_gateway.start()
+            sender.start()
             try:
                 yield
             finally:
+                await sender.close()
                 await redis_gateway.close()
 
     return lifespan
@@ -105,7 +121,7 @@ def _rate_limiter(redis: Redis, settings: ApiSettings) -> RateLimiter | None:
 
 def _cors(settings: ApiSettings) -> CORSConfig:
     # Without a key any page that somebody reads could use the server of the machine it is read on.
-    expose = ["X-Request-Id", "Retry-After"]
+    expose = ["X-Request-Id", "X-Job-Id", "Idempotent-Replayed", "Location", "Retry-After"]
     if settings.api_key:
         return CORSConfig(allow_origins=["*"], expose_headers=expose)
     return CORSConfig(allow_origins=[], allow_origin_regex=_LOOPBACK_ORIGIN, expose_headers=expose)

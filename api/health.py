@@ -35,6 +35,15 @@ async def ready(services: AppServices) -> dict[str, str | int]:
     return {"status": "ready", "workers": len(workers)}
 
 
+@get("/load", tags=["operation"])
+async def show_load(services: AppServices) -> dict[str, int]:
+    """Count the requests that are being worked on, or wait to be, over all workers and queues."""
+    workers = await services.gateway.workers()
+    held = sum(worker.num_running + worker.num_waiting for worker in workers)
+    queued = sum((await services.gateway.queue_lengths()).values())
+    return {"server_load": held + queued}
+
+
 @get("/version", tags=["operation"])
 async def show_version() -> dict[str, str]:
     try:

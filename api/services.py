@@ -9,8 +9,10 @@ from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 
 from api.gateway import GenerationGateway
+from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
 from api.rate_limit import RateLimiter
+from api.response_api.desk import ResponseDesk
 from api.settings import ApiSettings
 
 
@@ -20,6 +22,8 @@ class Services:
     gateway: GenerationGateway
     metrics: ApiMetrics
     rate_limiter: RateLimiter | None = None
+    jobs: JobDesk | None = None
+    responses: ResponseDesk | None = None
 
 
 AppServices: TypeAlias = NamedDependency[Services]

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from api.webhook_signature import secret_bytes
 from worker.wire.known_settings import API, PREFIX, check_names, settings_of
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -32,6 +33,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     result_ttl: int = 3600  # seconds
     failure_ttl: int = 86400  # seconds
     log_level: str = "info"
+    job_timeout: float = 86400.0  # seconds, waiting included
+    max_queue_time: float = 0.0  # seconds; 0: as long as the request may take
+    webhook_secret: str = ""
+    webhook_networks: tuple[str, ...] = ()
 
     max_body_bytes: int = 16 * 1024 * 1024
     """Not an environment variable, as all below: tests shorten them."""
@@ -39,6 +44,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     queue_comment_s: float = 5.0
     ping_s: float = 15.0
     sweep_s: float = 1.0
+    chores_s: float = 1.0  # how often long waits are ended and due webhooks looked for
+    webhook_lease_s: float = 60.0
+    webhook_timeout_s: float = 15.0
+    webhook_pause_s: float = 5.0  # before the second try; four times as long before each further
 
     def __post_init__(self) -> None:
         """Raise SettingsError naming the first setting that makes no sense."""
@@ -48,6 +57,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         _positive("RATE_LIMIT_WINDOW", self.rate_limit_window)
         limit = self.rate_limit_requests
         _require(limit >= 0, "RATE_LIMIT_REQUESTS", "0 (off) or more", limit)
+        _positive("JOB_TIMEOUT", self.job_timeout)
+        queue_time = self.max_queue_time
+        _require(0 <= queue_time < math.inf, "MAX_QUEUE_TIME", "0 (off) or seconds", queue_time)
+        self._check_webhooks()
         _require(self.result_ttl > 0, "RESULT_TTL", "above 0", self.result_ttl)
         _require(self.failure_ttl > 0, "FAILURE_TTL", "above 0", self.failure_ttl)
         levels = " or ".join(LOG_LEVELS)
@@ -57,6 +70,23 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
                 f"VDIFF_HOST is {self.host}, which others can reach, but VDIFF_API_KEY is not set: "
                 "set a key, or listen on 127.0.0.1"
             )
+
+    @property
+    def queue_limit_s(self) -> float | None:
+        """How long a request may wait that does not say it itself."""
+        return self.max_queue_time or None
+
+    def _check_webhooks(self) -> None:
+        try:
+            if self.webhook_secret:
+                secret_bytes(self.webhook_secret)
+        except ValueError as error:
+            raise SettingsError(f"VDIFF_WEBHOOK_SECRET {error}") from None
+        for network in self.webhook_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise SettingsError(f"VDIFF_WEBHOOK_NETWORKS: {error}") from None
 
 
 def load_settings(environ: Mapping[str, str]) -> ApiSettings:

@@ -85,6 +85,7 @@ class JobStore:
             execution=uuid4().hex,
             foreign=reasons.FOREIGN,
             expired=reasons.EXPIRED,
+            overdue=reasons.OVERDUE,
             fingerprint=self._fingerprint,
             unlike=reasons.UNLIKE,
         )

@@ -98,7 +98,7 @@ class RunningJob:
 
     @property
     def deadline(self) -> float:
-        """Monotonic time at which the client has waited long enough, in the queue and here."""
+        """Monotonic time at which the job has taken long enough, in the queue and here."""
         return self.claim.deadline
 
     def accepted(self) -> Accepted:

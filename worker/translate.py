@@ -14,10 +14,10 @@ from engine.request.grammar import Grammar, GrammarKind
 from engine.request.options import Acceptance, CanvasCache, GenerationOptions, Remasking
 from engine.request.outputs import SequenceSummary, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
+from worker.chat_prompt import chat_prompt
 from worker.engine_port import EnginePort, EngineSequence, TokenizerPort
 from worker.wire.messages import (
     Chat,
-    ChatMessage,
     Delta,
     DraftStats,
     GenerateJob,
@@ -50,9 +50,8 @@ class Prompt:
 def prompts_of(job: GenerateJob, tokenizer: TokenizerPort) -> list[Prompt]:
     """Tokenize a job's input; a chat is one prompt."""
     match job.input:
-        case Chat(messages=messages):
-            turns = [_chat_turn(message) for message in messages]
-            return [Prompt(tokenizer.apply_chat_template(turns))]
+        case Chat():
+            return [Prompt(chat_prompt(job.input, tokenizer))]
         case Prompts(prompts=prompts, echo=echo):
             return [_prompt(prompt, echo, tokenizer) for prompt in prompts]
 
@@ -178,11 +177,6 @@ def _prompt(prompt: str | list[int], echo: bool, tokenizer: TokenizerPort) -> Pr
     if isinstance(prompt, str):
         return Prompt(tokenizer.encode(prompt), prompt if echo else None)
     return Prompt(prompt, tokenizer.decode(prompt) if echo else None)
-
-
-def _chat_turn(message: ChatMessage) -> dict[str, str]:
-    turn = {"role": message.role, "content": message.content}
-    return turn if message.name is None else turn | {"name": message.name}
 
 
 def _known_word(param: str, word: str, words: type[StrEnum]) -> StrEnum:

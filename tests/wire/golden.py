@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from worker.wire.messages import (
     Accepted,
+    Answered,
     Chat,
     ChatMessage,
     Delta,
@@ -22,6 +23,8 @@ from worker.wire.messages import (
     Rejected,
     Sampling,
     TokenLogprob,
+    ToolCall,
+    Tools,
     Usage,
     WorkerInfo,
 )
@@ -115,6 +118,38 @@ MESSAGES: dict[str, tuple[object, str]] = {
             "645f7265676578"
         ),
     ),
+    "tools job": (
+        GenerateJob(
+            job_id="j1",
+            api_id="a1",
+            model="m",
+            tenant="t1",
+            created=1.5,
+            input=Chat(
+                [
+                    ChatMessage("assistant", "", tool_calls=[ToolCall("c1", "f", "{}")]),
+                    ChatMessage("tool", "rain", tool_call_id="c1"),
+                ],
+                Tools([{"type": "function", "function": {"name": "f"}}], "hermes", "f"),
+                {"mood": 1},
+                add_generation_prompt=False,
+                continue_final_message=True,
+            ),
+            sampling=Sampling(seed=7),
+        ),
+        (
+            "87a66a6f625f6964a26a31a66170695f6964a26131a56d6f64656ca16da674656e616e74a274"
+            "31a763726561746564cb3ff8000000000000a5696e70757486a474797065a463686174a86d65"
+            "7373616765739283a4726f6c65a9617373697374616e74a7636f6e74656e74a0aa746f6f6c5f"
+            "63616c6c739183a26964a26331a46e616d65a166a9617267756d656e7473a27b7d83a4726f6c"
+            "65a4746f6f6ca7636f6e74656e74a47261696eac746f6f6c5f63616c6c5f6964a26331a5746f"
+            "6f6c7383ab646566696e6974696f6e739182a474797065a866756e6374696f6ea866756e6374"
+            "696f6e81a46e616d65a166a673796e746178a66865726d6573a6666f72636564a166b274656d"
+            "706c6174655f7661726961626c657381a46d6f6f6401b56164645f67656e65726174696f6e5f"
+            "70726f6d7074c2b6636f6e74696e75655f66696e616c5f6d657373616765c3a873616d706c69"
+            "6e67de0001a47365656407"
+        ),
+    ),
     "options job": (
         GenerateJob(
             job_id="j1",
@@ -196,6 +231,10 @@ MESSAGES: dict[str, tuple[object, str]] = {
     "failed": (
         Failed("j1", 504, "timed out", "timeout"),
         "95a66661696c6564a26a31cd01f8a974696d6564206f7574a774696d656f7574",
+    ),
+    "answered": (
+        Answered("q1", [1], ["a"], "a", {"eos_token": "e"}),
+        "96a8616e737765726564a27131910191a161a16181a9656f735f746f6b656ea165",
     ),
     "frame": (
         Frame("w1", [Accepted("j1", 3), _DELTA]),

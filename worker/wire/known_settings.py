@@ -39,6 +39,15 @@ _ALL = (
     _setting("REQUEST_TIMEOUT", (API,), "300", "seconds until a request is given up"),
     _setting("RATE_LIMIT_REQUESTS", (API,), "0: off", "requests a key may send in one window"),
     _setting("RATE_LIMIT_WINDOW", (API,), "60", "length of that window in seconds"),
+    _setting("JOB_TIMEOUT", (API,), "86400", "seconds until a job of /v1/jobs is given up"),
+    _setting("MAX_QUEUE_TIME", (API,), "0: off", "seconds a request may wait for a worker"),
+    _setting("WEBHOOK_SECRET", (API,), "none", "signs the webhooks of jobs that bring no secret"),
+    _setting(
+        "WEBHOOK_NETWORKS",
+        (API,),
+        "none",
+        "comma-separated networks beside the public internet that webhooks may go to, also by http",
+    ),
     _setting(
         "REDIS_URL",
         _BOTH,

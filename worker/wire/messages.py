@@ -6,15 +6,27 @@ fields are skipped, so that API and workers of neighbouring versions understand 
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct, field
 
 WIRE_VERSION = 1
+
+
+class ToolCall(Struct, frozen=True, omit_defaults=True):
+    """A call that the assistant made in an earlier turn; `arguments` is JSON, as it wrote it."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class ChatMessage(Struct, frozen=True, omit_defaults=True):
     role: str
     content: str
     name: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_call_id: str | None = None  # role "tool": which call it answers
 
 
 class Prompts(Struct, frozen=True, tag="prompts", omit_defaults=True):
@@ -24,10 +36,22 @@ class Prompts(Struct, frozen=True, tag="prompts", omit_defaults=True):
     echo: bool = False
 
 
+class Tools(Struct, frozen=True, omit_defaults=True):
+    """The functions that an answer may call, and how its text says so."""
+
+    definitions: list[dict[str, Any]]  # as the chat template takes them
+    syntax: str  # of the model's calls, see `ModelInfo.tool_syntax`
+    forced: str = ""  # the one function that must be called
+
+
 class Chat(Struct, frozen=True, tag="chat", omit_defaults=True):
     """Input of a chat completion; the worker renders the chat template."""
 
     messages: list[ChatMessage]
+    tools: Tools | None = None
+    template_variables: dict[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 class Grammar(Struct, frozen=True, omit_defaults=True):
@@ -100,6 +124,28 @@ class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: float | None = None
     cache_salt: str = ""
     options: Options | None = None
+
+
+class Webhook(Struct, frozen=True, omit_defaults=True):
+    """Whom to tell of a job's end. Without a secret of its own it is signed with the server's."""
+
+    url: str
+    secret: str = ""
+
+
+class JobRecord(Struct, frozen=True, omit_defaults=True):
+    """What the API alone needs of a request, so that any process of it can write the answer.
+
+    The field `dfl_job` of the RQ job hash.
+    """
+
+    system_fingerprint: str = ""
+    include_usage: bool = False
+    return_token_ids: bool = False
+    custom_id: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    webhook: Webhook | None = None
+    response: str = ""  # JSON: what a response (/v1/responses) repeats of its request
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
@@ -190,7 +236,17 @@ class Failed(Struct, frozen=True, array_like=True, tag="failed"):
     code: str | None = None  # "timeout" | "cancelled" | "worker_lost" | "engine_error"
 
 
-Event = Accepted | Rejected | Delta | Finished | Failed
+class Answered(Struct, frozen=True, array_like=True, tag="answered"):
+    """A worker's answer to a question (`worker.wire.questions`), with what that asked for."""
+
+    job_id: str  # the question's id: an answer is found like any other event
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] | None = None
+    text: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Event = Accepted | Rejected | Delta | Finished | Failed | Answered
 
 
 class Frame(Struct, frozen=True, array_like=True):
@@ -214,6 +270,7 @@ class ModelInfo(Struct, frozen=True, omit_defaults=True):
     modes: list[str]
     created: int
     fingerprint: str
+    tool_syntax: str = ""  # "hermes"; "": none that is known here
 
 
 class WorkerInfo(Struct, frozen=True, omit_defaults=True):

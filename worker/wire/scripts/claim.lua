@@ -20,7 +20,7 @@ local function start(job, execution, fields)
   redis.call('HSET', key, 'status', 'started', 'started_at', args.iso, 'last_heartbeat', args.iso,
     'ended_at', '', 'worker_name', args.worker, 'dfl_execution', execution, 'dfl_started', now,
     'dfl_fingerprint', args.fingerprint)
-  redis.call('HDEL', key, 'dfl_cancel', 'dfl_ending', 'dfl_ended_by')
+  redis.call('HDEL', key, 'dfl_cancel', 'dfl_ending', 'dfl_ended_by', 'dfl_start_by')
   redis.call('EXPIRE', key, job.keep)
   redis.call('HSET', execution_key(job), 'id', execution, 'job_id', job.id,
     'created_at', now, 'last_heartbeat', now, 'worker_name', args.worker)
@@ -72,14 +72,17 @@ end
 local function try(id)
   local job = read_job(id)
   if job.status ~= 'queued' then return end -- cancelled, forgotten, or queued twice and running
-  local fields = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline', 'dfl_deaths')
+  local fields = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline', 'dfl_start_by',
+    'dfl_deaths')
   if not fields[1] then
     finish(job, failure(job, args.foreign))
   elseif fields[2] and tonumber(fields[2]) < now then
     finish(job, failure(job, args.expired))
+  elseif fields[3] and tonumber(fields[3]) < now then
+    finish(job, failure(job, args.overdue))
   elseif is_begun_by_another_kind(job) then
     finish(job, failure(job, args.unlike))
-  elseif not must_wait_apart(job, fields[3]) then
+  elseif not must_wait_apart(job, fields[4]) then
     claims[#claims + 1] = start(job, args.execution .. '-' .. #claims, fields)
   end
 end
