@@ -88,7 +88,17 @@ class Stream:
     is_done: bool = False
 
     def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._start("POST", self.url + COMPLETIONS, json=self.body)
+
+    def resume(self, url: str) -> None:
+        """Read on at another API process, after the last event that has come."""
+        self.error = ""
+        last = {"Last-Event-ID": str(self.indices[-1])}
+        self._start("GET", f"{url}/v1/jobs/{self.job_id}/events", headers=last)
+
+    def _start(self, method: str, url: str, **request: Any) -> None:
+        arguments = (method, url, request)
+        self._thread = threading.Thread(target=self._read, args=arguments, daemon=True)
         self._thread.start()
 
     def wait_for(self, num_events: int) -> None:
@@ -104,11 +114,11 @@ class Stream:
         assert self.indices == list(range(len(self.indices)))
         assert self.text == text
 
-    def _read(self) -> None:
+    def _read(self, method: str, url: str, request: dict[str, Any]) -> None:
         try:
             with (
                 httpx.Client(timeout=CLIENT_LIMIT_S) as client,
-                client.stream("POST", self.url + COMPLETIONS, json=self.body) as response,
+                client.stream(method, url, **request) as response,
             ):
                 for line in response.iter_lines():
                     self._take(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -88,6 +89,18 @@ async def _kill_queue(cluster: Cluster, client: redis.asyncio.Redis, fault: Faul
         cluster.server.start()
 
 
+async def _power_failure(cluster: Cluster, client: redis.asyncio.Redis, fault: Fault) -> None:
+    """Kill the queue, and let its disk lack what was written last."""
+    disk, copy = cluster.server.folder / "appendonlydir", cluster.server.folder / "copy"
+    async with cluster.queue_lock:
+        shutil.copytree(disk, copy)
+        await asyncio.sleep(fault.length_s)
+        cluster.server.kill()
+        shutil.rmtree(disk)
+        copy.rename(disk)
+        cluster.server.start()
+
+
 async def _freeze_queue(cluster: Cluster, client: redis.asyncio.Redis, fault: Fault) -> None:
     async with cluster.queue_lock:
         cluster.server.send_signal(signal.SIGSTOP)
@@ -132,6 +145,7 @@ _STRIKES = {
     "kill api": _kill_api,
     "freeze api": _freeze_api,
     "kill queue": _kill_queue,
+    "power failure": _power_failure,
     "freeze queue": _freeze_queue,
     "cut pubsub": _cut_pubsub,
     "cut all": _cut_all,
@@ -143,6 +157,7 @@ _LENGTHS = {
     "freeze worker": (0.2 * LEASE_S, 2 * LEASE_S),
     "freeze api": (0.2, 1.5),
     "kill queue": (0.05, 1.5),
+    "power failure": (0.1, 1.0),
     "freeze queue": (0.1, 1.5),
     "fill memory": (0.5, 2.5),
 }

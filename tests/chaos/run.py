@@ -94,7 +94,7 @@ class _Run:
         self._redis = cluster.server.connect_async()
 
     async def go(self) -> None:
-        clients = Clients(self._cluster.urls, self._redis, self._plan.seed)
+        clients = Clients(self._cluster.urls, self._plan.seed)
         async with self._redis:
             self._cluster.tick()
             await self._wait_for_models()

@@ -7,7 +7,7 @@ from tests.chaos.run import Plan, run
 
 
 def test_jobs_under_fire_lose_double_and_leak_nothing() -> None:
-    report = run(Plan(seed=7, num_jobs=60, num_faults=11, length_s=5.0))
-    assert len(report.kinds) == 11
-    assert report.num_poison and report.statuses["finished"] > 30 and report.num_audits > 5
+    report = run(Plan(seed=7, num_jobs=60, num_faults=12, length_s=6.0))
+    assert len(report.kinds) == 12
+    assert report.num_poison and report.statuses["finished"] > 15 and report.num_audits > 5
     assert not report.wrong, words_of(report)
