@@ -204,9 +204,11 @@ class _Run:
                 report.wrong += await judge_real(cluster.urls[0], records)
         report.statuses = verdict.statuses(records)
         report.endings = Counter(_ending(outcome) for outcome in outcomes)
-        report.num_forgotten = sum(
-            bool(outcome.job_id) and outcome.job_id not in records for outcome in outcomes
-        )
+        report.num_forgotten = verdict.num_forgotten(outcomes, records)
+        if report.num_forgotten and not report.kinds.keys() & {"kill queue", "power failure"}:
+            report.wrong.append(
+                f"{report.num_forgotten} jobs forgotten by a queue that did not die"
+            )
         report.num_reruns = sum(max(0, record.attempt - 1) for record in records.values())
         report.num_deaths = sum(slot.num_starts - 1 for slot in cluster.slots)
 

@@ -76,10 +76,18 @@ def judge_jobs(records: dict[str, Record]) -> list[str]:
 def judge_clients(outcomes: list[Outcome], records: dict[str, Record]) -> list[str]:
     """Return what is wrong with what the clients have seen."""
     wrong = []
+    by_prompt = {_prompt(record.job): record for record in records.values()}
     for outcome in outcomes:
-        faults = _faults_seen(outcome, records.get(outcome.job_id))
+        faults = _faults_seen(outcome, by_prompt.get(outcome.job.prompt))
         wrong += [f"client {outcome.job.number} ({outcome.job_id}): {fault}" for fault in faults]
     return wrong
+
+
+def num_forgotten(outcomes: list[Outcome], records: dict[str, Record]) -> int:
+    """Count the jobs that clients were told of, and that Redis no longer knows."""
+    known = {_prompt(record.job) for record in records.values()}
+    told = (one for one in outcomes if one.job_id or one.code in ("worker_lost", "forgotten"))
+    return sum(outcome.job.prompt not in known for outcome in told)
 
 
 def judge_keys(client: redis.Redis) -> list[str]:
@@ -186,12 +194,14 @@ def _faults_seen(outcome: Outcome, record: Record | None) -> list[str]:
         faults.append("never got an end")
     if outcome.indices != sorted(set(outcome.indices)):
         faults.append(f"deltas doubled or out of order: {outcome.indices}")
-    if record is None:
-        if outcome.how == "finished":
-            faults.append("has an answer that the queue does not know")
+    if outcome.how == "failed" and outcome.code not in ("cancelled", "worker_lost", "forgotten"):
+        faults.append(f"failed with {outcome.code!r}")
+    if record is None:  # counted by `num_forgotten`
         return faults
     if outcome.how == "finished" and record.status != "finished":
         faults.append(f"saw the end of a job that is {record.status}")
+    if outcome.code in ("worker_lost", "forgotten") and record.status != "failed":
+        faults.append(f"was told {outcome.code!r} of a job that is {record.status}")
     expected = texts_of(record.deltas)
     if outcome.job.model != REAL_MODEL:
         expected = undisturbed_texts(record.job)
