@@ -8,33 +8,17 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
+from tests.chaos.background import submit_and_poll
 from tests.chaos.jobs import ChaosJob
+from tests.chaos.outcome import Outcome, take_body
 
 CLIENT_LIMIT_S = 120.0
 LEAVE_WITHIN_S = 0.4
 ASK_S = 0.2
-
-
-@dataclass
-class Outcome:
-    """What one client has seen of its job."""
-
-    job: ChaosJob
-    how: str = "running"  # finished, failed, left, refused, unreachable, cut, resumed, hung
-    status: int = 0
-    code: str = ""
-    job_id: str = ""
-    texts: dict[int, str] = field(default_factory=dict)
-    indices: list[int] = field(default_factory=list)
-    num_resumes: int = 0
-
-    def add(self, choice: int, text: str) -> None:
-        self.texts[choice] = self.texts.get(choice, "") + text
 
 
 class ClientLeavesError(Exception):
@@ -74,7 +58,9 @@ class Clients:
     async def _ask(self, http: httpx.AsyncClient, outcome: Outcome) -> None:
         url = f"{self._rng.choice(self._urls)}/v1/completions"
         try:
-            if outcome.job.stream:
+            if outcome.job.is_background:
+                await submit_and_poll(http, self._urls, self._rng, outcome)
+            elif outcome.job.stream:
                 await self._stream(http, url, outcome)
             else:
                 await self._whole(http, url, outcome)
@@ -96,7 +82,7 @@ class Clients:
             response = await sending
         outcome.status = response.status_code
         if response.status_code == 200:
-            _take_body(outcome, response.json())
+            take_body(outcome, response.json())
         else:
             _take_refusal(outcome, response.json())
 
@@ -146,12 +132,6 @@ class Clients:
                     elif response.status_code == 404:
                         outcome.how, outcome.code = "failed", "forgotten"
             await asyncio.sleep(ASK_S)
-
-
-def _take_body(outcome: Outcome, body: dict[str, Any]) -> None:
-    outcome.how, outcome.job_id = "finished", body["id"]
-    for choice in body["choices"]:
-        outcome.add(choice["index"], choice["text"])
 
 
 def _take_refusal(outcome: Outcome, body: dict[str, Any]) -> None:

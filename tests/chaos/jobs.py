@@ -28,6 +28,7 @@ class ChaosJob:
     temperature: float
     stream: bool
     priority: str
+    is_background: bool = False  # a job of /v1/jobs
     leaves_after: int | None = None  # events; 0: before anything has come
     cancels_after: int | None = None  # events
     start_s: float = 0.0
@@ -67,7 +68,8 @@ def _job(
 ) -> ChaosJob:
     is_real = with_real and not is_poison and rng.random() < REAL_SHARE
     max_tokens = rng.choice((1, 3, 10, 40, 40, 90, 200)) if not is_real else rng.choice((4, 24, 48))
-    stream = rng.random() < 0.7
+    stream = rng.random() < 0.65
+    is_background = not stream and rng.random() < 0.4
     leaves, cancels = _manners(rng, max_tokens, stream)
     return ChaosJob(
         number=number,
@@ -79,7 +81,8 @@ def _job(
         temperature=rng.choice((0.0, 1.0)),
         stream=stream,
         priority=rng.choice(PRIORITIES),
-        leaves_after=None if is_poison else leaves,
+        is_background=is_background,
+        leaves_after=None if is_poison or is_background else leaves,
         cancels_after=None if is_poison else cancels,
         start_s=start_s,
     )

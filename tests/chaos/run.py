@@ -18,10 +18,11 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from tests.chaos import verdict
-from tests.chaos.clients import Clients, Outcome
+from tests.chaos.clients import Clients
 from tests.chaos.cluster import Cluster
 from tests.chaos.faults import Fault, heal, plan_faults, strike
 from tests.chaos.jobs import FAKE_MODELS, REAL_MODEL, plan_jobs
+from tests.chaos.outcome import Outcome
 from tests.chaos.reference import judge_real
 from tests.valkey import running_valkey
 from worker.wire import keys, queueing
@@ -230,4 +231,6 @@ async def _wait_until_idle(client: redis.Redis, cluster: Cluster) -> None:
 
 def _ending(outcome: Outcome) -> str:
     words = [outcome.how] + ([outcome.code] if outcome.code else [])
+    if outcome.job.is_background:
+        words.insert(0, "polled")
     return " ".join(words) + (" after a resume" if outcome.num_resumes else "")

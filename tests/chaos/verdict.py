@@ -11,8 +11,8 @@ from typing import Any
 
 import redis
 
-from tests.chaos.clients import Outcome
 from tests.chaos.jobs import REAL_MODEL
+from tests.chaos.outcome import Outcome
 from tests.fakes import LETHAL, FakeEngine
 from tests.worker_bench import logged_deltas, texts_of
 from worker.job_store import Claim
@@ -31,6 +31,8 @@ LASTING = {
     "rq:canceled:": "the reaper trims it by score",
     "dfl:workers": "each beat trims it by score",
     "dfl:models": "each beat trims it by score",
+    "dfl:waiting": "the API's chores take off what waits no longer",
+    "dfl:webhooks": "the API's chores take off what is delivered or given up",
 }
 """Keys without a TTL, and why they may be."""
 
@@ -77,6 +79,8 @@ def judge_clients(outcomes: list[Outcome], records: dict[str, Record]) -> list[s
     """Return what is wrong with what the clients have seen."""
     wrong = []
     by_prompt = {_prompt(record.job): record for record in records.values()}
+    if len(by_prompt) < len(records):
+        wrong.append(f"{len(records) - len(by_prompt)} requests were made into two jobs")
     for outcome in outcomes:
         faults = _faults_seen(outcome, by_prompt.get(outcome.job.prompt))
         wrong += [f"client {outcome.job.number} ({outcome.job_id}): {fault}" for fault in faults]
