@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
@@ -50,7 +49,9 @@ class HeldJob:
     answer: Raw | None = None
     unwritten: list[Delta] = field(default_factory=list)
     num_entries: int = 0  # of the log, as it must be
-    recent: deque[tuple[float, Delta]] = field(default_factory=deque)  # written, and when
+    # What is written, and when: side by side, for pairs are work for the garbage collector.
+    recent: deque[Delta] = field(default_factory=deque)
+    recent_at: deque[float] = field(default_factory=deque)
     ending: dict[str, object] | None = None
 
     def take(self, item: Accepted | Delta | Ending) -> None:
@@ -73,13 +74,18 @@ class HeldJob:
             return self.answer is not None or bool(self.unwritten)
         return len(self.unwritten) >= LOG_EVERY
 
-    def note_written(self) -> None:
+    def note_written(self, now: float) -> None:
+        """Note that all is written, at the monotonic time `now`."""
         self.answer = None
         if self.unwritten:
             self.is_first = False
             self.num_entries += 1
-            self._remember(self.unwritten)
+            self.recent += self.unwritten
+            self.recent_at += [now] * len(self.unwritten)
             self.unwritten.clear()
+            while self.recent and self.recent_at[0] < now - KEPT_S:
+                self.recent.popleft()
+                self.recent_at.popleft()
 
     def rewind(self, num_entries: int, next_index: int) -> bool:
         """Take back what a crashed server has forgotten, to be written once more.
@@ -87,10 +93,11 @@ class HeldJob:
         Its log has `num_entries` entries and goes on at `next_index`. False: what is missing was
         written longer ago than is kept here.
         """
-        missing = [delta for _, delta in self.recent if delta.index >= next_index]
+        missing = [delta for delta in self.recent if delta.index >= next_index]
         if not missing or missing[0].index != next_index:
             return False
-        self.recent = deque(kept for kept in self.recent if kept[1].index < next_index)
+        self.recent.clear()
+        self.recent_at.clear()
         self.unwritten = missing + self.unwritten
         self.num_entries = num_entries
         return True
@@ -109,12 +116,6 @@ class HeldJob:
             self.ending,
             self.num_entries,
         )
-
-    def _remember(self, deltas: list[Delta]) -> None:
-        now = time.monotonic()
-        self.recent.extend((now, delta) for delta in deltas)
-        while self.recent[0][0] < now - KEPT_S:
-            self.recent.popleft()
 
 
 def _packed(ending: Ending) -> dict[str, object]:

@@ -150,9 +150,10 @@ class JobStore:
         has_endings = any(held.ending is not None for held in due.values())
         refused, forgotten = self._call("emit", jobs=rows, has_endings=has_endings)
         behind = {job_id.decode(): (entries, index) for job_id, entries, index in forgotten}
+        now = time.monotonic()
         for job_id, held in due.items():
             if job_id not in behind:
-                held.note_written()
+                held.note_written(now)
                 if held.ending is not None:
                     del self._held[job_id]
         return self._forget(refused), behind

@@ -189,3 +189,25 @@ def _wait_until_idle(client: redis.Redis, *names: str) -> None:
         return metrics.get("num_pages_held") == 0 and metrics.get("num_page_faults") == 0
 
     eventually(lambda: all(map(is_idle, names)), "no page is held")
+
+
+def test_an_api_too_slow_for_its_subscription_is_cut_off_and_catches_up(
+    own_valkey: Valkey,
+) -> None:
+    with (
+        own_valkey.connect() as client,
+        api_process(own_valkey) as (url, api),
+        running_worker(own_valkey, "w1", step_s=0.001, tokens_per_step=4),
+    ):
+        client.config_set("client-output-buffer-limit", "pubsub 16kb 0 0")
+        wait_until_ready(url)
+        streams = _streams(url, 3000)
+        streams[0].wait_for(5)
+        api.send_signal(signal.SIGSTOP)
+        eventually(lambda: _num_cut_off(client) > 0, "Valkey has had enough")
+        api.send_signal(signal.SIGCONT)
+        _assert_all_whole(streams, 3000)
+
+
+def _num_cut_off(client: redis.Redis) -> int:
+    return int(client.info("stats")["client_output_buffer_limit_disconnections"])

@@ -57,7 +57,7 @@ async def test_what_was_forgotten_too_long_ago_is_made_again_by_the_next_claim(
     store: JobStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.held_job.KEPT_S", 0.0)
+    monkeypatch.setattr("worker.held_job.KEPT_S", -1.0)
     await put(async_redis, "a")
     store.claim(QUEUES, 1)
     for index in range(4):
