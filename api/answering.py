@@ -19,6 +19,7 @@ from api.sending import past_the_layers
 from api.services import Services
 from api.settings import ApiSettings
 from api.sse import HEADERS, stream
+from api.stream_extras import with_extras
 from api.writing import whole_body, writer_of
 from worker.wire.messages import Delta, Finished, GenerateJob
 from worker.wire.queueing import Terms
@@ -142,12 +143,12 @@ async def _gather(generation: Generation, observer: JobObserver, shown: Presenta
 def _completion_events(
     generation: Generation, observer: JobObserver, settings: ApiSettings, after: int
 ) -> AsyncIterator[bytes]:
-    writer = writer_of(generation.job, generation.record)
+    writer = with_extras(writer_of(generation.job, generation.record), generation)
     return stream(generation, writer, observer, settings, after)
 
 
 def _completion(generation: Generation, deltas: list[Delta], finished: Finished) -> Struct:
-    return whole_body(writer_of(generation.job, generation.record), deltas, finished)
+    return whole_body(generation.job, generation.record, deltas, finished)
 
 
 _AS_COMPLETION = Presentation(_completion_events, _completion)

@@ -7,6 +7,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from litestar import Litestar, Request, Response
@@ -17,14 +18,21 @@ from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from api.catalog import ModelController
+from api.batch_controller import BatchController
+from api.batches.batch_desk import BatchDesk
+from api.batches.disk import FileDisk
+from api.batches.file_desk import FileDesk
+from api.batches.run import Desks
+from api.batches.runner import BatchRunner
 from api.completions import CompletionController
 from api.errors import ApiError, ErrorBody, ErrorDetail, type_of_status
+from api.file_controller import FileController
 from api.gateway import GenerationGateway, RedisGateway
 from api.health import health, metrics, ready, show_load, show_version
 from api.job_controller import JobController
 from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
+from api.model_controller import ModelController
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
 from api.response_api.desk import ResponseDesk
@@ -49,7 +57,8 @@ def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) 
     api_metrics = ApiMetrics()
     return ServerApp(
         route_handlers=[
-            CompletionController, ResponseController, JobController, ModelController,
+            CompletionController, ResponseController, JobController, FileController,
+            BatchController, ModelController,
             TokenizationController, health, ready, show_load, show_version, metrics,
         ],
         lifespan=[_lifespan(settings, api_metrics, gateway)],
@@ -83,6 +92,7 @@ def _lifespan(
         async with _connect(settings) as redis:
             redis_gateway = RedisGateway(redis, settings)
             desk = JobDesk(redis, redis_gateway)
+            files = FileDesk(redis, FileDisk(Path(settings.files_dir).expanduser()))
             app.state.services = Services(
                 settings,
                 redis_gateway,
@@ -90,13 +100,17 @@ def _lifespan(
                 _rate_limiter(redis, settings),
                 desk,
                 ResponseDesk(redis),
+                BatchDesk(redis, files),
             )
             sender = WebhookSender(redis, desk, settings)
+            runner = BatchRunner(Desks(redis, redis_gateway, desk, files, settings))
             await redis_gateway.start()
             sender.start()
+            runner.start()
             try:
                 yield
             finally:
+                await runner.close()
                 await sender.close()
                 await redis_gateway.close()
 

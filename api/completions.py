@@ -41,7 +41,7 @@ class CompletionController(Controller):
     status_code = 200
 
     @post(
-        "/completions",
+        ["/completions", "/fim/completions"],
         status_code=200,
         operation_class=body_of(CompletionRequest),
         responses={200: ResponseSpec(Completion, generate_examples=False), **_ERRORS},
@@ -49,7 +49,10 @@ class CompletionController(Controller):
     async def create_completion(
         self, request: AnyRequest, body: RawBody, services: AppServices
     ) -> Response[Any]:
-        """Continue one or more prompts."""
+        """Continue one or more prompts, or fill in between a prompt and its suffix.
+
+        `/v1/fim/completions` is the same by the name under which editors ask for it.
+        """
         return await _answer(request, services, "/v1/completions", body)
 
     @post(

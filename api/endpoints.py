@@ -8,7 +8,8 @@ from api.catalog import find_model
 from api.decoding import decode_request
 from api.gateway import GenerationGateway
 from api.jobs import Sender, chat_job, completion_job, priority_of
-from api.schemas import ChatCompletionRequest, CompletionRequest
+from api.response_api.request import ResponseRequest, asked_of, response_job
+from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from api.validation import check
 from worker.wire.messages import GenerateJob, JobRecord, ModelInfo
 
@@ -22,13 +23,14 @@ class JobMaker(Protocol):
 
 
 class Endpoint(NamedTuple):
-    schema: type[CompletionRequest | ChatCompletionRequest]
+    schema: type[GenerationRequest]
     make_job: JobMaker
 
 
 ENDPOINTS = {
     "/v1/completions": Endpoint(CompletionRequest, completion_job),
     "/v1/chat/completions": Endpoint(ChatCompletionRequest, chat_job),
+    "/v1/responses": Endpoint(ResponseRequest, response_job),
 }
 
 
@@ -54,5 +56,8 @@ async def prepare(
         system_fingerprint=model.fingerprint,
         include_usage=bool(options and options.include_usage),
         return_token_ids=bool(wanted.return_token_ids),
+        continuous_usage=bool(options and options.continuous_usage_stats),
+        obfuscation=bool(options and options.include_obfuscation),
+        response=asked_of(wanted, job) if isinstance(wanted, ResponseRequest) else "",
     )
     return Prepared(job, priority_of(wanted), record, wanted.max_queue_time)

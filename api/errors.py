@@ -6,6 +6,9 @@ ApiError
 ├── AuthenticationError      401
 ├── ModelNotFoundError       404
 ├── JobNotFoundError         404
+├── FileNotFoundHereError    404
+├── BatchNotFoundError       404
+├── StorageError             507  the disk is full, or refuses
 ├── ConflictError            409  what it is about is not in a state for it
 ├── KeyReusedError           422  the idempotency key stands for another request
 ├── RateLimitedError         429  this key sent too much
@@ -87,6 +90,29 @@ class JobNotFoundError(ApiError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no job '{job_id[:100]}', or it is forgotten by now.")
+
+
+class FileNotFoundHereError(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "file_not_found"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"There is no file '{file_id[:100]}', or it is forgotten by now.")
+
+
+class BatchNotFoundError(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"There is no batch '{batch_id[:100]}', or it is forgotten by now.")
+
+
+class StorageError(ApiError):
+    status = 507
+    code = "storage_failed"
 
 
 class ConflictError(ApiError):

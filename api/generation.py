@@ -67,6 +67,7 @@ class Generation:
         self.position = 0  # jobs before this one, as last heard while it was queued
         self.is_enqueued = False  # set by the gateway: until then Redis need not know the job
         self.is_accepted = False
+        self.num_prompt_tokens: int | None = None  # as far as the worker's word has come
         self.started = self.last_event = time.monotonic()
         self._on_close = on_close
         self._is_closed = False
@@ -116,6 +117,7 @@ class Generation:
                 self._ready += self._sequencer.push(event)
             case Accepted():
                 self.is_accepted = True
+                self.num_prompt_tokens = event.num_prompt_tokens
             case Finished():
                 self.is_accepted = True
                 self._finished = event

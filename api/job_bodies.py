@@ -7,7 +7,7 @@ from typing import Any
 
 from api.errors import ApiError, GenerationFailedError
 from api.job_schemas import Job, JobLinks, JobProgress, JobResponse, JobStatus, WebhookState
-from api.writing import whole_body, writer_of
+from api.writing import whole_body
 from worker.wire.job_views import JobView
 from worker.wire.messages import Chat, Delta, Failed, Finished, Rejected
 
@@ -22,7 +22,7 @@ def job_body(view: JobView, deltas: list[Delta]) -> Job:
     path = f"/v1/jobs/{job.job_id}"
     return Job(
         id=job.job_id,
-        url="/v1/chat/completions" if isinstance(job.input, Chat) else "/v1/completions",
+        url=_url(view),
         model=job.model,
         status=status,
         custom_id=view.record.custom_id,
@@ -39,6 +39,12 @@ def job_body(view: JobView, deltas: list[Delta]) -> Job:
         webhook=_webhook(view),
         links=JobLinks(self=path, events=f"{path}/events"),
     )
+
+
+def _url(view: JobView) -> str:
+    if view.record.response:
+        return "/v1/responses"
+    return "/v1/chat/completions" if isinstance(view.job.input, Chat) else "/v1/completions"
 
 
 def _status(view: JobView) -> JobStatus:
@@ -71,7 +77,7 @@ def _progress(view: JobView, deltas: list[Delta]) -> JobProgress:
 def _response(view: JobView, deltas: list[Delta]) -> JobResponse:
     match view.ending:
         case Finished(num_deltas=num_deltas) as finished if num_deltas == len(deltas):
-            body: Any = whole_body(writer_of(view.job, view.record), deltas, finished)
+            body: Any = whole_body(view.job, view.record, deltas, finished)
             return JobResponse(status_code=200, body=body)
         case Finished():
             error: ApiError = ApiError("The job's output cannot be read any more.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from litestar import Controller, Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
@@ -133,14 +134,11 @@ async def _prepare(wanted: JobRequest, sender: Sender, services: Services) -> Pr
     except ApiError as error:
         error.param = f"body.{error.param}" if error.param else None
         raise
-    own = prepared.record
-    whole = JobRecord(
-        own.system_fingerprint,
-        own.include_usage,
-        own.return_token_ids,
-        record.custom_id,
-        record.metadata,
-        record.webhook,
+    whole = msgspec.structs.replace(
+        prepared.record,
+        custom_id=record.custom_id,
+        metadata=record.metadata,
+        webhook=record.webhook,
     )
     return prepared._replace(record=whole)
 

@@ -27,7 +27,6 @@ _STRUCTURE_FIELDS = (
     "disable_any_whitespace", "disable_additional_properties", "whitespace_pattern",
     "structural_tag",
 )  # fmt: skip
-_STREAM_FIELDS = ("include_obfuscation", "continuous_usage_stats")
 
 
 def refuse_what_is_not_offered(request: CompletionRequest | ChatCompletionRequest) -> None:
@@ -40,8 +39,6 @@ def refuse_what_is_not_offered(request: CompletionRequest | ChatCompletionReques
         _refuse(request, _REQUEST_FIELDS, "")
     if request.structured_outputs is not None:
         _refuse(request.structured_outputs, _STRUCTURE_FIELDS, "structured_outputs.")
-    if request.stream_options is not None:
-        _refuse(request.stream_options, _STREAM_FIELDS, "stream_options.")
 
 
 def _refuse(holder: object, names: tuple[str, ...], prefix: str) -> None:

@@ -22,10 +22,9 @@ from api.metrics import JobObserver
 from api.openapi import body_of
 from api.response_api.desk import ResponseDesk
 from api.response_api.objects import Asked, ResponseBody
-from api.response_api.request import ResponseRequest, chat_request
+from api.response_api.request import PREFIX, ResponseRequest, asked_of, chat_request
 from api.response_api.stream import response_events
 from api.response_api.writer import ResponseWriter
-from api.schemas import ChatCompletionRequest
 from api.services import AppServices, Services
 from api.settings import ApiSettings
 from worker.wire.messages import Delta, Finished, GenerateJob, JobRecord
@@ -70,15 +69,15 @@ class ResponseController(Controller):
         content_type = request.headers.get("content-type", "")
         wanted = decode_request(body, content_type, ResponseRequest)
         tenant = request.state.tenant
+        is_background = bool(wanted.background)
         job, asked = await _prepare(wanted, tenant, services)
-        record = JobRecord(response=msgspec.json.encode(asked).decode())
         terms = Terms(
             max_queue_s=wanted.max_queue_time or services.settings.queue_limit_s,
-            outlives_client=asked.background,
-            record=record,
+            outlives_client=is_background,
+            record=JobRecord(response=asked),
         )
         terms = with_key(terms, request.headers.get(HEADER), tenant, PATH, body)
-        if asked.background and not job.stream:
+        if is_background and not job.stream:
             receipt = await services.gateway.enqueue(job, priority_of(wanted), terms)
             return Response(await _desk(services).look(receipt.job_id, tenant))
         return await answer(request, services, job, priority_of(wanted), terms, _AS_RESPONSE)
@@ -136,7 +135,7 @@ def _desk(services: Services) -> ResponseDesk:
 
 async def _prepare(
     wanted: ResponseRequest, tenant: str, services: Services
-) -> tuple[GenerateJob, Asked]:
+) -> tuple[GenerateJob, str]:
     earlier = []
     if wanted.previous_response_id is not None:
         earlier = await _desk(services).turns(wanted.previous_response_id, tenant)
@@ -144,34 +143,8 @@ async def _prepare(
     model = await find_model(services.gateway, chat.model)
     settings = services.settings
     timeout_s = settings.job_timeout if wanted.background else settings.request_timeout
-    job = chat_job(chat, model, Sender(services.gateway.api_id, tenant, timeout_s), "resp_")
-    return job, _asked(wanted, chat, job)
-
-
-def _asked(wanted: ResponseRequest, chat: ChatCompletionRequest, job: GenerateJob) -> Asked:
-    text_format: Any = {"type": "text"}
-    if wanted.text is not None and wanted.text.format is not None:
-        given = msgspec.to_builtins(wanted.text.format)
-        text_format = {name: value for name, value in given.items() if value is not None}
-    return Asked(
-        background=bool(wanted.background),
-        instructions=wanted.instructions,
-        max_output_tokens=wanted.max_output_tokens,
-        metadata=wanted.metadata or {},
-        parallel_tool_calls=wanted.parallel_tool_calls is not False,
-        previous_response_id=wanted.previous_response_id,
-        prompt_cache_key=wanted.prompt_cache_key,
-        safety_identifier=wanted.safety_identifier,
-        service_tier=wanted.service_tier or "auto",
-        store=wanted.store is not False,
-        temperature=job.sampling.temperature,
-        text={"format": text_format},
-        tool_choice=msgspec.to_builtins(wanted.tool_choice or "auto"),
-        tools=msgspec.to_builtins(wanted.tools or []),
-        top_logprobs=chat.top_logprobs or 0,
-        top_p=job.sampling.top_p,
-        user=wanted.user,
-    )
+    job = chat_job(chat, model, Sender(services.gateway.api_id, tenant, timeout_s), PREFIX)
+    return job, asked_of(wanted, job)
 
 
 def _events(

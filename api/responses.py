@@ -22,7 +22,7 @@ class UsageBody(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET  # known at the end
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
@@ -134,6 +134,7 @@ class Completion(Struct, kw_only=True):
     choices: list[TextChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET
 
 
 class FunctionCallDelta(Struct, frozen=True, kw_only=True):
@@ -175,6 +176,7 @@ class ChatChunk(Struct, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET
 
 
 class ModelBody(Struct, frozen=True, kw_only=True):

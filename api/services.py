@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 
+from api.batches.batch_desk import BatchDesk
 from api.gateway import GenerationGateway
 from api.job_desk import JobDesk
 from api.metrics import ApiMetrics
@@ -24,6 +25,7 @@ class Services:
     rate_limiter: RateLimiter | None = None
     jobs: JobDesk | None = None
     responses: ResponseDesk | None = None
+    batches: BatchDesk | None = None
 
 
 AppServices: TypeAlias = NamedDependency[Services]

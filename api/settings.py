@@ -37,6 +37,7 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     max_queue_time: float = 0.0  # seconds; 0: as long as the request may take
     webhook_secret: str = ""
     webhook_networks: tuple[str, ...] = ()
+    files_dir: str = "~/.local/share/dfastllm/files"
 
     max_body_bytes: int = 16 * 1024 * 1024
     """Not an environment variable, as all below: tests shorten them."""

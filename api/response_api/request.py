@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from api.errors import InvalidRequestError
+from api.jobs import Sender, chat_job
 from api.response_api.items import messages_of
+from api.response_api.objects import Asked
 from api.schemas import (
     ChatCompletionRequest,
     FunctionDefinition,
@@ -19,8 +22,10 @@ from api.schemas import (
     Tool,
     ToolChoice,
 )
+from worker.wire.messages import GenerateJob, ModelInfo
 
 LOGPROBS = "message.output_text.logprobs"
+PREFIX = "resp_"  # of the ids of responses
 
 
 class TextFormat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +117,41 @@ def chat_request(request: ResponseRequest, earlier: list[MessageParam]) -> ChatC
         tool_choice=_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
     )
+
+
+def response_job(request: ResponseRequest, model: ModelInfo, sender: Sender) -> GenerateJob:
+    """Check a response that goes on after no other, and build its job."""
+    if request.previous_response_id is not None:
+        raise _not_offered("previous_response_id")
+    return chat_job(chat_request(request, []), model, sender, PREFIX)
+
+
+def asked_of(wanted: ResponseRequest, job: GenerateJob) -> str:
+    """Return, as JSON, what a response repeats of its request."""
+    text_format: Any = {"type": "text"}
+    if wanted.text is not None and wanted.text.format is not None:
+        given = msgspec.to_builtins(wanted.text.format)
+        text_format = {name: value for name, value in given.items() if value is not None}
+    asked = Asked(
+        background=bool(wanted.background),
+        instructions=wanted.instructions,
+        max_output_tokens=wanted.max_output_tokens,
+        metadata=wanted.metadata or {},
+        parallel_tool_calls=wanted.parallel_tool_calls is not False,
+        previous_response_id=wanted.previous_response_id,
+        prompt_cache_key=wanted.prompt_cache_key,
+        safety_identifier=wanted.safety_identifier,
+        service_tier=wanted.service_tier or "auto",
+        store=wanted.store is not False,
+        temperature=job.sampling.temperature,
+        text={"format": text_format},
+        tool_choice=msgspec.to_builtins(wanted.tool_choice or "auto"),
+        tools=msgspec.to_builtins(wanted.tools or []),
+        top_logprobs=job.sampling.logprobs or 0,
+        top_p=job.sampling.top_p,
+        user=wanted.user,
+    )
+    return msgspec.json.encode(asked).decode()
 
 
 def _refuse_what_is_not_offered(request: ResponseRequest) -> None:

@@ -64,6 +64,34 @@ def test_usage_comes_in_a_last_chunk_of_its_own_when_asked_for(
     assert last.model_extra["metrics"]["speculative_decoding"]["num_spec_steps"] == 2
 
 
+def test_usage_so_far_is_in_every_chunk_when_asked_for(
+    client: openai.OpenAI, gateway: FakeGateway
+) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    for chunks in (
+        client.chat.completions.create(
+            model="tiny", messages=HELLO, stream=True, stream_options=options
+        ),
+        client.completions.create(model="tiny", prompt="Hi", stream=True, stream_options=options),
+    ):
+        *usages, last = [chunk.usage for chunk in chunks]  # type: ignore[attr-defined]
+        assert [usage.completion_tokens for usage in usages][-3:] == [1, 2, 3]
+        assert {usage.prompt_tokens for usage in usages} == {5}
+        assert last == usages[-1].model_copy(
+            update={"prompt_tokens_details": last.prompt_tokens_details}
+        )
+
+
+def test_chunks_can_be_padded_to_like_lengths(client: openai.OpenAI, gateway: FakeGateway) -> None:
+    chunks = client.chat.completions.create(
+        model="tiny", messages=HELLO, stream=True, stream_options={"include_obfuscation": True}
+    )
+    lengths = {
+        len(chunk.obfuscation or "") + len(chunk.choices[0].delta.content or "") for chunk in chunks
+    }
+    assert lengths == {32}
+
+
 def test_every_choice_of_n_streams_under_its_own_index(
     client: openai.OpenAI, gateway: FakeGateway
 ) -> None:

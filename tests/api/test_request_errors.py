@@ -39,10 +39,6 @@ CHAT_CASES = [
     ({"audio": {}, "modalities": ["audio"]}, "modalities"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"other": 1}}, "stream_options.other"),
-    (
-        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
-        "stream_options.continuous_usage_stats",
-    ),
 ]
 
 TEXT_CASES = [

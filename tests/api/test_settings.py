@@ -28,6 +28,7 @@ def test_every_setting_of_the_api_is_read() -> None:
         "VDIFF_FAILURE_TTL": "6", "VDIFF_LOG_LEVEL": "DEBUG",
         "VDIFF_JOB_TIMEOUT": "7", "VDIFF_MAX_QUEUE_TIME": "8",
         "VDIFF_WEBHOOK_SECRET": "x" * 24, "VDIFF_WEBHOOK_NETWORKS": "10.0.0.0/8, ::1",
+        "VDIFF_FILES_DIR": "/f",
     }  # fmt: skip
     assert set(environ) == {setting.name for setting in settings_of(API)}
     settings = load_settings(environ)
@@ -38,6 +39,7 @@ def test_every_setting_of_the_api_is_read() -> None:
     assert (settings.rate_limit_requests, settings.rate_limit_window) == (3, 4.0)
     assert (settings.job_timeout, settings.max_queue_time, settings.queue_limit_s) == (7, 8, 8)
     assert settings.webhook_secret == "x" * 24
+    assert settings.files_dir == "/f"
     assert settings.webhook_networks == ("10.0.0.0/8", "::1")
 
 

@@ -67,6 +67,30 @@ def wake_channel(queue_name: str) -> str:
     return f"{DFL_PREFIX}:wake:{queue_name}"
 
 
+def file(file_id: str) -> str:
+    """Name what is known of an uploaded or written file."""
+    return f"{DFL_PREFIX}:file:{file_id}"
+
+
+def files_of(tenant: str) -> str:
+    """Name the index of a tenant's files, by the time they were made."""
+    return f"{DFL_PREFIX}:files:{tenant}"
+
+
+def batch(batch_id: str) -> str:
+    """Name the hash of a batch."""
+    return f"{DFL_PREFIX}:batch:{batch_id}"
+
+
+def batches_of(tenant: str) -> str:
+    """Name the index of a tenant's batches, by the time they were made."""
+    return f"{DFL_PREFIX}:batches:{tenant}"
+
+
+OPEN_BATCHES = f"{DFL_PREFIX}:batches"
+"""The index of the batches that have not ended, of all tenants."""
+
+
 def questions(model: str) -> str:
     """Name the list of questions about a model that no worker has taken yet."""
     return f"{DFL_PREFIX}:questions:{_safe(model)}"

@@ -49,6 +49,12 @@ _ALL = (
         "comma-separated networks beside the public internet that webhooks may go to, also by http",
     ),
     _setting(
+        "FILES_DIR",
+        (API,),
+        "~/.local/share/dfastllm/files; serve: in its data directory",
+        "folder of uploaded files and of batches' answers; one for all API processes",
+    ),
+    _setting(
         "REDIS_URL",
         _BOTH,
         "redis://127.0.0.1:6379/0; serve: its own",

@@ -145,6 +145,8 @@ class JobRecord(Struct, frozen=True, omit_defaults=True):
     custom_id: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     webhook: Webhook | None = None
+    continuous_usage: bool = False  # usage so far in every chunk of a stream
+    obfuscation: bool = False  # chunks of like lengths, whatever their text
     response: str = ""  # JSON: what a response (/v1/responses) repeats of its request
 
 
