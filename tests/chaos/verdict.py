@@ -21,6 +21,7 @@ from worker.wire import codec, keys
 from worker.wire.messages import Delta, Failed, Finished, GenerateJob, Prompts
 
 AUDIT = (Path(__file__).parent / "audit.lua").read_text("utf-8")
+GAVE_UP = {"left", "refused", "cut"}
 ENDED = {"finished", "failed", "stopped", "canceled"}
 LASTING = {
     "rq:queues": "RQ's list of queues: as many as models and priorities",
@@ -210,6 +211,8 @@ def _faults_seen(outcome: Outcome, record: Record | None) -> list[str]:
     if outcome.job.model != REAL_MODEL:
         expected = undisturbed_texts(record.job)
     faults += compare(outcome.texts, expected, outcome.how == "finished")
+    if record.status == "canceled" and outcome.how not in GAVE_UP and outcome.code != "cancelled":
+        faults.append(f"{outcome.how}, but its job was cancelled")
     if outcome.code == "cancelled" and outcome.job.cancels_after is None:
         faults.append("was cancelled, but did not ask for it")
     return faults
