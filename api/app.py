@@ -40,6 +40,7 @@ from api.response_controller import ResponseController
 from api.sending import ServerApp
 from api.services import Services
 from api.settings import ApiSettings
+from api.steady_connection import steady
 from api.tokenization import TokenizationController
 from api.webhook_sender import WebhookSender
 
@@ -124,7 +125,7 @@ def _connect(settings: ApiSettings) -> Redis:
         timeout=REDIS_WAIT_S,
         socket_timeout=REDIS_WAIT_S,
     )
-    return Redis.from_pool(pool)
+    return steady(Redis.from_pool(pool))
 
 
 def _rate_limiter(redis: Redis, settings: ApiSettings) -> RateLimiter | None:

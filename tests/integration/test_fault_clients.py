@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Iterator
 
 import httpx
@@ -19,15 +17,14 @@ from tests.stack import (
     Stream,
     attempts,
     body_of,
-    eventually,
     job_ids,
     undisturbed,
     wait_for_status,
     wait_until_ready,
 )
 from tests.valkey import Valkey
-from tests.worker_bench import API_ID, Listener, make_job, put, running_worker, status_of
-from worker.wire import keys, queueing
+from tests.worker_bench import listening, make_job, put, running_worker, status_of
+from worker.wire import codec, keys, lua, reasons
 from worker.wire.messages import Accepted, Delta
 
 ENDED = {"finished", "canceled"}
@@ -98,34 +95,34 @@ def test_clients_gone_while_their_jobs_finish_leave_one_ending_each(
 def test_cancels_that_race_the_finish_leave_one_ending_each(
     valkey: Valkey, redis_client: redis.Redis
 ) -> None:
-    names = [f"job-{number}" for number in range(80)]
-    chance = random.Random(3)
-    listener = Listener(redis_client)
+    # Job 9 * k + n is cancelled as soon as n of its 8 deltas are heard, and then once more.
+    moments = {f"job-{number}": number % 9 for number in range(81)}
+    put(valkey, *(make_job(name, max_tokens=8) for name in moments))
+    with (
+        listening(redis_client) as listener,
+        running_worker(valkey, "w1", step_s=0.002, max_batch_size=16),
+    ):
 
-    async def cancel_each() -> None:
-        async with valkey.connect_async() as client:
+        def cancel_what_is_due() -> bool:
+            for name, moment in list(moments.items()):
+                if len(listener.deltas(name)) >= moment:
+                    del moments[name]
+                    for _ in range(2):
+                        _cancel(redis_client, name)
+            return not moments
 
-            async def cancel(name: str) -> None:
-                # A job takes 8 steps of 5 ms; every fourth is cancelled when it has ended.
-                late = (b"queued", b"started") if int(name[4:]) % 4 == 0 else (b"queued",)
-                while await client.hget(keys.job(name), "status") in late:
-                    await asyncio.sleep(0.002)
-                await asyncio.sleep(chance.uniform(0.0, 0.08))
-                for _ in range(2):
-                    await queueing.cancel(client, name)
-
-            await asyncio.gather(*map(cancel, names))
-
-    with running_worker(valkey, "w1", step_s=0.005, max_batch_size=16):
-        eventually(lambda: bool(redis_client.exists(keys.worker("w1"))), "the worker is there")
-        put(valkey, *(make_job(name, max_tokens=8) for name in names))
-        asyncio.run(cancel_each())
+        names = list(moments)
+        listener.wait_until(cancel_what_is_due, "all are cancelled")
         listener.wait_for_endings(*names)
+        for name in names:
+            words = [one for one in listener.events[name] if not isinstance(one, Delta | Accepted)]
+            assert len(words) == 1, f"the API heard {words}"
     _assert_one_ending_each(redis_client, names)
-    for name in names:
-        words = [one for one in listener.events[name] if not isinstance(one, Delta | Accepted)]
-        assert len(words) == 1, f"the API ({API_ID}) heard {words}"
-    listener.close()
+
+
+def _cancel(client: redis.Redis, job_id: str) -> None:
+    why = {"cancelled": reasons.CANCELLED, "frame_head": codec.for_lua("")}
+    lua.call(client, "cancel", {"id": job_id, **why})
 
 
 def _assert_one_ending_each(client: redis.Redis, names: list[str]) -> None:

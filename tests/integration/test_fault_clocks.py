@@ -67,7 +67,7 @@ def test_no_lease_runs_out_early_because_a_clock_is_ahead(
 ) -> None:
     with _worker(valkey, "behind", -24 * HOUR_S, 0.05):
         wait_for_worker(redis_client, "behind")
-        put(valkey, make_job("job", max_tokens=60))
+        put(valkey, make_job("job", max_tokens=40))
         wait_for_status(redis_client, "job", "started")
         with _worker(valkey, "ahead", 24 * HOUR_S, 0.05):
             wait_for_status(redis_client, "job", "finished")
