@@ -206,10 +206,12 @@ class _Run:
         report.statuses = verdict.statuses(records)
         report.endings = Counter(_ending(outcome) for outcome in outcomes)
         report.num_forgotten = verdict.num_forgotten(outcomes, records)
-        if report.num_forgotten and not report.kinds.keys() & {"kill queue", "power failure"}:
-            report.wrong.append(
-                f"{report.num_forgotten} jobs forgotten by a queue that did not die"
-            )
+        num_torn = report.endings["failed output_lost"]
+        if (report.num_forgotten or num_torn) and not report.kinds.keys() & {
+            "kill queue",
+            "power failure",
+        }:
+            report.wrong.append("jobs, or their output, were forgotten by a queue that did not die")
         report.num_reruns = sum(max(0, record.attempt - 1) for record in records.values())
         report.num_deaths = sum(slot.num_starts - 1 for slot in cluster.slots)
 

@@ -21,6 +21,7 @@ from worker.wire import codec, keys
 from worker.wire.messages import Delta, Failed, Finished, GenerateJob, Prompts
 
 AUDIT = (Path(__file__).parent / "audit.lua").read_text("utf-8")
+EXCUSES = {"cancelled", "worker_lost", "forgotten", "output_lost"}
 GAVE_UP = {"left", "refused", "cut"}
 ENDED = {"finished", "failed", "stopped", "canceled"}
 LASTING = {
@@ -199,7 +200,7 @@ def _faults_seen(outcome: Outcome, record: Record | None) -> list[str]:
         faults.append("never got an end")
     if outcome.indices != sorted(set(outcome.indices)):
         faults.append(f"deltas doubled or out of order: {outcome.indices}")
-    if outcome.how == "failed" and outcome.code not in ("cancelled", "worker_lost", "forgotten"):
+    if outcome.how == "failed" and outcome.code not in EXCUSES:
         faults.append(f"failed with {outcome.code!r}")
     if record is None:  # counted by `num_forgotten`
         return faults
@@ -211,7 +212,11 @@ def _faults_seen(outcome: Outcome, record: Record | None) -> list[str]:
     if outcome.job.model != REAL_MODEL:
         expected = undisturbed_texts(record.job)
     faults += compare(outcome.texts, expected, outcome.how == "finished")
-    if record.status == "canceled" and outcome.how not in GAVE_UP and outcome.code != "cancelled":
+    if (
+        record.status == "canceled"
+        and outcome.how not in GAVE_UP
+        and (outcome.code not in ("cancelled", "output_lost"))
+    ):
         faults.append(f"{outcome.how}, but its job was cancelled")
     if outcome.code == "cancelled" and outcome.job.cancels_after is None:
         faults.append("was cancelled, but did not ask for it")
