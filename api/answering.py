@@ -12,6 +12,7 @@ from litestar.response import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
+from api.auth import add_headers
 from api.errors import ApiError, ClientGoneError
 from api.generation import Generation
 from api.metrics import JobObserver
@@ -82,12 +83,6 @@ async def follow(
     finally:
         if not observer.is_handed_over:
             generation.close()
-
-
-def add_headers(request: AnyRequest, headers: dict[str, str]) -> None:
-    """Have headers sent with the answer, whatever it will be."""
-    known: dict[str, str] = getattr(request.state, "response_headers", {})
-    request.state.response_headers = {**known, **headers}
 
 
 async def _respond(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from api.gateway import GenerationGateway, RedisGateway
 from api.health import health, metrics, ready, show_load, show_version
 from api.job_controller import JobController
 from api.job_desk import JobDesk
+from api.key_ring import KeyRing, Limits, ring_of
 from api.metrics import ApiMetrics
 from api.model_controller import ModelController
 from api.openapi import openapi_config
@@ -43,14 +43,12 @@ from api.settings import ApiSettings
 from api.steady_connection import steady
 from api.tokenization import TokenizationController
 from api.webhook_sender import WebhookSender
+from worker.wire.logs import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 
 MAX_REDIS_CONNECTIONS = 32
 REDIS_WAIT_S = 5.0  # for a free connection, and for an answer
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> Litestar:
@@ -84,10 +82,12 @@ def _services(request: Request[Any, Any, State]) -> Services:
 def _lifespan(
     settings: ApiSettings, api_metrics: ApiMetrics, gateway: GenerationGateway | None
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+    key_ring = _key_ring(settings)
+
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         if gateway is not None:
-            app.state.services = Services(settings, gateway, api_metrics)
+            app.state.services = Services(settings, gateway, api_metrics, key_ring)
             yield
             return
         async with _connect(settings) as redis:
@@ -98,7 +98,8 @@ def _lifespan(
                 settings,
                 redis_gateway,
                 api_metrics,
-                _rate_limiter(redis, settings),
+                key_ring,
+                RateLimiter(redis, settings.rate_limit_window),
                 desk,
                 ResponseDesk(redis),
                 BatchDesk(redis, files),
@@ -128,18 +129,17 @@ def _connect(settings: ApiSettings) -> Redis:
     return steady(Redis.from_pool(pool))
 
 
-def _rate_limiter(redis: Redis, settings: ApiSettings) -> RateLimiter | None:
-    if settings.rate_limit_requests == 0:
+def _key_ring(settings: ApiSettings) -> KeyRing:
+    limits = Limits(requests=settings.rate_limit_requests, tokens=settings.rate_limit_tokens)
+    return ring_of(settings.api_key, settings.keys_file, limits)
+
+
+def _cors(settings: ApiSettings) -> CORSConfig | None:
+    """Web pages of other origins are let in only where the operator names them."""
+    if not settings.cors_origins:
         return None
-    return RateLimiter(redis, settings.rate_limit_requests, settings.rate_limit_window)
-
-
-def _cors(settings: ApiSettings) -> CORSConfig:
-    # Without a key any page that somebody reads could use the server of the machine it is read on.
-    expose = ["X-Request-Id", "X-Job-Id", "Idempotent-Replayed", "Location", "Retry-After"]
-    if settings.api_key:
-        return CORSConfig(allow_origins=["*"], expose_headers=expose)
-    return CORSConfig(allow_origins=[], allow_origin_regex=_LOOPBACK_ORIGIN, expose_headers=expose)
+    expose = ["X-Request-Id", "X-Job-Id", "Retry-After"]
+    return CORSConfig(allow_origins=list(settings.cors_origins), expose_headers=expose)
 
 
 async def _finish_headers(message: Message, scope: Scope) -> None:
@@ -147,7 +147,7 @@ async def _finish_headers(message: Message, scope: Scope) -> None:
     if message["type"] != "http.response.start":
         return
     headers = MutableScopeHeaders.from_message(message)
-    headers["X-Request-Id"] = _request_id(scope)
+    headers["X-Request-Id"] = REQUEST_ID.get()
     for name, value in scope.get("state", {}).get("response_headers", {}).items():
         headers[name] = value
     services: Services = scope["litestar_app"].state.services
@@ -155,14 +155,6 @@ async def _finish_headers(message: Message, scope: Scope) -> None:
     services.metrics.responses.labels(
         endpoint, scope.get("method", ""), str(message["status"])
     ).inc()
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the client's own id where it is harmless to repeat, or a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
-            return given
-    return f"req_{uuid.uuid4().hex}"
 
 
 def _on_api_error(_: Request[Any, Any, Any], error: ApiError) -> Response[ErrorBody]:

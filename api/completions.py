@@ -9,7 +9,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import RawBody
 
 from api.answering import AnyRequest, answer
-from api.auth import admit
+from api.auth import admit, charge
 from api.endpoints import ENDPOINTS, prepare
 from api.errors import ErrorBody
 from api.idempotency import HEADER, with_key
@@ -75,6 +75,7 @@ async def _answer(request: AnyRequest, services: Services, path: str, body: byte
     job, priority, record, max_queue_s = await prepare(
         ENDPOINTS[path], body, content_type, sender, services.gateway
     )
+    await charge(request, job)
     terms = Terms(max_queue_s=max_queue_s or settings.queue_limit_s, record=record)
     terms = with_key(terms, request.headers.get(HEADER), tenant, path, body)
     return await answer(request, services, job, priority, terms)

@@ -58,6 +58,8 @@ async def prepare(
         return_token_ids=bool(wanted.return_token_ids),
         continuous_usage=bool(options and options.continuous_usage_stats),
         obfuscation=bool(options and options.include_obfuscation),
+        draft_events=bool(wanted.return_draft_events),
+        diffusing=bool(wanted.diffusing),
         response=asked_of(wanted, job) if isinstance(wanted, ResponseRequest) else "",
     )
     return Prepared(job, priority_of(wanted), record, wanted.max_queue_time)

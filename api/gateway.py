@@ -24,9 +24,10 @@ from api.errors import (
 from api.generation import Generation
 from api.reply_channel import ReplyChannel
 from api.settings import ApiSettings
-from worker.wire import codec, job_views, keys, questions, queueing
+from worker.wire import codec, job_views, keys, questions, queue_state, queueing
 from worker.wire.messages import Answered, Event, GenerateJob, ModelInfo, Rejected, WorkerInfo
 from worker.wire.questions import Question, Topic
+from worker.wire.queue_state import QueueState, StoreMemory
 from worker.wire.queueing import NO_TERMS, Receipt, Terms
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,13 @@ class GenerationGateway(Protocol):
 
     async def workers(self) -> list[WorkerInfo]: ...
 
-    async def queue_lengths(self) -> dict[str, int]: ...
+    async def queues(self) -> dict[str, QueueState]:
+        """Return every queue of the models known, by its name."""
+        ...
+
+    async def store_memory(self) -> StoreMemory | None:
+        """Return how full Redis is; None where it does not say."""
+        ...
 
 
 class RedisGateway:
@@ -172,9 +179,12 @@ class RedisGateway:
     async def workers(self) -> list[WorkerInfo]:
         return await reachable(queueing.live_workers(self._redis))
 
-    async def queue_lengths(self) -> dict[str, int]:
+    async def queues(self) -> dict[str, QueueState]:
         names = [name for model in await self.models() for name in keys.queue_names(model.name)]
-        return await reachable(queueing.queue_lengths(self._redis, names))
+        return await reachable(queue_state.queue_states(self._redis, names))
+
+    async def store_memory(self) -> StoreMemory | None:
+        return await reachable(queue_state.store_memory(self._redis))
 
     async def _require_channel(self) -> None:
         if not await self._channel.wait_subscribed(SUBSCRIBE_TIMEOUT_S):

@@ -11,8 +11,8 @@ from litestar.openapi.spec import Example
 from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter, RawBody
 
 from api import openapi_examples as examples
-from api.answering import AnyRequest, add_headers, follow
-from api.auth import admit, require_key
+from api.answering import AnyRequest, follow
+from api.auth import add_headers, admit, charge, require_key
 from api.decoding import decode_request
 from api.endpoints import ENDPOINTS, Endpoint, Prepared, prepare
 from api.errors import ApiError, ErrorBody, InvalidRequestError, UnavailableError
@@ -64,6 +64,7 @@ class JobController(Controller):
         wanted = decode_request(body, content_type, JobRequest)
         sender = Sender("", tenant, services.settings.job_timeout)
         job, priority, record, max_queue_s = await _prepare(wanted, sender, services)
+        await charge(request, job)
         terms = Terms(
             max_queue_s=max_queue_s or services.settings.queue_limit_s,
             outlives_client=True,

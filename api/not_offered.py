@@ -12,7 +12,7 @@ _HARMLESS: dict[str, tuple[object, ...]] = {
 }
 
 _REQUEST_FIELDS = (
-    "diffusing", "store", "guided_decoding_backend", "guided_whitespace_pattern",
+    "store", "guided_decoding_backend", "guided_whitespace_pattern",
     "prompt_logprobs",
 )  # fmt: skip
 _CHAT_FIELDS = (

@@ -11,7 +11,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, QueryParameter, RawBody
 
 from api.answering import AnyRequest, Presentation, answer, follow
-from api.auth import admit, require_key
+from api.auth import admit, charge, require_key
 from api.catalog import find_model
 from api.decoding import decode_request
 from api.errors import ErrorBody, UnavailableError
@@ -71,6 +71,7 @@ class ResponseController(Controller):
         tenant = request.state.tenant
         is_background = bool(wanted.background)
         job, asked = await _prepare(wanted, tenant, services)
+        await charge(request, job)
         terms = Terms(
             max_queue_s=wanted.max_queue_time or services.settings.queue_limit_s,
             outlives_client=is_background,

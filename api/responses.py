@@ -50,6 +50,21 @@ class MetricsBody(Struct, frozen=True, kw_only=True):
     generation: GenerationBody | UnsetType = UNSET
 
 
+class DraftEvent(Struct, frozen=True, kw_only=True):
+    """One verify step: of the drafted tokens the first `num_accepted` stand, then comes another."""
+
+    choice: int
+    drafted: list[str]
+    num_accepted: int
+
+
+class DiffusionMeta(Struct, frozen=True, kw_only=True):
+    """Mercury's: the chunk's text replaces what the client has; `progress` is from 0 to 1."""
+
+    diffusion_content: bool = True
+    diffusion_progress: float
+
+
 class TopLogprob(Struct, frozen=True):
     token: str
     logprob: float
@@ -135,6 +150,8 @@ class Completion(Struct, kw_only=True):
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
     obfuscation: str | UnsetType = UNSET
+    draft_events: list[DraftEvent] | UnsetType = UNSET
+    diffusion_meta: DiffusionMeta | UnsetType = UNSET
 
 
 class FunctionCallDelta(Struct, frozen=True, kw_only=True):
@@ -177,6 +194,8 @@ class ChatChunk(Struct, kw_only=True):
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
     obfuscation: str | UnsetType = UNSET
+    draft_events: list[DraftEvent] | UnsetType = UNSET
+    diffusion_meta: DiffusionMeta | UnsetType = UNSET
 
 
 class ModelBody(Struct, frozen=True, kw_only=True):

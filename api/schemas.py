@@ -123,7 +123,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     apd_threshold: float | None = None
     prediction: Prediction | None = None
 
-    diffusing: Any = None
+    diffusing: bool | None = None
+    return_draft_events: bool | None = None
+
     store: Any = None
     guided_decoding_backend: Any = None
     guided_whitespace_pattern: Any = None

@@ -18,7 +18,9 @@ from worker.wire.messages import Delta, Finished
 logger = logging.getLogger(__name__)
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-PING = b": ping\n\n"
+# Without an empty line after it: to clients that remember event ids, OpenAI's among them, an empty
+# line is an event, of no data.
+PING = b": ping\n"
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode
@@ -106,7 +108,7 @@ def waiting(generation: Generation) -> bytes:
     words = f": queued, position {generation.position}"
     if generation.wait_s is not None:
         words += f", estimated start in {generation.wait_s:.0f} s"
-    return words.encode() + b"\n\n"
+    return words.encode() + b"\n"
 
 
 def _event(body: msgspec.Struct) -> bytes:

@@ -207,6 +207,6 @@ def _shows(delta: Delta, record: JobRecord) -> bool:
 
 
 def _is_text_alone(delta: Delta, job: GenerateJob, record: JobRecord) -> bool:
-    has_more = delta.finish_reason or delta.holes is not None
+    has_more = delta.finish_reason or delta.holes is not None or delta.trace is not None
     wants_more = record.return_token_ids or job.sampling.logprobs is not None
     return bool(delta.text) and not has_more and not wants_more

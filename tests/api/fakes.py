@@ -14,6 +14,7 @@ from litestar import Litestar
 
 from api.app import create_app
 from api.generation import Generation
+from api.http_protocol import PatientProtocol
 from api.settings import ApiSettings
 from worker.wire.messages import (
     Accepted,
@@ -30,6 +31,7 @@ from worker.wire.messages import (
     WorkerInfo,
 )
 from worker.wire.questions import Topic
+from worker.wire.queue_state import QueueState, StoreMemory
 from worker.wire.queueing import NO_TERMS, Terms
 
 MODEL = ModelInfo("tiny", 128, ["ar", "deer"], 1_700_000_000, "fp-1")
@@ -100,8 +102,11 @@ class FakeGateway:
     async def workers(self) -> list[WorkerInfo]:
         return self.live
 
-    async def queue_lengths(self) -> dict[str, int]:
-        return {"tiny.default": 3}
+    async def queues(self) -> dict[str, QueueState]:
+        return {"tiny.default": QueueState(3, 1.5, 2)}
+
+    async def store_memory(self) -> StoreMemory | None:
+        return StoreMemory(1000, 4000)
 
     def _on_close(self, generation: Generation) -> None:
         if generation.may_still_run:
@@ -118,7 +123,7 @@ def serving(app: Litestar) -> Iterator[str]:
     """Serve an application on a free port, in a thread; yield its address."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=PatientProtocol,
         loop="asyncio",
         ws="none",
         lifespan="on",

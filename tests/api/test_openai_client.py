@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,11 +10,18 @@ import openai
 import pytest
 
 from api.errors import QueueIsFullError, UnavailableError
-from tests.api.fakes import FakeGateway
+from tests.api.fakes import FakeGateway, polite
 from worker.wire.messages import Chat, ChatMessage, Event, GenerateJob, Prompts, Rejected
 
 HELLO: Any = [{"role": "user", "content": "Say hello"}]
 ANSWER = "Hello, wörld"
+
+
+async def pausing(job: GenerateJob) -> AsyncIterator[Event]:
+    """Answer with a pause of several pings after each event, as when a worker dies."""
+    async for event in polite(job):
+        yield event
+        await asyncio.sleep(0.2)
 
 
 def test_a_chat_is_answered_in_one_piece(client: openai.OpenAI, gateway: FakeGateway) -> None:
@@ -50,6 +58,14 @@ def test_a_streamed_chat_says_its_role_once_and_then_the_text(
     assert all("usage" not in chunk.model_fields_set for chunk in chunks)
     assert gateway.jobs[0].stream
     assert gateway.cancelled == []
+
+
+def test_a_pause_within_an_answer_is_no_event_to_the_client(
+    client: openai.OpenAI, gateway: FakeGateway
+) -> None:
+    gateway.script = pausing
+    chunks = list(client.chat.completions.create(model="tiny", messages=HELLO, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
 
 
 def test_usage_comes_in_a_last_chunk_of_its_own_when_asked_for(

@@ -10,6 +10,7 @@ import pytest
 from engine.build import EMBEDDED_NAME
 from tests.real_worker import client_of_a_real_worker
 from tests.valkey import Valkey
+from worker.wire.messages import MASK
 
 HELLO: Any = [{"role": "user", "content": "Tell me a short story about a cat."}]
 START = "Once upon a time there was a"
@@ -25,6 +26,7 @@ def test_a_client_gets_every_way_of_generating(valkey: Valkey) -> None:
         _skip_verification(client)
         _predict_the_answer(client)
         _fill_in(client)
+        _look_at_the_steps(client)
         _ask_for_what_a_mode_cannot_do(client)
 
 
@@ -92,6 +94,29 @@ def _fill_in(client: openai.OpenAI) -> None:
     assert all(several.model_extra["holes"])
     *_, last = fill([" and", " ran home."], stream=True)
     assert last.choices[0].model_extra["holes"] == several.model_extra["holes"]
+
+
+def _look_at_the_steps(client: openai.OpenAI) -> None:
+    for mode in ("semi_ar", "diffusion"):
+        whole = _ask(client, extra_body={"mode": mode}).choices[0].message.content
+        chunks = list(_ask(client, stream=True, extra_body={"mode": mode, "diffusing": True}))
+        shown = [chunk for chunk in chunks if chunk.choices[0].delta.content]
+        assert shown[-1].choices[0].delta.content == whole
+        assert MASK in shown[0].choices[0].delta.content
+        progress = [chunk.model_extra["diffusion_meta"]["diffusion_progress"] for chunk in shown]
+        assert progress == sorted(progress)
+        assert progress[-1] == 1.0
+        assert not chunks[-1].choices[0].delta.content
+        assert chunks[-1].choices[0].finish_reason
+    plain = _ask(client, extra_body={"mode": "deer", "draft_length": 5})
+    stats = plain.model_extra["metrics"]["speculative_decoding"]
+    body = {"mode": "deer", "draft_length": 5, "return_draft_events": True}
+    chunks = list(_ask(client, stream=True, extra_body=body))
+    events = [event for chunk in chunks for event in chunk.model_extra.get("draft_events", [])]
+    assert sum(event["num_accepted"] for event in events) == stats["num_accepted_draft_tokens"]
+    assert sum(len(event["drafted"]) for event in events) == stats["num_draft_tokens"]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == plain.choices[0].message.content
 
 
 def _ask_for_what_a_mode_cannot_do(client: openai.OpenAI) -> None:

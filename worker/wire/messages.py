@@ -101,6 +101,7 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     apd_threshold: float | None = None
     prediction: str = ""  # the answer that the client expects
     suffixes: list[str] = field(default_factory=list)  # what follows each hole to be filled
+    shows_steps: bool = False  # deltas carry traces
 
 
 class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -147,6 +148,8 @@ class JobRecord(Struct, frozen=True, omit_defaults=True):
     webhook: Webhook | None = None
     continuous_usage: bool = False  # usage so far in every chunk of a stream
     obfuscation: bool = False  # chunks of like lengths, whatever their text
+    draft_events: bool = False  # chunks say what was drafted and what of it stood
+    diffusing: bool = False  # chunks are snapshots of the whole text, not additions to it
     response: str = ""  # JSON: what a response (/v1/responses) repeats of its request
 
 
@@ -204,6 +207,18 @@ class Rejected(Struct, frozen=True, array_like=True, tag="rejected"):
     code: str | None = None
 
 
+class Trace(Struct, frozen=True, array_like=True, gc=False):
+    """How a step went, where the request asks for it; nothing of it is output."""
+
+    drafted: list[str] = field(default_factory=list)  # tokens that the verifier was shown
+    num_accepted: int = 0
+    pending: str = ""  # follows the text so far: revealed, not committed; masks as MASK
+    progress: float = 0.0  # share of the tokens that are revealed
+
+
+MASK = "\u2591"
+
+
 class Delta(Struct, frozen=True, array_like=True, tag="delta", gc=False):
     """New text of one choice. `index` counts a job's deltas from 0, so a reader sees a gap."""
 
@@ -215,6 +230,7 @@ class Delta(Struct, frozen=True, array_like=True, tag="delta", gc=False):
     finish_reason: str | None = None  # "stop" | "length", on the choice's last delta
     logprobs: list[TokenLogprob] | None = None
     holes: list[str] | None = None  # the text of each hole, on the last delta of a filled-in text
+    trace: Trace | None = None
 
 
 class Finished(Struct, frozen=True, array_like=True, tag="finished"):
