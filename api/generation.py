@@ -24,6 +24,10 @@ from worker.wire.messages import (
 _TORN = "The queue has lost a part of this answer; ask again."
 
 
+def output_lost() -> GenerationFailedError:
+    return GenerationFailedError(500, _TORN, code="output_lost")
+
+
 class DeltaSequencer:
     """Puts deltas into order by their index: doubles go, early ones wait for those before them."""
 
@@ -128,7 +132,7 @@ class Generation:
                 self.is_accepted = True  # even where the word of it was lost
                 self._ready += self._sequencer.push(event)
                 if self._sequencer.is_torn:
-                    self.give_up(GenerationFailedError(500, _TORN, code="output_lost"))
+                    self.give_up(output_lost())
             case Accepted():
                 self.is_accepted = True
                 self.num_prompt_tokens = event.num_prompt_tokens

@@ -126,11 +126,14 @@ class Clients:
             last = {"Last-Event-ID": str(outcome.indices[-1])} if outcome.indices else {}
             with suppress(httpx.TransportError):
                 async with http.stream("GET", url, headers=last) as response:
+                    outcome.status = response.status_code
                     if response.status_code == 200:
                         async for _ in _events(response, outcome):
                             pass
                     elif response.status_code == 404:
                         outcome.how, outcome.code = "failed", "forgotten"
+                    elif response.status_code != 503:
+                        _take_refusal(outcome, json.loads(await response.aread()))
             await asyncio.sleep(ASK_S)
 
 

@@ -206,7 +206,7 @@ class _Run:
         report.statuses = verdict.statuses(records)
         report.endings = Counter(_ending(outcome) for outcome in outcomes)
         report.num_forgotten = verdict.num_forgotten(outcomes, records)
-        num_torn = report.endings["failed output_lost"]
+        num_torn = sum(outcome.code == "output_lost" for outcome in outcomes)
         if (report.num_forgotten or num_torn) and not report.kinds.keys() & {
             "kill queue",
             "power failure",

@@ -113,6 +113,23 @@ def test_streams_outlive_a_valkey_that_has_lost_its_last_second(
         assert audit(client) == []
 
 
+def test_who_has_seen_more_than_the_log_holds_is_not_given_another_runs_rest(
+    valkey: Valkey,
+) -> None:
+    with (
+        serving(create_app(ApiSettings(redis_url=valkey.url))) as url,
+        running_worker(valkey, "w1"),
+    ):
+        wait_until_ready(url)
+        stream = Stream(url, body_of("x", 20, stream=True))
+        stream.assert_whole(undisturbed("x", 20))
+        events = f"{url}/v1/jobs/{stream.job_id}/events"
+        whole = httpx.get(events, headers={"Last-Event-ID": "19"})
+        assert whole.status_code == 200 and whole.text.endswith("data: [DONE]\n\n")
+        torn = httpx.get(events, headers={"Last-Event-ID": "20"})
+        assert (torn.status_code, torn.json()["error"]["code"]) == (500, "output_lost")
+
+
 def test_at_the_memory_limit_running_jobs_finish_and_new_ones_are_refused(
     own_valkey: Valkey, own_url: str
 ) -> None:
