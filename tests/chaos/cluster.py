@@ -115,7 +115,7 @@ class Cluster:
 
     def _fake(self, number: int, model: str, num_places: int, step_s: float) -> Slot:
         command = [
-            "tests.fake_worker", f"--redis-url={self.server.url}", f"--model={model}",
+            "tests.fake_worker", f"--redis-url={self.server.url}", f"--model-name={model}",
             f"--max-batch-size={num_places}", f"--step-s={step_s}", f"--lease={LEASE_S}",
             "--drain-timeout=0.5",
         ]  # fmt: skip

@@ -130,7 +130,7 @@ class _Run:
     async def _wait_for_models(self) -> None:
         wanted = {*FAKE_MODELS} | ({REAL_MODEL} if self._plan.with_real else set())
         deadline = time.monotonic() + START_LIMIT_S
-        while {model.name for model in await queueing.known_models(self._redis)} != wanted:
+        while {model.info.name for model in await queueing.known_models(self._redis)} != wanted:
             assert time.monotonic() < deadline, f"the workers do not start: {self._cluster.folder}"
             await asyncio.sleep(0.1)
         async with httpx.AsyncClient() as http:
