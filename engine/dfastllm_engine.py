@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.base import HasStats
+from engine.cache.page_store import PageStore
 from engine.continuous_batching import ContinuousBatchingEngine
 from engine.decoding.logit_processors import check_vocab
 from engine.models.model_runner import ModelRunner
@@ -54,12 +55,15 @@ class DFastLLMEngine:
         modes: tuple[str, ...],
         fingerprint: str,
         defaults: GenerationOptions = NO_OPTIONS,
+        page_tag: bytes = b"",
     ) -> None:
         self.tokenizer = tokenizer
         self.model_name = model_name
         self.max_model_len = max_model_len
         self.modes = modes
         self.fingerprint = fingerprint
+        self.page_tag = page_tag
+        """Equal for two engines only where equal prefixes have equal pages."""
         self._default_mode = default_mode
         self._defaults = defaults
         self._batching = batching
@@ -74,6 +78,13 @@ class DFastLLMEngine:
     @property
     def max_batch_size(self) -> int:
         return self._batching.batcher.config.max_batch_size
+
+    def use_page_store(self, store: PageStore) -> bool:
+        """Share prefixes through a store from now on; False where no page can be shared."""
+        floors = self._batching.batcher.prefix_cache.floors
+        if floors is not None:
+            floors.store = store
+        return floors is not None
 
     @property
     def has_work(self) -> bool:
@@ -184,7 +195,8 @@ class DFastLLMEngine:
         batcher = self._batching.batcher
         counts = {
             **asdict(batcher.stats),
-            **asdict(batcher.prefix_cache.stats),
+            **batcher.prefix_cache.get_stats(),
+            **asdict(batcher.arrivals.stats),
             **asdict(self._runner.counts),
         }
         gauges = {
@@ -204,6 +216,7 @@ class DFastLLMEngine:
     def reset_stats(self) -> None:
         self._batching.batcher.stats.reset()
         self._batching.batcher.prefix_cache.stats.reset()
+        self._batching.batcher.arrivals.stats.reset()
         self._runner.counts.reset()
         for strategy in self._batching.batcher.strategies.values():
             if isinstance(strategy, HasStats):

@@ -6,8 +6,10 @@ Layout as Hugging Face writes it: `config.json`, and `model.safetensors` or the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,18 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 class UnsupportedModelError(ValueError):
     """A checkpoint that this engine cannot run truthfully; the message says why."""
+
+
+@cache
+def folder_digest(folder: Path) -> bytes:
+    """Of all that a folder's output can depend on; read once in a process."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(folder.glob("*")):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja"):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.digest()
 
 
 def read_config(folder: Path, what: str = "model") -> dict[str, Any]:

@@ -70,6 +70,11 @@ class KernelRunner:
         models = (self._verifier, self._drafter, self._diffusion)
         return sum(model.num_bytes for model in models if model is not None)
 
+    def page_planes(self, num_pages: int) -> list[Tensor]:
+        """The verifier's and the drafter's keys and values: [pages, bytes] uint8 each."""
+        parts = (self._verifier, self._drafter)
+        return [plane for part in parts if part for plane in part.page_planes(num_pages)]
+
     def verify(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
         assert self._verifier is not None
         return self._verifier.forward(spans, logit_rows, self._drafter)
@@ -118,6 +123,9 @@ class ModelKernels:
     @property
     def num_bytes(self) -> int:
         return self.model.layers.num_bytes + self.model.head.nbytes
+
+    def page_planes(self, num_pages: int) -> list[Tensor]:
+        return _page_planes(self._kept, num_pages, self._page_size, self.model.layers.shape)
 
     def forward(
         self, spans: Seq[Span], logit_rows: Seq[int], drafter: DrafterKernels | None = None
@@ -182,6 +190,9 @@ class DrafterKernels:
         markov = sum(weight.nbytes for weight in self._markov or ())
         return self.packed.num_bytes + self._fc.nbytes + markov
 
+    def page_planes(self, num_pages: int) -> list[Tensor]:
+        return _page_planes(self._kept, num_pages, self._page_size, self.packed.shape)
+
     def side(self, num_positions: int) -> _DraftSide:
         cache = self.packed.with_rotation(self._kept, num_positions)
         return _DraftSide(self.packed.shape, self.packed.weights, cache)
@@ -231,6 +242,15 @@ class DrafterKernels:
             num_products=len(x) * self.packed.num_weights + len(wanted) * len(self._model.head),
         )
         return torch.from_numpy(head.logits)[:, : self._model.vocab_size]
+
+
+def _page_planes(
+    kept: tuple[Floats, Floats], num_pages: int, page_size: int, shape: Shape
+) -> list[Tensor]:
+    """Views of keys and values, of each layer [pages, bytes]; what lies behind them is left out."""
+    size = num_pages * page_size * shape.num_kv_heads * shape.head_dim
+    layers = (layer for memory in kept for layer in memory)
+    return [torch.from_numpy(x[:size]).view(num_pages, -1).view(torch.uint8) for x in layers]
 
 
 def new_head(panels: Panels, rows: Seq[int], vocab_size: int) -> Head:
