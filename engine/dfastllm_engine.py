@@ -79,12 +79,17 @@ class DFastLLMEngine:
     def max_batch_size(self) -> int:
         return self._batching.batcher.config.max_batch_size
 
-    def use_page_store(self, store: PageStore) -> bool:
-        """Share prefixes through a store from now on; False where no page can be shared."""
+    @property
+    def page_bytes(self) -> int | None:
+        """What a store keeps of a page; None: no page of this engine can be shared."""
         floors = self._batching.batcher.prefix_cache.floors
-        if floors is not None:
-            floors.store = store
-        return floors is not None
+        return None if floors is None else floors.page_bytes
+
+    def use_page_store(self, store: PageStore) -> None:
+        """Share prefixes through a store from now on."""
+        floors = self._batching.batcher.prefix_cache.floors
+        assert floors is not None, "no page of this engine can be shared"
+        floors.store = store
 
     @property
     def has_work(self) -> bool:

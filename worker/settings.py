@@ -46,6 +46,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_step_tokens: Positive | None = None
     kv_cache_mb: Positive | None = None
     prefix_cache: bool = True
+    prefix_cache_host_mb: Amount = 0
+    prefix_cache_redis_mb: Amount = 0
+    prefix_cache_redis_url: str | None = None
+    prefix_cache_ttl: Positive = 3600
+    prefix_cache_secret: str | None = None
     adaptive_entropy: bool = False
     entropy_high: Annotated[float, Meta(ge=0)] | None = None
     entropy_low: Annotated[float, Meta(ge=0)] | None = None
@@ -77,14 +82,16 @@ def read_settings(environ: Mapping[str, str]) -> WorkerSettings:
 
 
 def changed_settings(settings: WorkerSettings) -> dict[str, Any]:
-    """Return what differs from the defaults, for the log; never the queue's URL (a password)."""
+    """Return what differs from the defaults, for the log; never what is or holds a secret."""
     return {
         field.name: value
         for field in msgspec.structs.fields(WorkerSettings)
-        if field.name != "redis_url" and (value := getattr(settings, field.name)) != field.default
+        if field.name not in _SECRET and (value := getattr(settings, field.name)) != field.default
     }
 
 
+_SECRET = frozenset({"redis_url", "prefix_cache_redis_url", "prefix_cache_secret"})
+_SCHEMES = ("redis://", "rediss://", "unix://")
 _TYPES = get_type_hints(WorkerSettings, include_extras=True)
 
 
@@ -98,8 +105,15 @@ def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
 
 
 def _checked(settings: WorkerSettings) -> WorkerSettings:
-    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingsError("VDIFF_REDIS_URL must begin with redis://, rediss:// or unix://")
+    for name in ("redis_url", "prefix_cache_redis_url"):
+        url = getattr(settings, name)
+        if url is not None and not url.startswith(_SCHEMES):
+            full = PREFIX + name.upper()
+            raise SettingsError(f"{full} must begin with redis://, rediss:// or unix://")
+    for name in ("prefix_cache_host_mb", "prefix_cache_redis_mb"):
+        if getattr(settings, name) and not settings.prefix_cache:
+            full = PREFIX + name.upper()
+            raise SettingsError(f"{full}: means nothing with {PREFIX}PREFIX_CACHE=false")
     if settings.hybrid_mode == "apd" and not settings.enable_apd:
         raise SettingsError("VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false exclude each other")
     for name in ("entropy_high", "entropy_low"):

@@ -31,6 +31,10 @@ class LowerFloors:
         self._host: BaseCache[bytes, HostPage] = BaseCache(host_bytes, lambda page: page.nbytes)
 
     @property
+    def page_bytes(self) -> int:
+        return self._memory.page_bytes
+
+    @property
     def are_open(self) -> bool:
         """Whether a page can be anywhere but on the device."""
         return self._host.capacity > 0 or self.store is not None

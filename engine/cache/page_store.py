@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any, NamedTuple, Protocol
@@ -39,6 +40,7 @@ class PageFetch:
 
     def __init__(self, digests: Seq[bytes], on_change: Callable[[], None]) -> None:
         self.digests = tuple(digests)
+        self.began = time.monotonic()
         self.pages: list[HostPage] = []
         self.num_found: int | None = None
         """How many leading pages the store has; None until it has looked."""

@@ -1,0 +1,124 @@
+"""Pages in Redis: one round trip a batch of them, on a connection of their own."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from redis import Redis
+
+from engine.base import BaseStats
+from worker.page_seal import BrokenSealError, PageSeal
+from worker.wire import keys, lua
+
+BATCH_BYTES = 1 << 20
+"""Of a read or a write: Redis serves nobody else meanwhile, the queue neither."""
+MEMORY_SHARE = 0.5
+"""Of maxmemory. Above it no page is written, and pages are thrown out: the rest is the queue's."""
+PROBE_TTL_S = 10
+
+
+@dataclass
+class PageTraffic(BaseStats):
+    """What this worker has moved; times and bytes of reads are those of pages that came."""
+
+    num_store_round_trips_total: int = 0
+    num_store_pages_read_total: int = 0
+    num_store_pages_written_total: int = 0
+    num_store_pages_refused_total: int = 0  # by Redis: the cap, or too little memory
+    num_store_pages_dropped_total: int = 0  # by us: the outbox was full, or Redis away
+    num_store_pages_broken_total: int = 0  # whose seal was not ours
+    store_read_bytes_total: int = 0
+    store_written_bytes_total: int = 0
+    store_read_seconds_total: float = 0.0
+    store_written_seconds_total: float = 0.0
+
+
+class RedisPages:
+    """Belongs to one thread; every method may raise RedisError."""
+
+    def __init__(self, client: Redis, seal: PageSeal, *, cap_bytes: int, ttl_s: int) -> None:
+        self.traffic = PageTraffic()
+        self.seal = seal
+        self._redis = client
+        self._cap_bytes = cap_bytes
+        self._ttl_s = ttl_s
+
+    @property
+    def batch_size(self) -> int:
+        """Pages of one round trip."""
+        return max(1, BATCH_BYTES // self.seal.sealed_bytes)
+
+    def find(self, digests: Sequence[bytes]) -> int:
+        """How many leading pages are there; those found live on."""
+        return int(self._call("find_pages", digests, page_bytes=self.seal.sealed_bytes))
+
+    def read(self, digests: Sequence[bytes]) -> list[memoryview]:
+        """One batch of pages, as far as they are there and whole."""
+        started = time.perf_counter()
+        self.traffic.num_store_round_trips_total += 1
+        names = [keys.page(self.seal.namespace, digest) for digest in digests]
+        pages: list[memoryview] = []
+        for digest, sealed in zip(digests, self._redis.mget(names), strict=True):
+            if not isinstance(sealed, bytes):  # thrown out since it was found
+                break
+            try:
+                pages.append(self.seal.open(digest, sealed))
+            except BrokenSealError:
+                self.traffic.num_store_pages_broken_total += 1
+                break
+        self.traffic.num_store_pages_read_total += len(pages)
+        self.traffic.store_read_bytes_total += len(pages) * self.seal.sealed_bytes
+        self.traffic.store_read_seconds_total += time.perf_counter() - started
+        return pages
+
+    def write(self, digests: Sequence[bytes], contents: Sequence[memoryview]) -> int:
+        """One batch of pages; returns how many leading ones were kept."""
+        started = time.perf_counter()
+        sealed = [self.seal.seal(*pair) for pair in zip(digests, contents, strict=True)]
+        num_written = self._put(digests, *sealed)
+        self.traffic.num_store_pages_written_total += num_written
+        self.traffic.num_store_pages_refused_total += len(sealed) - num_written
+        self.traffic.store_written_bytes_total += num_written * self.seal.sealed_bytes
+        self.traffic.store_written_seconds_total += time.perf_counter() - started
+        return num_written
+
+    def trim(self) -> None:
+        """Throw out what is above the cap, or stands in the queue's way."""
+        self._put([])
+
+    def probe(self) -> tuple[float, float]:
+        """Seconds that a look and a page take now, measured on a page that says nothing."""
+        digest = secrets.token_bytes(16)
+        sealed = self.seal.seal(digest, memoryview(bytes(self.seal.page_bytes)))
+        name = keys.page(self.seal.namespace, digest)
+        self._redis.set(name, sealed, ex=PROBE_TTL_S)
+        try:
+            lookup_s = min(_seconds(lambda: self.find([digest] * 64)) for _ in range(2))
+            page_s = min(_seconds(lambda: self.read([digest])) for _ in range(2))
+        finally:
+            self._redis.delete(name)
+        return lookup_s, page_s
+
+    def _put(self, digests: Sequence[bytes], *sealed: bytes) -> int:
+        arguments = {"cap": self._cap_bytes, "share": MEMORY_SHARE}
+        return int(self._call("put_pages", digests, *sealed, **arguments))
+
+    def _call(
+        self, script: str, digests: Sequence[bytes], *contents: bytes, **arguments: object
+    ) -> int:
+        self.traffic.num_store_round_trips_total += 1
+        common = {
+            "namespace": self.seal.namespace,
+            "digests": [digest.hex() for digest in digests],
+            "ttl": self._ttl_s,
+        }
+        return int(lua.call(self._redis, script, {**common, **arguments}, *contents))
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
