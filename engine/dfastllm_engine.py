@@ -201,7 +201,7 @@ class DFastLLMEngine:
         counts = {
             **asdict(batcher.stats),
             **batcher.prefix_cache.get_stats(),
-            **asdict(batcher.arrivals.stats),
+            **batcher.arrivals.get_stats(),
             **asdict(self._runner.counts),
         }
         gauges = {
@@ -220,7 +220,7 @@ class DFastLLMEngine:
 
     def reset_stats(self) -> None:
         self._batching.batcher.stats.reset()
-        self._batching.batcher.prefix_cache.stats.reset()
+        self._batching.batcher.prefix_cache.reset_stats()
         self._batching.batcher.arrivals.stats.reset()
         self._runner.counts.reset()
         for strategy in self._batching.batcher.strategies.values():

@@ -74,7 +74,7 @@ class RedisPageStore(threading.Thread):
             is_new = known_at is None or time.monotonic() - known_at > KNOWN_FOR_S
             has_room = self._outbox_bytes < OUTBOX_BYTES
             if is_new and not has_room:
-                self._pages.traffic.num_store_pages_dropped_total += 1
+                self._pages.traffic.num_store_pages_dropped += 1
             return is_new and has_room
 
     def offer(self, digest: bytes, page: HostPage) -> None:
@@ -88,10 +88,13 @@ class RedisPageStore(threading.Thread):
         costs = self._costs
         return self._pages.traffic.to_dict() | {
             "store_is_up": float(costs is not None),
-            "store_lookup_seconds": 0.0 if costs is None else costs.lookup_s,
-            "store_page_seconds": 0.0 if costs is None else costs.page_s,
-            "store_outbox_bytes": self._outbox_bytes,
+            "store_lookup_s": 0.0 if costs is None else costs.lookup_s,
+            "store_page_s": 0.0 if costs is None else costs.page_s,
+            "num_store_bytes_waiting": self._outbox_bytes,
         }
+
+    def reset_stats(self) -> None:
+        self._pages.traffic.reset()
 
     def stop(self, timeout_s: float) -> None:
         """Write nothing more, and end after the call that is under way."""
@@ -221,7 +224,7 @@ class RedisPageStore(threading.Thread):
         while self._fetches:
             self._fetches.popleft().finish()
         with self._changed:
-            self._pages.traffic.num_store_pages_dropped_total += len(self._outbox)
+            self._pages.traffic.num_store_pages_dropped += len(self._outbox)
             for digest, _ in self._outbox:
                 self._known.discard(digest)
             self._outbox.clear()

@@ -24,16 +24,16 @@ PROBE_TTL_S = 10
 class PageTraffic(BaseStats):
     """What this worker has moved; times and bytes of reads are those of pages that came."""
 
-    num_store_round_trips_total: int = 0
-    num_store_pages_read_total: int = 0
-    num_store_pages_written_total: int = 0
-    num_store_pages_refused_total: int = 0  # by Redis: the cap, or too little memory
-    num_store_pages_dropped_total: int = 0  # by us: the outbox was full, or Redis away
-    num_store_pages_broken_total: int = 0  # whose seal was not ours
-    store_read_bytes_total: int = 0
-    store_written_bytes_total: int = 0
-    store_read_seconds_total: float = 0.0
-    store_written_seconds_total: float = 0.0
+    num_store_round_trips: int = 0
+    num_store_pages_read: int = 0
+    num_store_pages_written: int = 0
+    num_store_pages_refused: int = 0  # by Redis: the cap, or too little memory
+    num_store_pages_dropped: int = 0  # by us: the outbox was full, or Redis away
+    num_store_pages_broken: int = 0  # whose seal was not ours
+    num_store_bytes_read: int = 0
+    num_store_bytes_written: int = 0
+    sum_store_read_s: float = 0.0
+    sum_store_write_s: float = 0.0
 
 
 class RedisPages:
@@ -58,7 +58,7 @@ class RedisPages:
     def read(self, digests: Sequence[bytes]) -> list[memoryview]:
         """One batch of pages, as far as they are there and whole."""
         started = time.perf_counter()
-        self.traffic.num_store_round_trips_total += 1
+        self.traffic.num_store_round_trips += 1
         names = [keys.page(self.seal.namespace, digest) for digest in digests]
         pages: list[memoryview] = []
         for digest, sealed in zip(digests, self._redis.mget(names), strict=True):
@@ -67,11 +67,11 @@ class RedisPages:
             try:
                 pages.append(self.seal.open(digest, sealed))
             except BrokenSealError:
-                self.traffic.num_store_pages_broken_total += 1
+                self.traffic.num_store_pages_broken += 1
                 break
-        self.traffic.num_store_pages_read_total += len(pages)
-        self.traffic.store_read_bytes_total += len(pages) * self.seal.sealed_bytes
-        self.traffic.store_read_seconds_total += time.perf_counter() - started
+        self.traffic.num_store_pages_read += len(pages)
+        self.traffic.num_store_bytes_read += len(pages) * self.seal.sealed_bytes
+        self.traffic.sum_store_read_s += time.perf_counter() - started
         return pages
 
     def write(self, digests: Sequence[bytes], contents: Sequence[memoryview]) -> int:
@@ -79,10 +79,10 @@ class RedisPages:
         started = time.perf_counter()
         sealed = [self.seal.seal(*pair) for pair in zip(digests, contents, strict=True)]
         num_written = self._put(digests, *sealed)
-        self.traffic.num_store_pages_written_total += num_written
-        self.traffic.num_store_pages_refused_total += len(sealed) - num_written
-        self.traffic.store_written_bytes_total += num_written * self.seal.sealed_bytes
-        self.traffic.store_written_seconds_total += time.perf_counter() - started
+        self.traffic.num_store_pages_written += num_written
+        self.traffic.num_store_pages_refused += len(sealed) - num_written
+        self.traffic.num_store_bytes_written += num_written * self.seal.sealed_bytes
+        self.traffic.sum_store_write_s += time.perf_counter() - started
         return num_written
 
     def trim(self) -> None:
@@ -109,7 +109,7 @@ class RedisPages:
     def _call(
         self, script: str, digests: Sequence[bytes], *contents: bytes, **arguments: object
     ) -> int:
-        self.traffic.num_store_round_trips_total += 1
+        self.traffic.num_store_round_trips += 1
         common = {
             "namespace": self.seal.namespace,
             "digests": [digest.hex() for digest in digests],

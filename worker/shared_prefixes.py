@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from engine.dfastllm_engine import DFastLLMEngine
 from worker.page_seal import PageSeal
@@ -42,13 +44,19 @@ def shared_prefixes(engine: DFastLLMEngine, settings: WorkerSettings) -> Iterato
         store.stop(STOP_S)
 
 
-def _pages(tag: bytes, page_bytes: int, settings: WorkerSettings) -> RedisPages:
-    url = settings.prefix_cache_redis_url or settings.redis_url
-    client = Redis.from_url(
-        url, socket_timeout=CALL_TIMEOUT_S, socket_connect_timeout=CALL_TIMEOUT_S, retry=None
+def connect(url: str) -> Redis:
+    """Return a client that gives up at once: whoever waits for pages computes them instead."""
+    return Redis.from_url(
+        url,
+        socket_timeout=CALL_TIMEOUT_S,
+        socket_connect_timeout=CALL_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
     )
+
+
+def _pages(tag: bytes, page_bytes: int, settings: WorkerSettings) -> RedisPages:
     return RedisPages(
-        client,
+        connect(settings.prefix_cache_redis_url or settings.redis_url),
         PageSeal(tag, page_bytes, settings.prefix_cache_secret or ""),
         cap_bytes=settings.prefix_cache_redis_mb << 20,
         ttl_s=settings.prefix_cache_ttl,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from engine.base import BaseStats
 from engine.cache.host_page import HostPage
@@ -23,10 +24,10 @@ MIN_SHARE = 8
 
 @dataclass
 class ArrivalStats(BaseStats):
-    external_prefix_cache_queries_total: int = 0  # tokens that a store was asked for
-    num_fetches_total: int = 0
-    num_fetches_given_up_total: int = 0  # computed instead, because that was sooner
-    fetch_wait_seconds_total: float = 0.0
+    num_external_queried_tokens: int = 0  # that a store was asked for
+    num_fetches: int = 0
+    num_fetches_given_up: int = 0  # computed instead, because that was sooner
+    sum_fetch_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,10 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def get_stats(self) -> dict[str, Any]:
+        asked = {"external_prefix_cache_queries_total": self.stats.num_external_queried_tokens}
+        return self.stats.to_dict() | asked
+
     def expect(self, sequence: Sequence) -> bool:
         """Have the store look for what is missing of a prefix; False: nothing to wait for."""
         floors = self._cache.floors
@@ -60,8 +65,8 @@ class Arrivals:
             return False
         fetch = self._under_way(digests[0])
         if fetch is None:
-            self.stats.num_fetches_total += 1
-            self.stats.external_prefix_cache_queries_total += num_tokens
+            self.stats.num_fetches += 1
+            self.stats.num_external_queried_tokens += num_tokens
             fetch = floors.store.fetch(digests, self._bell.set)
         self._waiting.append(_Arrival(sequence, fetch, time.monotonic()))
         return True
@@ -114,9 +119,9 @@ class Arrivals:
 
     def _settle(self, item: _Arrival, now: float) -> None:
         fetch = item.fetch
-        self.stats.fetch_wait_seconds_total += now - item.began
+        self.stats.sum_fetch_wait_s += now - item.began
         if not fetch.is_done:
-            self.stats.num_fetches_given_up_total += 1
+            self.stats.num_fetches_given_up += 1
             self._cancel_unless_shared(fetch)
         pages = list(fetch.pages)  # more may be coming
         self._arrived[item.sequence.sequence_id] = dict(zip(fetch.digests, pages, strict=False))

@@ -77,10 +77,15 @@ class LowerFloors:
             for (digest, _), page in zip(wanted, pages, strict=True):
                 store.offer(digest, page)
 
+    def reset_stats(self) -> None:
+        self._host.stats.reset()
+        if self.store is not None:
+            self.store.reset_stats()
+
     def get_stats(self) -> dict[str, Any]:
         stats: dict[str, Any] = {
             "num_host_pages": len(self._host),
-            "host_bytes": self._host.total_cost,
-            "num_host_evictions_total": self._host.stats.num_evictions,
+            "num_host_bytes": self._host.total_cost,
+            "num_host_evictions": self._host.stats.num_evictions,
         }
         return stats if self.store is None else stats | self.store.get_stats()

@@ -20,7 +20,7 @@ class PrefixCacheStats(BaseStats):
     num_queried_tokens: int = 0
     num_hit_tokens: int = 0  # on any floor
     num_host_hit_tokens: int = 0
-    external_prefix_cache_hits_total: int = 0  # tokens that a store outside had
+    num_external_hit_tokens: int = 0  # that a store outside had
     num_forgotten_pages: int = 0
 
 
@@ -113,13 +113,20 @@ class PrefixCache:
             self.floors.offer(digests[first:], page_ids[first:num_full], len(token_ids))
 
     def get_stats(self) -> dict[str, Any]:
-        """Counts of all floors; the names that other servers use for theirs beside ours."""
+        """Counts of all floors; those that other servers have, under their names, too."""
+        stats = self.stats
         common = {
-            "prefix_cache_queries_total": self.stats.num_queried_tokens,
-            "prefix_cache_hits_total": self.stats.num_hit_tokens,
+            "prefix_cache_queries_total": stats.num_queried_tokens,
+            "prefix_cache_hits_total": stats.num_hit_tokens - stats.num_external_hit_tokens,
+            "external_prefix_cache_hits_total": stats.num_external_hit_tokens,
         }
         lower = {} if self.floors is None else self.floors.get_stats()
-        return self.stats.to_dict() | common | lower
+        return stats.to_dict() | common | lower
+
+    def reset_stats(self) -> None:
+        self.stats.reset()
+        if self.floors is not None:
+            self.floors.reset_stats()
 
     def _chain(self, token_ids: Seq[int], salt: str) -> Iterator[bytes]:
         """Digests of the full pages before the last token."""
@@ -144,7 +151,7 @@ class PrefixCache:
             self._file(digest, page_id)
         size, num_from_host = self._pool.page_size, min(found.num_from_host, len(page_ids))
         self.stats.num_host_hit_tokens += num_from_host * size
-        self.stats.external_prefix_cache_hits_total += (len(page_ids) - num_from_host) * size
+        self.stats.num_external_hit_tokens += (len(page_ids) - num_from_host) * size
         return page_ids
 
     def _file(self, digest: bytes, page_id: int) -> None:

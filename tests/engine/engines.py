@@ -96,10 +96,11 @@ def make_engine(
         **load_strategies(strategy_context(models, max_model_len), available(models)),
         **(extra or {}),
     }
+    floors = lower_floors(runner, [(1, 1.0)], host_bytes)  # to fetch always pays
     batcher = RequestBatcher(
         BatcherConfig(max_batch_size, max_step_tokens, min_prefill_tokens),
         pool,
-        PrefixCache(pool, enabled=prefix_cache, floors=lower_floors(runner, [(1, 1.0)], host_bytes)),
+        PrefixCache(pool, enabled=prefix_cache, floors=floors),
         strategies,
     )
     steps = StepRunner(runner, TokenSampler(models.tokenizer, CPU), strategies)

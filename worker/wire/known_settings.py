@@ -118,14 +118,14 @@ _ALL = (
     _setting(
         "PREFIX_CACHE_HOST_MB",
         (WORKER,),
-        "0: off",
-        "host memory for KV that the device has forgotten, in MiB",
+        "0",
+        "host memory for KV that the device has forgotten, in MiB; 0: off",
     ),
     _setting(
         "PREFIX_CACHE_REDIS_MB",
         (WORKER,),
-        "0: off",
-        "memory of Redis for KV that all workers share, in MiB; see docs/prefix-cache.md",
+        "0",
+        "memory of Redis for KV that all workers share, in MiB (docs/prefix-cache.md); 0: off",
     ),
     _setting(
         "PREFIX_CACHE_REDIS_URL",

@@ -2,16 +2,25 @@
 -- Pages are written, counted and thrown out in one, so that the cap holds for all workers together.
 -- It may run out of memory only to free some: no page is written above a share of maxmemory.
 local index, total_key = dfl .. ':kv', dfl .. ':kv:bytes'
-local total = tonumber(redis.call('GET', total_key) or 0)
+local total = tonumber(redis.call('GET', total_key) or '')
 local memory = redis.call('INFO', 'memory')
 local limit = tonumber(string.match(memory, 'maxmemory:(%d+)'))
 local used = tonumber(string.match(memory, 'used_memory:(%d+)'))
 local room = limit > 0 and limit * args.share - used or math.huge
 
 -- A member is `<bytes>:<namespace>:<digest>`, its score the time when it expires.
-local function remove(member)
+local function parts(member)
   local size, name = string.match(member, '^(%d+):(.+)$')
-  size = tonumber(size)
+  return tonumber(size), name
+end
+
+if not total then -- the first page, or somebody has deleted the count
+  total = 0
+  for _, member in ipairs(redis.call('ZRANGE', index, 0, -1)) do total = total + parts(member) end
+end
+
+local function remove(member)
+  local size, name = parts(member)
   -- One that has expired has given its memory back already.
   if redis.call('DEL', dfl .. ':kv:' .. name) == 1 then room = room + size end
   total = total - size
