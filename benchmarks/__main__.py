@@ -21,6 +21,7 @@ TABLES = {
     "entropy": "length, steps and fallback by entropy against each fixed setting, one process",
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
     "prefix": "time to first token by the length of a prefix, cold and warm",
+    "prefix_sharing": "time to first token by where a prefix lies: computed, Redis, host, device",
     "queue_path": "what HTTP and the queue add: latency, Redis traffic, jobs/s (no model)",
     "streams": "1, 64 and 512 SSE streams at 20 tokens/s: each token's way (no model)",
     "memory": "MiB of weights, and of 1,000 tokens of context, by mode",

@@ -19,7 +19,8 @@ from benchmarks.server import free_port, process, wait_until_ready
 
 PREFIX = 1024
 NUM_PAGES = PREFIX // 16
-NUM_PROMPTS = 4
+ENOUGH = 2
+MOST_PROMPTS = 30
 NAMES = ("one", "two")
 WAIT_S = 60.0
 SETTINGS = {"PREFIX_CACHE_REDIS_MB": "256", "PREFIX_CACHE_SECRET": "of the test"}
@@ -66,7 +67,7 @@ def cluster() -> Iterator[Cluster]:
             stack.enter_context(process(command, folder / f"{name}.log", **own))
         command = [sys.executable, "-m", "api"]
         api = stack.enter_context(process(command, folder / "api.log", **at))
-        wait_for(lambda: redis.scard("rq:workers") == len(NAMES))
+        wait_for(lambda: redis.zcard("dfl:models") == len(NAMES))
         wait_until_ready(port, api)
         yield Cluster(redis, port)
 
@@ -86,16 +87,19 @@ def test_a_second_worker_serves_prefixes_that_only_the_first_has_computed(
     cluster: Cluster,
 ) -> None:
     one, two = NAMES
-    numbers = range(NUM_PROMPTS)
-    first = [cluster.ask(one, number) for number in numbers]
-    assert [cached(answer) for answer in first] == [0] * NUM_PROMPTS
-    wait_for(lambda: cluster.redis.zcard("dfl:kv") >= NUM_PROMPTS * NUM_PAGES)
+    found: list[int] = []
+    # While the machine is busy one or the other is computed, because that is sooner.
+    while found.count(PREFIX) < ENOUGH:
+        number = len(found)
+        assert number < MOST_PROMPTS, f"hardly any prefix was found: {found}"
+        first = cluster.ask(one, number)
+        wait_for(lambda: cluster.redis.zcard("dfl:kv") >= NUM_PAGES * (number + 1))  # noqa: B023
+        second = cluster.ask(two, number)
+        assert texts(second) == texts(first)
+        assert cached(first) == 0
+        found.append(cached(second))
     strange = cluster.ask(two, 0, cache_salt="of somebody else")
-    second = [cluster.ask(two, number) for number in numbers]
-    assert [texts(answer) for answer in second] == [texts(answer) for answer in first]
-    assert (texts(strange), cached(strange)) == (texts(first[0]), 0)
-    # On a busy machine one or the other may be computed, because that is sooner; never all.
-    assert PREFIX in [cached(answer) for answer in second]
+    assert (texts(strange), cached(strange)) == (texts(cluster.ask(one, 0)), 0)
 
 
 def texts(answer: dict[str, Any]) -> list[str]:
