@@ -282,13 +282,15 @@ class ContinuousBatchingEngine:
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
         scheduled = self.batcher.schedule()
-        if not (scheduled.decoding or scheduled.prefills):
-            self.batcher.arrivals.nap()
+        num_rows = sum(count for _, count in scheduled.prefills)
+        arrivals = self.batcher.arrivals
+        arrivals.begin_step(num_rows)
+        if not (scheduled.decoding or num_rows):
+            arrivals.nap()
         started = time.perf_counter()
         commits = self.runner.run(scheduled)
-        num_rows = sum(count for _, count in scheduled.prefills)
         seconds = time.perf_counter() - started
-        self.batcher.arrivals.note_step(num_rows, len(scheduled.decoding), seconds)
+        arrivals.note_step(num_rows, len(scheduled.decoding), seconds)
         return self.batcher.postprocess(commits)
 
     def get_stats(self) -> dict[str, Any]:

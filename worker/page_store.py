@@ -23,6 +23,8 @@ OUTBOX_BYTES = 64 << 20
 NUM_KNOWN = 100_000
 """Pages that are remembered as being there, so that they are not written again."""
 KNOWN_FOR_S = 300.0
+HOLD_S = 1.0
+"""How long written pages wait at most while prompts are read."""
 CHORE_S = 5.0
 PROBE_S = 10.0
 RETRY_S = 1.0
@@ -44,6 +46,7 @@ class RedisPageStore(threading.Thread):
         self._fetches: deque[PageFetch] = deque()
         self._outbox: deque[tuple[bytes, HostPage]] = deque()
         self._outbox_bytes = 0
+        self._held_until = 0.0
         self._known: BaseCache[bytes, float] = BaseCache(NUM_KNOWN)
         self._costs: StoreCosts | None = None
         self._is_stopping = False
@@ -84,6 +87,14 @@ class RedisPageStore(threading.Thread):
             self._outbox_bytes += page.nbytes
             self._changed.notify()
 
+    def hold(self, is_held: bool) -> None:
+        was_held = self._held_until > 0
+        if is_held == was_held:
+            return
+        with self._changed:
+            self._held_until = time.monotonic() + HOLD_S if is_held else 0.0
+            self._changed.notify()
+
     def get_stats(self) -> dict[str, Any]:
         costs = self._costs
         return self._pages.traffic.to_dict() | {
@@ -120,12 +131,18 @@ class RedisPageStore(threading.Thread):
         with self._changed:
             is_down = self._costs is None
             wake_at = self._retry_at if is_down else min(self._chore_at, self._probe_at)
+            if self._outbox:
+                wake_at = min(wake_at, self._held_until)
             patience_s = max(0.0, wake_at - time.monotonic())
             self._changed.wait_for(self._has_reason_to_wake, patience_s)
             return not self._is_stopping
 
     def _has_reason_to_wake(self) -> bool:
-        return self._is_stopping or bool(self._fetches or self._outbox)
+        return self._is_stopping or bool(self._fetches) or self._may_write
+
+    @property
+    def _may_write(self) -> bool:
+        return bool(self._outbox) and time.monotonic() >= self._held_until
 
     def _work(self) -> None:
         """One thing at a time, what somebody waits for first."""
@@ -133,7 +150,7 @@ class RedisPageStore(threading.Thread):
             self._probe()
         if self._fetches:
             self._fetch(self._fetches.popleft())
-        elif self._outbox:
+        elif self._may_write:
             self._write()
         else:
             self._do_chores()
@@ -144,7 +161,7 @@ class RedisPageStore(threading.Thread):
             self._learn(lookup_s=time.monotonic() - fetch.began)
             fetch.found(num_found)
             self._note_known(fetch.digests[:num_found])
-            size = self._pages.batch_size
+            size = self._pages.read_batch
             for first in range(0, num_found, size):
                 batch = fetch.digests[first : min(first + size, num_found)]
                 if fetch.is_cancelled or not self._read(fetch, batch):
@@ -165,7 +182,7 @@ class RedisPageStore(threading.Thread):
 
     def _write(self) -> None:
         with self._changed:
-            count = min(len(self._outbox), self._pages.batch_size)
+            count = min(len(self._outbox), self._pages.write_batch)
             batch = [self._outbox.popleft() for _ in range(count)]
             self._outbox_bytes -= sum(page.nbytes for _, page in batch)
         digests = [digest for digest, _ in batch]

@@ -13,8 +13,10 @@ from engine.base import BaseStats
 from worker.page_seal import BrokenSealError, PageSeal
 from worker.wire import keys, lua
 
-BATCH_BYTES = 1 << 20
-"""Of a read or a write: Redis serves nobody else meanwhile, the queue neither."""
+READ_BYTES = 1 << 20
+WRITE_BYTES = 1 << 18
+"""Of a batch: Redis serves nobody else meanwhile, the queue neither. Small commands are also sent
+at half the cost a byte: the client puts each together anew in memory of its own."""
 MEMORY_SHARE = 0.5
 """Of maxmemory. Above it no page is written, and pages are thrown out: the rest is the queue's."""
 PROBE_TTL_S = 10
@@ -47,9 +49,14 @@ class RedisPages:
         self._ttl_s = ttl_s
 
     @property
-    def batch_size(self) -> int:
-        """Pages of one round trip."""
-        return max(1, BATCH_BYTES // self.seal.sealed_bytes)
+    def read_batch(self) -> int:
+        """Pages that are read in one round trip."""
+        return max(1, READ_BYTES // self.seal.sealed_bytes)
+
+    @property
+    def write_batch(self) -> int:
+        """Pages that are written in one round trip."""
+        return max(1, WRITE_BYTES // self.seal.sealed_bytes)
 
     def find(self, digests: Sequence[bytes]) -> int:
         """How many leading pages are there; those found live on."""
@@ -97,7 +104,7 @@ class RedisPages:
         self._redis.set(name, sealed, ex=PROBE_TTL_S)
         try:
             lookup_s = min(_seconds(lambda: self.find([digest] * 64)) for _ in range(2))
-            batch = [digest] * self.batch_size
+            batch = [digest] * self.read_batch
             page_s = min(_seconds(lambda: self.read(batch)) for _ in range(2)) / len(batch)
         finally:
             self._redis.delete(name)

@@ -100,6 +100,12 @@ class Arrivals:
             self._bell.wait(MAX_NAP_S)
             self._bell.clear()
 
+    def begin_step(self, num_prefill_rows: int) -> None:
+        """Keep the store's thread from the processor while prompts are read."""
+        floors = self._cache.floors
+        if floors is not None and floors.store is not None:
+            floors.store.hold(num_prefill_rows > 0)
+
     def note_step(self, num_prefill_rows: int, num_decoding: int, seconds: float) -> None:
         """Learn what reading a prompt costs from steps that do little else."""
         floors = self._cache.floors

@@ -45,6 +45,9 @@ class ShelfStore:
     def offer(self, digest: bytes, page: HostPage) -> None:
         self.shelf[digest] = bytes(page.view())
 
+    def hold(self, is_held: bool) -> None:
+        pass
+
     def get_stats(self) -> dict[str, Any]:
         return {"num_shelved_pages": len(self.shelf)}
 

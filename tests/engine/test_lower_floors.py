@@ -10,7 +10,7 @@ import torch
 from engine.cache.host_page import HostPage
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.models.attention import sdpa_backend
-from engine.models.device_pages import DevicePages, page_tag
+from engine.models.device_pages import CpuPages, DevicePages, page_tag
 from engine.models.loader import load_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
@@ -149,11 +149,14 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return runner
 
 
-def test_a_page_that_was_copied_out_and_in_is_read_as_the_first_one(runner: ModelRunner) -> None:
+@pytest.mark.parametrize("kind", [CpuPages, DevicePages])
+def test_a_page_that_was_copied_out_and_in_is_read_as_the_first_one(
+    runner: ModelRunner, kind: type[CpuPages | DevicePages]
+) -> None:
     read, written = [5, 2, 7], [1, 6, 4]
     prompt = tokens(40, 0)
     runner.verify([Span(prompt, 0, read)], [39])
-    memory = DevicePages(runner)
+    memory = kind(runner)
     pages = [HostPage.of(page.view()) for page in memory.read(read)]
     assert {page.nbytes for page in pages} == {memory.page_bytes}
     draft = [0, *[1] * (runner.block_size - 1)]
@@ -170,7 +173,7 @@ def test_a_page_that_was_copied_out_and_in_is_read_as_the_first_one(runner: Mode
 
 def test_a_page_holds_the_verifiers_and_the_drafters_keys_and_values(runner: ModelRunner) -> None:
     verifier, drafter = (layers * 2 * 2 * 32 * 4 * 16 for layers in (3, 2))
-    assert DevicePages(runner).page_bytes == verifier + drafter
+    assert CpuPages(runner).page_bytes == DevicePages(runner).page_bytes == verifier + drafter
 
 
 def test_pages_of_other_weights_or_numerics_have_another_tag(

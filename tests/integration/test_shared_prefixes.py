@@ -164,7 +164,7 @@ def test_when_redis_dies_in_mid_fetch_the_rest_is_computed_and_others_run_on(
     stored(client)
     second = start()
     page_bytes = first.store._pages.seal.sealed_bytes
-    monkeypatch.setattr("worker.redis_pages.BATCH_BYTES", 3 * page_bytes)
+    monkeypatch.setattr("worker.redis_pages.READ_BYTES", 3 * page_bytes)
     read = second.store._pages.read
 
     def read_and_lose(batch: list[bytes]) -> list[memoryview]:

@@ -113,6 +113,22 @@ def test_a_full_outbox_wants_nothing_more(
     assert store.get_stats()["num_store_pages_dropped"] == 1
 
 
+def test_what_was_offered_waits_while_prompts_are_read_but_not_forever(
+    store: RedisPageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_store, "HOLD_S", 1000.0)
+    store.hold(True)
+    offer(store, 1, 2)
+    assert fetched(store, 1).pages == []  # others are served meanwhile
+    assert store.get_stats()["num_store_bytes_waiting"] == 2 * PAGE_BYTES
+    store.hold(False)
+    written(store, 2)
+    monkeypatch.setattr(page_store, "HOLD_S", 0.01)
+    store.hold(True)
+    offer(store, 3)
+    written(store, 3)
+
+
 def test_a_cancelled_fetch_is_not_begun(store: RedisPageStore, pages: RedisPages) -> None:
     offer(store, 1)
     written(store, 1)
@@ -121,13 +137,13 @@ def test_a_cancelled_fetch_is_not_begun(store: RedisPageStore, pages: RedisPages
         fetch.is_cancelled = True
     wait_for(lambda: fetch.is_done)
     assert fetch.pages == []
-    assert pages.traffic.num_store_pages_read == 2 * pages.batch_size  # the probe's own
+    assert pages.traffic.num_store_pages_read == 2 * pages.read_batch  # the probe's own
 
 
 def test_redis_gone_in_mid_fetch_leaves_what_has_come_and_comes_back(
     own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.redis_pages.BATCH_BYTES", 2 * PAGE_BYTES + 100)
+    monkeypatch.setattr("worker.redis_pages.READ_BYTES", 2 * PAGE_BYTES + 100)
     monkeypatch.setattr(page_store, "RETRY_S", 0.05)
     pages = pages_of(connect(own_valkey.url))
     store = RedisPageStore(pages)
