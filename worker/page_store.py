@@ -23,6 +23,9 @@ OUTBOX_BYTES = 64 << 20
 NUM_KNOWN = 100_000
 """Pages that are remembered as being there, so that they are not written again."""
 KNOWN_FOR_S = 300.0
+WRITE_SHARE = 0.2
+"""Of the time, that writing may take: it needs a processor here and one at Redis, and forwards on
+a CPU lose more than that share where they have to wait for theirs."""
 HOLD_S = 1.0
 """How long written pages wait at most while prompts are read."""
 CHORE_S = 5.0
@@ -47,6 +50,7 @@ class RedisPageStore(threading.Thread):
         self._outbox: deque[tuple[bytes, HostPage]] = deque()
         self._outbox_bytes = 0
         self._held_until = 0.0
+        self._write_at = 0.0
         self._known: BaseCache[bytes, float] = BaseCache(NUM_KNOWN)
         self._costs: StoreCosts | None = None
         self._is_stopping = False
@@ -132,7 +136,7 @@ class RedisPageStore(threading.Thread):
             is_down = self._costs is None
             wake_at = self._retry_at if is_down else min(self._chore_at, self._probe_at)
             if self._outbox:
-                wake_at = min(wake_at, self._held_until)
+                wake_at = min(wake_at, max(self._held_until, self._write_at))
             patience_s = max(0.0, wake_at - time.monotonic())
             self._changed.wait_for(self._has_reason_to_wake, patience_s)
             return not self._is_stopping
@@ -142,7 +146,7 @@ class RedisPageStore(threading.Thread):
 
     @property
     def _may_write(self) -> bool:
-        return bool(self._outbox) and time.monotonic() >= self._held_until
+        return bool(self._outbox) and time.monotonic() >= max(self._held_until, self._write_at)
 
     def _work(self) -> None:
         """One thing at a time, what somebody waits for first."""
@@ -186,11 +190,13 @@ class RedisPageStore(threading.Thread):
             batch = [self._outbox.popleft() for _ in range(count)]
             self._outbox_bytes -= sum(page.nbytes for _, page in batch)
         digests = [digest for digest, _ in batch]
-        num_written = 0
+        num_written, started = 0, time.monotonic()
         try:
             num_written = self._pages.write(digests, [page.view() for _, page in batch])
         finally:
             self._forget(digests[num_written:])
+            now = time.monotonic()
+            self._write_at = now + (now - started) * (1 / WRITE_SHARE - 1)
 
     def _do_chores(self) -> None:
         now = time.monotonic()

@@ -129,6 +129,19 @@ def test_what_was_offered_waits_while_prompts_are_read_but_not_forever(
     written(store, 3)
 
 
+def test_after_a_write_the_thread_leaves_the_processor_to_others(
+    pages: RedisPages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisPageStore(pages)  # it is not running
+    offer(store, *range(1000))
+    assert store._may_write
+    write = pages.write
+    monkeypatch.setattr(pages, "write", lambda *args: [time.sleep(0.2), write(*args)][1])
+    store._write()
+    assert store._outbox
+    assert not store._may_write  # for 0.8 s
+
+
 def test_a_cancelled_fetch_is_not_begun(store: RedisPageStore, pages: RedisPages) -> None:
     offer(store, 1)
     written(store, 1)
