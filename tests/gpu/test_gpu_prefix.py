@@ -1,4 +1,4 @@
-"""The prefix cache's lower floors on a CUDA device: pinned memory, and copies that nobody waits for."""
+"""The lower floors of the prefix cache on a CUDA device: pinned memory, copies without a wait."""
 
 from __future__ import annotations
 

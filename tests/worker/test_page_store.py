@@ -133,7 +133,7 @@ def test_after_a_write_the_thread_leaves_the_processor_to_others(
     pages: RedisPages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = RedisPageStore(pages)  # it is not running
-    offer(store, *range(1000))
+    offer(store, *range(250), *range(250))
     assert store._may_write
     write = pages.write
     monkeypatch.setattr(pages, "write", lambda *args: [time.sleep(0.2), write(*args)][1])
