@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,8 +11,10 @@ from collections.abc import Sequence
 import uvicorn
 
 from api.app import create_app
+from api.http_protocol import PatientProtocol
 from api.settings import ApiSettings, SettingsError, load_settings
 from worker.wire.known_settings import API, settings_of
+from worker.wire.logs import set_up_logs
 
 GC_THRESHOLD = 50_000  # new objects; what a frame brings is gone again before there are so many
 GRACE_S = 3  # without it one open stream would keep a stopping server alive for ever
@@ -26,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logs(settings.log_level, settings.log_format)
     server = uvicorn.Server(_config(settings))
     _spare_the_collector()
     server.run()
@@ -60,7 +59,7 @@ def _config(settings: ApiSettings) -> uvicorn.Config:
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=PatientProtocol,
         loop="uvloop",
         ws="none",
         lifespan="on",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 from litestar import Request, Response
 from litestar.datastructures import State
@@ -12,28 +12,49 @@ from litestar.response import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
+from api.auth import add_headers
 from api.errors import ApiError, ClientGoneError
 from api.generation import Generation
 from api.metrics import JobObserver
 from api.sending import past_the_layers
 from api.services import Services
+from api.settings import ApiSettings
 from api.sse import HEADERS, stream
-from api.writers import GatheredChoice, Writer
+from api.stream_extras import with_extras
+from api.writing import whole_body, writer_of
 from worker.wire.messages import Delta, Finished, GenerateJob
+from worker.wire.queueing import Terms
 
 T = TypeVar("T")
 
 AnyRequest = Request[Any, Any, State]
 
 
+class Presentation(NamedTuple):
+    """How what a job says is shown to a client: event after event, or as one body."""
+
+    events: Callable[[Generation, JobObserver, ApiSettings, int], AsyncIterator[bytes]]
+    body: Callable[[Generation, list[Delta], Finished], Struct]
+
+
 async def answer(
-    request: AnyRequest, services: Services, job: GenerateJob, priority: str, writer: Writer
+    request: AnyRequest,
+    services: Services,
+    job: GenerateJob,
+    priority: str,
+    terms: Terms,
+    shown: Presentation | None = None,
 ) -> Response[Any]:
     """Submit a job and return its answer; the status waits for the worker's word on the request."""
     observer = JobObserver(services.metrics, job)
     try:
-        generation = await services.gateway.submit(job, priority)
-        return await _respond(request, services, generation, writer, observer)
+        generation = await services.gateway.submit(job, priority, terms)
+        headers = {"X-Job-Id": generation.job_id}
+        if generation.is_joined:
+            observer.mute()
+            headers["Idempotent-Replayed"] = "true"
+        add_headers(request, headers)
+        return await _respond(request, services, generation, observer, shown or _AS_COMPLETION)
     except ApiError as error:
         if not isinstance(error, ClientGoneError):
             observer.fail(error)
@@ -43,26 +64,57 @@ async def answer(
             observer.end()
 
 
+async def follow(
+    request: AnyRequest,
+    services: Services,
+    job_id: str,
+    tenant: str,
+    after: int,
+    shown: Presentation | None = None,
+) -> Response[Any]:
+    """Stream a job that is there already, from the event after the one whose id is `after`."""
+    generation = await services.gateway.follow(job_id, tenant)
+    observer = JobObserver(services.metrics, generation.job)
+    observer.mute()
+    try:
+        return await _open_stream(
+            request, services, generation, observer, shown or _AS_COMPLETION, after
+        )
+    finally:
+        if not observer.is_handed_over:
+            generation.close()
+
+
 async def _respond(
     request: AnyRequest,
     services: Services,
     generation: Generation,
-    writer: Writer,
     observer: JobObserver,
+    shown: Presentation,
 ) -> Response[Any]:
-    settings = services.settings
     try:
         if generation.job.stream:
-            # A busy queue must not look like a dead server: after a while the stream opens anyway.
-            await unless_gone(request, generation.wait_accepted(settings.accept_patience_s))
-            observer.is_handed_over = True
-            events = stream(generation, writer, observer, settings)
-            return EventStream(events, on_end=lambda: _end(generation, observer))
-        body = await unless_gone(request, _gather(generation, writer, observer))
-        return Response(body)
+            return await _open_stream(request, services, generation, observer, shown)
+        return Response(await unless_gone(request, _gather(generation, observer, shown)))
     finally:
         if not observer.is_handed_over:
             generation.close()
+
+
+async def _open_stream(
+    request: AnyRequest,
+    services: Services,
+    generation: Generation,
+    observer: JobObserver,
+    shown: Presentation,
+    after: int = -1,
+) -> Response[Any]:
+    settings = services.settings
+    # A busy queue must not look like a dead server: after a while the stream opens anyway.
+    await unless_gone(request, generation.wait_accepted(settings.accept_patience_s))
+    observer.is_handed_over = True
+    events = shown.events(generation, observer, settings, after)
+    return EventStream(events, on_end=lambda: _end(generation, observer))
 
 
 def _end(generation: Generation, observer: JobObserver) -> None:
@@ -70,18 +122,31 @@ def _end(generation: Generation, observer: JobObserver) -> None:
     generation.close()
 
 
-async def _gather(generation: Generation, writer: Writer, observer: JobObserver) -> Struct:
-    choices: dict[int, GatheredChoice] = {}
+async def _gather(generation: Generation, observer: JobObserver, shown: Presentation) -> Struct:
+    deltas: list[Delta] = []
     while True:
         events = await generation.take()
         observer.see(events)
         for event in events:
             match event:
                 case Delta():
-                    choice = choices.setdefault(event.choice, GatheredChoice(event.choice))
-                    choice.add(event)
+                    deltas.append(event)
                 case Finished():
-                    return writer.body([choices[index] for index in sorted(choices)], event)
+                    return shown.body(generation, deltas, event)
+
+
+def _completion_events(
+    generation: Generation, observer: JobObserver, settings: ApiSettings, after: int
+) -> AsyncIterator[bytes]:
+    writer = with_extras(writer_of(generation.job, generation.record), generation)
+    return stream(generation, writer, observer, settings, after)
+
+
+def _completion(generation: Generation, deltas: list[Delta], finished: Finished) -> Struct:
+    return whole_body(generation.job, generation.record, deltas, finished)
+
+
+_AS_COMPLETION = Presentation(_completion_events, _completion)
 
 
 async def unless_gone(request: AnyRequest, work: Coroutine[Any, Any, T]) -> T:

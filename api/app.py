@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from litestar import Litestar, Request, Response
@@ -17,25 +17,37 @@ from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from api.catalog import ModelController
+from api.batch_controller import BatchController
+from api.batches.batch_desk import BatchDesk
+from api.batches.disk import FileDisk
+from api.batches.file_desk import FileDesk
+from api.batches.run import Desks
+from api.batches.runner import BatchRunner
 from api.completions import CompletionController
 from api.errors import ApiError, ErrorBody, ErrorDetail, type_of_status
+from api.file_controller import FileController
 from api.gateway import GenerationGateway, RedisGateway
-from api.health import health, metrics, ready, show_version
+from api.health import health, metrics, ready, show_load, show_version
+from api.job_controller import JobController
+from api.job_desk import JobDesk
+from api.key_ring import KeyRing, Limits, ring_of
 from api.metrics import ApiMetrics
+from api.model_controller import ModelController
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
+from api.response_api.desk import ResponseDesk
+from api.response_controller import ResponseController
 from api.sending import ServerApp
 from api.services import Services
 from api.settings import ApiSettings
+from api.tokenization import TokenizationController
+from api.webhook_sender import WebhookSender
+from worker.wire.logs import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 
 MAX_REDIS_CONNECTIONS = 32
 REDIS_WAIT_S = 5.0  # for a free connection, and for an answer
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> Litestar:
@@ -43,7 +55,9 @@ def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) 
     api_metrics = ApiMetrics()
     return ServerApp(
         route_handlers=[
-            CompletionController, ModelController, health, ready, show_version, metrics,
+            CompletionController, ResponseController, JobController, FileController,
+            BatchController, ModelController,
+            TokenizationController, health, ready, show_load, show_version, metrics,
         ],
         lifespan=[_lifespan(settings, api_metrics, gateway)],
         dependencies={"services": Provide(_services, sync_to_thread=False)},
@@ -67,21 +81,38 @@ def _services(request: Request[Any, Any, State]) -> Services:
 def _lifespan(
     settings: ApiSettings, api_metrics: ApiMetrics, gateway: GenerationGateway | None
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+    key_ring = _key_ring(settings)
+
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         if gateway is not None:
-            app.state.services = Services(settings, gateway, api_metrics)
+            app.state.services = Services(settings, gateway, api_metrics, key_ring)
             yield
             return
         async with _connect(settings) as redis:
             redis_gateway = RedisGateway(redis, settings)
+            desk = JobDesk(redis, redis_gateway)
+            files = FileDesk(redis, FileDisk(Path(settings.files_dir).expanduser()))
             app.state.services = Services(
-                settings, redis_gateway, api_metrics, _rate_limiter(redis, settings)
+                settings,
+                redis_gateway,
+                api_metrics,
+                key_ring,
+                RateLimiter(redis, settings.rate_limit_window),
+                desk,
+                ResponseDesk(redis),
+                BatchDesk(redis, files),
             )
+            sender = WebhookSender(redis, desk, settings)
+            runner = BatchRunner(Desks(redis, redis_gateway, desk, files, settings))
             await redis_gateway.start()
+            sender.start()
+            runner.start()
             try:
                 yield
             finally:
+                await runner.close()
+                await sender.close()
                 await redis_gateway.close()
 
     return lifespan
@@ -97,18 +128,17 @@ def _connect(settings: ApiSettings) -> Redis:
     return Redis.from_pool(pool)
 
 
-def _rate_limiter(redis: Redis, settings: ApiSettings) -> RateLimiter | None:
-    if settings.rate_limit_requests == 0:
+def _key_ring(settings: ApiSettings) -> KeyRing:
+    limits = Limits(requests=settings.rate_limit_requests, tokens=settings.rate_limit_tokens)
+    return ring_of(settings.api_key, settings.keys_file, limits)
+
+
+def _cors(settings: ApiSettings) -> CORSConfig | None:
+    """Web pages of other origins are let in only where the operator names them."""
+    if not settings.cors_origins:
         return None
-    return RateLimiter(redis, settings.rate_limit_requests, settings.rate_limit_window)
-
-
-def _cors(settings: ApiSettings) -> CORSConfig:
-    # Without a key any page that somebody reads could use the server of the machine it is read on.
-    expose = ["X-Request-Id", "Retry-After"]
-    if settings.api_key:
-        return CORSConfig(allow_origins=["*"], expose_headers=expose)
-    return CORSConfig(allow_origins=[], allow_origin_regex=_LOOPBACK_ORIGIN, expose_headers=expose)
+    expose = ["X-Request-Id", "X-Job-Id", "Retry-After"]
+    return CORSConfig(allow_origins=list(settings.cors_origins), expose_headers=expose)
 
 
 async def _finish_headers(message: Message, scope: Scope) -> None:
@@ -116,7 +146,7 @@ async def _finish_headers(message: Message, scope: Scope) -> None:
     if message["type"] != "http.response.start":
         return
     headers = MutableScopeHeaders.from_message(message)
-    headers["X-Request-Id"] = _request_id(scope)
+    headers["X-Request-Id"] = REQUEST_ID.get()
     for name, value in scope.get("state", {}).get("response_headers", {}).items():
         headers[name] = value
     services: Services = scope["litestar_app"].state.services
@@ -124,14 +154,6 @@ async def _finish_headers(message: Message, scope: Scope) -> None:
     services.metrics.responses.labels(
         endpoint, scope.get("method", ""), str(message["status"])
     ).inc()
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the client's own id where it is harmless to repeat, or a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
-            return given
-    return f"req_{uuid.uuid4().hex}"
 
 
 def _on_api_error(_: Request[Any, Any, Any], error: ApiError) -> Response[ErrorBody]:

@@ -9,17 +9,16 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import RawBody
 
 from api.answering import AnyRequest, answer
-from api.auth import admit
-from api.catalog import find_model
-from api.decoding import decode_request
+from api.auth import admit, charge
+from api.endpoints import ENDPOINTS, prepare
 from api.errors import ErrorBody
-from api.jobs import Sender, chat_job, completion_job, priority_of
+from api.idempotency import HEADER, with_key
+from api.jobs import Sender
 from api.openapi import body_of
 from api.responses import ChatCompletion, Completion
-from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from api.services import AppServices
-from api.writers import ChatWriter, TextWriter, Wishes
-from worker.wire.messages import ModelInfo
+from api.schemas import ChatCompletionRequest, CompletionRequest
+from api.services import AppServices, Services
+from worker.wire.queueing import Terms
 
 _ERRORS = {
     status: ResponseSpec(ErrorBody, description=words, generate_examples=False)
@@ -27,8 +26,10 @@ _ERRORS = {
         400: "The request is wrong; `param` names the field.",
         401: "The API key is missing or wrong.",
         404: "There is no such model.",
+        422: "The Idempotency-Key stands for another request.",
         429: "Too much at once; see Retry-After.",
         503: "Nobody can serve this now.",
+        504: "It waited or ran too long.",
     }.items()
 }
 
@@ -40,7 +41,7 @@ class CompletionController(Controller):
     status_code = 200
 
     @post(
-        "/completions",
+        ["/completions", "/fim/completions"],
         status_code=200,
         operation_class=body_of(CompletionRequest),
         responses={200: ResponseSpec(Completion, generate_examples=False), **_ERRORS},
@@ -48,12 +49,11 @@ class CompletionController(Controller):
     async def create_completion(
         self, request: AnyRequest, body: RawBody, services: AppServices
     ) -> Response[Any]:
-        """Continue one or more prompts."""
-        wanted = decode_request(body, request.headers.get("content-type", ""), CompletionRequest)
-        model = await find_model(services.gateway, wanted.model)
-        job = completion_job(wanted, model, _sender(request, services))
-        writer = TextWriter(job, _wishes(wanted, model))
-        return await answer(request, services, job, priority_of(wanted), writer)
+        """Continue one or more prompts, or fill in between a prompt and its suffix.
+
+        `/v1/fim/completions` is the same by the name under which editors ask for it.
+        """
+        return await _answer(request, services, "/v1/completions", body)
 
     @post(
         "/chat/completions",
@@ -65,23 +65,17 @@ class CompletionController(Controller):
         self, request: AnyRequest, body: RawBody, services: AppServices
     ) -> Response[Any]:
         """Answer the last message of a chat."""
-        content_type = request.headers.get("content-type", "")
-        wanted = decode_request(body, content_type, ChatCompletionRequest)
-        model = await find_model(services.gateway, wanted.model)
-        job = chat_job(wanted, model, _sender(request, services))
-        writer = ChatWriter(job, _wishes(wanted, model))
-        return await answer(request, services, job, priority_of(wanted), writer)
+        return await _answer(request, services, "/v1/chat/completions", body)
 
 
-def _sender(request: AnyRequest, services: AppServices) -> Sender:
-    timeout_s = services.settings.request_timeout
-    return Sender(services.gateway.api_id, request.state.tenant, timeout_s)
-
-
-def _wishes(wanted: GenerationRequest, model: ModelInfo) -> Wishes:
-    options = wanted.stream_options
-    return Wishes(
-        system_fingerprint=model.fingerprint,
-        include_usage=bool(options and options.include_usage),
-        return_token_ids=bool(wanted.return_token_ids),
+async def _answer(request: AnyRequest, services: Services, path: str, body: bytes) -> Response[Any]:
+    settings, tenant = services.settings, request.state.tenant
+    sender = Sender(services.gateway.api_id, tenant, settings.request_timeout)
+    content_type = request.headers.get("content-type", "")
+    job, priority, record, max_queue_s = await prepare(
+        ENDPOINTS[path], body, content_type, sender, services.gateway
     )
+    await charge(request, job)
+    terms = Terms(max_queue_s=max_queue_s or settings.queue_limit_s, record=record)
+    terms = with_key(terms, request.headers.get(HEADER), tenant, path, body)
+    return await answer(request, services, job, priority, terms)

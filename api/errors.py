@@ -5,6 +5,12 @@ ApiError
 ├── UnsupportedMediaError    415  the body is not JSON
 ├── AuthenticationError      401
 ├── ModelNotFoundError       404
+├── JobNotFoundError         404
+├── FileNotFoundHereError    404
+├── BatchNotFoundError       404
+├── StorageError             507  the disk is full, or refuses
+├── ConflictError            409  what it is about is not in a state for it
+├── KeyReusedError           422  the idempotency key stands for another request
 ├── RateLimitedError         429  this key sent too much
 ├── QueueIsFullError         429  everybody together sent too much
 ├── UnavailableError         503  no worker, no room, no Redis
@@ -77,6 +83,55 @@ class ModelNotFoundError(ApiError):
     code = "model_not_found"
 
 
+class JobNotFoundError(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "job_not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job '{job_id[:100]}', or it is forgotten by now.")
+
+
+class FileNotFoundHereError(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "file_not_found"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"There is no file '{file_id[:100]}', or it is forgotten by now.")
+
+
+class BatchNotFoundError(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"There is no batch '{batch_id[:100]}', or it is forgotten by now.")
+
+
+class StorageError(ApiError):
+    status = 507
+    code = "storage_failed"
+
+
+class ConflictError(ApiError):
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class KeyReusedError(ApiError):
+    """The Idempotency-Key draft of the IETF (section 2.7) asks for this status."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key was sent before, with another request.")
+
+
 class RetryLaterError(ApiError):
     """A fault that time mends; the client is told how much of it."""
 
@@ -103,6 +158,10 @@ class UnavailableError(RetryLaterError):
 
     def __init__(self, message: str, *, retry_after_s: float = 5.0) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
+
+
+class StoreIsFullError(UnavailableError):
+    """Redis is at its memory limit: nothing was enqueued."""
 
 
 class ClientGoneError(ApiError):

@@ -7,7 +7,16 @@ from collections.abc import Callable
 
 from api.bell import Bell
 from api.errors import ApiError, GenerationFailedError
-from worker.wire.messages import Accepted, Delta, Event, Failed, Finished, GenerateJob, Rejected
+from worker.wire.messages import (
+    Accepted,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    GenerateJob,
+    JobRecord,
+    Rejected,
+)
 
 
 class DeltaSequencer:
@@ -42,11 +51,23 @@ class Generation:
     The gateway fills it with `put`, from the reply channel and from the job's log alike.
     """
 
-    def __init__(self, job: GenerateJob, on_close: Callable[[Generation], None]) -> None:
+    def __init__(
+        self,
+        job: GenerateJob,
+        on_close: Callable[[Generation], None],
+        record: JobRecord | None = None,
+        *,
+        outlives_reader: bool = False,
+    ) -> None:
         self.job = job
+        self.record = record or JobRecord()
+        self.outlives_reader = outlives_reader  # the job goes on when this reader goes
+        self.is_joined = False  # the job was there before; set by the gateway
+        self.wait_s: float | None = None  # until a worker takes it, as last estimated
         self.position = 0  # jobs before this one, as last heard while it was queued
         self.is_enqueued = False  # set by the gateway: until then Redis need not know the job
         self.is_accepted = False
+        self.num_prompt_tokens: int | None = None  # as far as the worker's word has come
         self.last_event = time.monotonic()
         self._on_close = on_close
         self._is_closed = False
@@ -73,7 +94,7 @@ class Generation:
     @property
     def may_still_run(self) -> bool:
         """Closing it now must cancel the job."""
-        return not self.has_ended or self._is_given_up
+        return not self.outlives_reader and (not self.has_ended or self._is_given_up)
 
     @property
     def has_gap(self) -> bool:
@@ -96,6 +117,7 @@ class Generation:
                 self._ready += self._sequencer.push(event)
             case Accepted():
                 self.is_accepted = True
+                self.num_prompt_tokens = event.num_prompt_tokens
             case Finished():
                 self.is_accepted = True
                 self._finished = event

@@ -16,6 +16,7 @@ from api.gateway import GenerationGateway
 from api.metrics import PREFIX
 from api.services import AppServices
 from worker.wire.messages import WorkerInfo
+from worker.wire.queue_state import QueueState, StoreMemory
 
 _UNFIT = re.compile(r"[^a-zA-Z0-9_]")
 
@@ -33,6 +34,15 @@ async def ready(services: AppServices) -> dict[str, str | int]:
     if not workers:
         raise UnavailableError("No worker is alive.")
     return {"status": "ready", "workers": len(workers)}
+
+
+@get("/load", tags=["operation"])
+async def show_load(services: AppServices) -> dict[str, int]:
+    """Count the requests that are being worked on, or wait to be, over all workers and queues."""
+    workers = await services.gateway.workers()
+    held = sum(worker.num_running + worker.num_waiting for worker in workers)
+    queued = sum(queue.length for queue in (await services.gateway.queues()).values())
+    return {"server_load": held + queued}
 
 
 @get("/version", tags=["operation"])
@@ -55,7 +65,8 @@ async def _shared(gateway: GenerationGateway) -> bytes:
     registry = CollectorRegistry()
     try:
         families = [
-            *_queue_metrics(await gateway.queue_lengths()),
+            *_queue_metrics(await gateway.queues()),
+            *_memory_metrics(await gateway.store_memory()),
             *_worker_metrics(await gateway.workers()),
             GaugeMetricFamily(f"{PREFIX}_queue_up", "Redis answers", value=1),
         ]
@@ -75,11 +86,27 @@ class _Fixed(Collector):
         return self._families
 
 
-def _queue_metrics(lengths: dict[str, int]) -> Iterator[Metric]:
-    depth = GaugeMetricFamily(f"{PREFIX}_queue_depth", "Requests waiting", labels=["queue"])
-    for name, length in lengths.items():
-        depth.add_metric([name], length)
-    yield depth
+def _queue_metrics(queues: dict[str, QueueState]) -> Iterator[Metric]:
+    label = ["queue"]
+    depth = GaugeMetricFamily(f"{PREFIX}_queue_depth", "Requests waiting", labels=label)
+    age = GaugeMetricFamily(
+        f"{PREFIX}_queue_oldest_job_age_seconds", "How long the first has waited", labels=label
+    )
+    failed = GaugeMetricFamily(
+        f"{PREFIX}_queue_failed_jobs", "Jobs in the failed registry", labels=label
+    )
+    for name, state in queues.items():
+        depth.add_metric([name], state.length)
+        age.add_metric([name], state.oldest_age_s)
+        failed.add_metric([name], state.num_failed)
+    yield from (depth, age, failed)
+
+
+def _memory_metrics(memory: StoreMemory | None) -> Iterator[Metric]:
+    if memory is not None:
+        name = f"{PREFIX}_queue_memory"
+        yield GaugeMetricFamily(f"{name}_used_bytes", "Memory of Redis", value=memory.used)
+        yield GaugeMetricFamily(f"{name}_max_bytes", "Its limit; 0: none", value=memory.maximum)
 
 
 def _worker_metrics(workers: list[WorkerInfo]) -> Iterator[Metric]:

@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import NamedTuple
 
-from api.content import part_text
+from api.chat import chat_of
 from api.errors import InvalidRequestError
 from api.not_offered import refuse_what_is_not_offered
 from api.options import mode_of, options_of
@@ -14,9 +14,9 @@ from api.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
-    MessageParam,
     Priority,
 )
+from api.tool_use import tool_use_of
 from api.validation import (
     MAX_CHOICES,
     MAX_TOKEN_ID,
@@ -28,7 +28,7 @@ from api.validation import (
     completion_max_tokens,
     sampling_of,
 )
-from worker.wire.messages import Chat, ChatMessage, GenerateJob, ModelInfo, Prompts, Sampling
+from worker.wire.messages import Chat, GenerateJob, ModelInfo, Prompts, Sampling
 
 _TIERS: dict[str, Priority] = {
     "flex": "batch",
@@ -67,22 +67,24 @@ def completion_job(request: CompletionRequest, model: ModelInfo, sender: Sender)
     _check_lengths(prompts, model)
     sampling = sampling_of(request, completion_max_tokens(request), completion_logprobs(request))
     job_input = Prompts(prompts, request.echo or False)
-    return _job("cmpl", request, job_input, sampling, model, sender)
+    return _job("cmpl-", request, job_input, sampling, model, sender)
 
 
-def chat_job(request: ChatCompletionRequest, model: ModelInfo, sender: Sender) -> GenerateJob:
+def chat_job(
+    request: ChatCompletionRequest, model: ModelInfo, sender: Sender, prefix: str = "chatcmpl-"
+) -> GenerateJob:
     """Check a chat completion and build its job; raises InvalidRequestError."""
     if not request.messages:
         raise InvalidRequestError("'messages' must hold at least one message.", param="messages")
     refuse_what_is_not_offered(request)
     check_ranges(request)
-    messages = [_message(message, index) for index, message in enumerate(request.messages)]
-    sampling = sampling_of(request, chat_max_tokens(request), chat_logprobs(request))
-    return _job("chatcmpl", request, Chat(messages), sampling, model, sender)
+    tools, grammar = tool_use_of(request, model)
+    sampling = sampling_of(request, chat_max_tokens(request), chat_logprobs(request), grammar)
+    return _job(prefix, request, chat_of(request, tools), sampling, model, sender)
 
 
 def _job(
-    kind: str,
+    prefix: str,
     request: GenerationRequest,
     job_input: Prompts | Chat,
     sampling: Sampling,
@@ -91,7 +93,7 @@ def _job(
 ) -> GenerateJob:
     mode, options = mode_of(request, model), options_of(request)
     return GenerateJob(
-        job_id=f"{kind}-{uuid.uuid4().hex}",
+        job_id=f"{prefix}{uuid.uuid4().hex}",
         api_id=sender.api_id,
         model=model.name,
         tenant=sender.tenant,
@@ -146,23 +148,3 @@ def _check_lengths(prompts: list[str | list[int]], model: ModelInfo) -> None:
             param="prompt",
             code="context_length_exceeded",
         )
-
-
-def _message(message: MessageParam, index: int) -> ChatMessage:
-    # "developer" is OpenAI's newer word for the same role, which few chat templates know.
-    role = "system" if message.role == "developer" else message.role
-    return ChatMessage(role, _content(message, f"messages[{index}].content"), message.name)
-
-
-def _content(message: MessageParam, param: str) -> str:
-    match message.content:
-        case str() as text:
-            return text
-        case None if message.role == "assistant":
-            return ""
-        case None | []:
-            raise InvalidRequestError(f"'{param}' must not be empty.", param=param)
-        case parts:
-            return "\n".join(
-                part_text(part, f"{param}[{index}]") for index, part in enumerate(parts)
-            )

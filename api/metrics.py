@@ -95,7 +95,7 @@ class JobObserver:
         metrics.in_flight.labels(job.model).inc()
 
     def see(self, events: list[Delta | Finished]) -> None:
-        if not events:
+        if not events or self._phase == "ended":
             return
         now = time.perf_counter()
         for event in events:
@@ -104,7 +104,14 @@ class JobObserver:
             else:
                 self._see_delta(event, now)
 
+    def mute(self) -> None:
+        """Count nothing: the answer is another request's, told once more."""
+        self._phase = "ended"
+        self._metrics.in_flight.labels(self._model).dec()
+
     def fail(self, error: ApiError) -> None:
+        if self._phase == "ended":
+            return
         self._phase = "failed"
         self._metrics.failed.labels(error.code or "unknown").inc()
 

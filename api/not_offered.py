@@ -8,30 +8,25 @@ from api.schemas import ChatCompletionRequest, CompletionRequest
 # Values that ask for nothing are as good as absent: clients send them out of habit.
 _HARMLESS: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True,),
-    "add_generation_prompt": (True,),
 }
 
 _REQUEST_FIELDS = (
-    "diffusing", "store", "guided_decoding_backend", "guided_whitespace_pattern",
+    "store", "guided_decoding_backend", "guided_whitespace_pattern",
     "prompt_logprobs",
 )  # fmt: skip
 _CHAT_FIELDS = (
-    *_REQUEST_FIELDS, "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call",
+    *_REQUEST_FIELDS, "functions", "function_call",
     "audio", "modalities", "reasoning_effort", "verbosity", "web_search_options",
     "prompt_cache_retention", "prompt_cache_options", "moderation", "chat_template",
-    "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
 )  # fmt: skip
 _MESSAGE_FIELDS = (
-    "tool_calls", "function_call", "refusal", "audio", "annotations", "reasoning_content",
+    "function_call", "refusal", "audio", "annotations", "reasoning_content",
 )  # fmt: skip
 _STRUCTURE_FIELDS = (
     "disable_any_whitespace", "disable_additional_properties", "whitespace_pattern",
     "structural_tag",
 )  # fmt: skip
-_STREAM_FIELDS = ("include_obfuscation", "continuous_usage_stats")
 
 
 def refuse_what_is_not_offered(request: CompletionRequest | ChatCompletionRequest) -> None:
@@ -44,8 +39,6 @@ def refuse_what_is_not_offered(request: CompletionRequest | ChatCompletionReques
         _refuse(request, _REQUEST_FIELDS, "")
     if request.structured_outputs is not None:
         _refuse(request.structured_outputs, _STRUCTURE_FIELDS, "structured_outputs.")
-    if request.stream_options is not None:
-        _refuse(request.stream_options, _STREAM_FIELDS, "stream_options.")
 
 
 def _refuse(holder: object, names: tuple[str, ...], prefix: str) -> None:

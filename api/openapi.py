@@ -16,12 +16,14 @@ from litestar.openapi.spec import (
 )
 
 
-def body_of(model: type[msgspec.Struct]) -> type[Operation]:
+def body_of(model: type[msgspec.Struct], example: Any = None) -> type[Operation]:
     """Return an operation class whose request body is `model`."""
     (schema,), parts = msgspec.json.schema_components([model], ref_template="{name}")
     # A plain dict where litestar's types want a Schema: it is written out as it stands.
     whole: Any = _inlined(schema, parts)
-    body = RequestBody(required=True, content={"application/json": OpenAPIMediaType(schema=whole)})
+    body = RequestBody(
+        required=True, content={"application/json": OpenAPIMediaType(schema=whole, example=example)}
+    )
 
     @dataclass
     class OperationWithBody(Operation):

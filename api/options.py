@@ -56,8 +56,20 @@ def options_of(request: GenerationRequest) -> Options | None:
         **{name: getattr(request, name) for name in (*_COUNTS, *_SHARES, *_OTHERS)},
         prediction=_predicted_text(request.prediction),
         suffixes=_suffixes(request),
+        shows_steps=_shows_steps(request),
     )
     return None if options == Options() else options
+
+
+def _shows_steps(request: GenerationRequest) -> bool:
+    for name in ("diffusing", "return_draft_events"):
+        if getattr(request, name) and not request.stream:
+            raise InvalidRequestError(f"'{name}' needs 'stream': true.", param=name)
+    if request.diffusing and getattr(request, "tools", None):
+        raise InvalidRequestError(
+            "'diffusing' shows text alone, and cannot show calls of tools.", param="diffusing"
+        )
+    return bool(request.diffusing or request.return_draft_events)
 
 
 def _predicted_text(prediction: Prediction | None) -> str:

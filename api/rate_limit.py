@@ -1,9 +1,8 @@
-"""A token bucket a tenant in Redis: one round trip, the same for every API process."""
+"""Token buckets of a tenant in Redis, one of requests and one of tokens, for all API processes."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from importlib.resources import files
 from typing import Any
 
@@ -12,42 +11,46 @@ from redis.exceptions import NoScriptError, RedisError
 
 from api.errors import RateLimitedError, UnavailableError
 from worker.wire import keys
+from worker.wire.messages import Chat, GenerateJob
 
-logger = logging.getLogger(__name__)
+CHARS_PER_TOKEN = 4
+UNSAID_OUTPUT = 16
+"""Tokens that an answer without a limit counts for; what it will have nobody knows."""
 
 
 class RateLimiter:
-    """Lets `num_requests` pass in each window; unused ones may come in a burst."""
+    """Lets so many pass in each window; unused ones may come in a burst."""
 
-    def __init__(self, redis: Redis, num_requests: int, window_s: float) -> None:
+    def __init__(self, redis: Redis, window_s: float) -> None:
         self._redis = redis
-        self._num_requests = num_requests
         self._window_s = window_s
         self._text = (files("api") / "rate_limit.lua").read_text("utf-8")
         self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
-    async def admit(self, tenant: str) -> dict[str, str]:
-        """Count one request and return the headers that say what is left.
+    async def admit(self, tenant: str, unit: str, size: int, cost: int = 1) -> dict[str, str]:
+        """Take `cost` of a tenant's `unit` ("requests" or "tokens"), of which a window has `size`.
 
-        Raises RateLimitedError, with the same headers, when nothing is.
+        Returns the headers that say what is left. Raises RateLimitedError, with the same headers,
+        where it is too little, and then takes nothing.
         """
-        passes, left, full_ms, wait_ms = await self._take(f"{keys.DFL_PREFIX}:rl:{tenant}")
+        key = f"{keys.DFL_PREFIX}:rl:{unit}:{tenant}"
+        passes, left, full_ms, wait_ms = await self._take(key, size, cost)
         headers = {
-            "x-ratelimit-limit-requests": str(self._num_requests),
-            "x-ratelimit-remaining-requests": str(left),
-            "x-ratelimit-reset-requests": f"{full_ms / 1000:.3f}s",
+            f"x-ratelimit-limit-{unit}": str(size),
+            f"x-ratelimit-remaining-{unit}": str(left),
+            f"x-ratelimit-reset-{unit}": f"{full_ms / 1000:.3f}s",
         }
         if not passes:
             error = RateLimitedError(
-                f"This key may send {self._num_requests} requests in {self._window_s:g} seconds.",
+                f"This key may send {size} {unit} in {self._window_s:g} seconds.",
                 retry_after_s=wait_ms / 1000,
             )
             error.headers |= headers
             raise error
         return headers
 
-    async def _take(self, key: str) -> Any:
-        arguments = (1, key, str(self._num_requests), str(self._window_s))
+    async def _take(self, key: str, size: int, cost: int) -> Any:
+        arguments = (1, key, str(size), str(self._window_s), str(cost))
         try:
             try:
                 return await self._redis.evalsha(self._sha, *arguments)
@@ -55,3 +58,22 @@ class RateLimiter:
                 return await self._redis.eval(self._text, *arguments)
         except (RedisError, OSError) as error:
             raise UnavailableError("The queue cannot be reached.") from error
+
+
+def num_tokens_charged(job: GenerateJob) -> int:
+    """Return what a request counts for before it has run, as OpenAI counts.
+
+    The greater of what it may write and what its letters come to: the API has no tokenizer.
+    """
+    limit = job.sampling.max_tokens
+    num_output = job.n * (UNSAID_OUTPUT if limit is None else limit)
+    return max(1, num_output, _num_prompt_tokens(job))
+
+
+def _num_prompt_tokens(job: GenerateJob) -> int:
+    if isinstance(job.input, Chat):
+        return sum(len(message.content) for message in job.input.messages) // CHARS_PER_TOKEN
+    return sum(
+        len(prompt) // CHARS_PER_TOKEN if isinstance(prompt, str) else len(prompt)
+        for prompt in job.input.prompts
+    )

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.errors import RequestTimeoutError
+from api.errors import RequestTimeoutError, UnavailableError
 from api.generation import Generation
 from worker.wire import codec, keys, queueing
-from worker.wire.messages import Failed
+from worker.wire.messages import Event, Failed
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,10 @@ class ReplyChannel:
         self._redis = redis
         self._name = keys.reply_channel(api_id)
         self._sweep_s = sweep_s
-        self._generations: dict[str, Generation] = {}
-        self._quiet_sweeps: dict[str, int] = {}
-        self._refills: set[str] = set()
+        self._generations: dict[str, list[Generation]] = {}  # all readers of a job
+        self._quiet_sweeps: dict[Generation, int] = {}
+        self._refills: set[Generation] = set()
+        self._asked: dict[str, asyncio.Future[Event]] = {}
         self._subscribed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -61,11 +63,30 @@ class ReplyChannel:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def register(self, generation: Generation) -> None:
-        self._generations[generation.job_id] = generation
+        self._generations.setdefault(generation.job_id, []).append(generation)
 
     def unregister(self, generation: Generation) -> None:
-        self._generations.pop(generation.job_id, None)
-        self._quiet_sweeps.pop(generation.job_id, None)
+        readers = self._generations.get(generation.job_id, [])
+        if generation in readers:
+            readers.remove(generation)
+        if not readers:
+            self._generations.pop(generation.job_id, None)
+        self._quiet_sweeps.pop(generation, None)
+
+    async def fill(self, generation: Generation) -> None:
+        """Give a registered reader what its job has said already; raises UnavailableError."""
+        self._refills.add(generation)
+        if not await self._check(generation):
+            raise UnavailableError("The queue cannot be reached.")
+
+    @contextmanager
+    def expecting(self, question_id: str) -> Iterator[asyncio.Future[Event]]:
+        """Yield what will hold the answer to a question that is asked within."""
+        answer = self._asked[question_id] = asyncio.get_running_loop().create_future()
+        try:
+            yield answer
+        finally:
+            del self._asked[question_id]
 
     async def _listen(self) -> None:
         while True:
@@ -85,7 +106,7 @@ class ReplyChannel:
                 elif message["type"] == "subscribe":
                     # Not only the first time: the client renews a dropped connection by itself.
                     self._subscribed.set()
-                    for generation in self._generations.values():
+                    for generation in self._all():
                         self._refill(generation)
 
     def _deliver(self, data: bytes) -> None:
@@ -95,17 +116,22 @@ class ReplyChannel:
             logger.warning("unreadable frame of %d bytes on the reply channel", len(data))
             return
         for event in frame.events:
-            generation = self._generations.get(event.job_id)
-            if generation is None:
-                continue  # its reader has gone
-            generation.put(event)
-            if generation.has_gap:
-                self._refill(generation)
+            self._hear(event)
+            for generation in self._generations.get(event.job_id, ()):  # none: they have gone
+                generation.put(event)
+                if generation.has_gap:
+                    self._refill(generation)
+
+    def _hear(self, event: Event) -> None:
+        """Take what may be the answer to a question."""
+        answer = self._asked.get(event.job_id)
+        if answer is not None and not answer.done():
+            answer.set_result(event)
 
     def _refill(self, generation: Generation) -> None:
         """Read the job's log beside the listener, which must go on; one reading at a time."""
-        if generation.job_id not in self._refills:
-            self._refills.add(generation.job_id)
+        if generation not in self._refills:
+            self._refills.add(generation)
             self._spawn(self._check(generation))
 
     async def _check(self, generation: Generation) -> bool:
@@ -128,13 +154,13 @@ class ReplyChannel:
             logger.warning("cannot look after %s: %s", generation.job_id, type(error).__name__)
             return False
         finally:
-            self._refills.discard(generation.job_id)
+            self._refills.discard(generation)
         return True
 
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(self._sweep_s)
-            generations = [one for one in self._generations.values() if not one.has_ended]
+            generations = [one for one in self._all() if not one.has_ended]
             for generation in generations:
                 _give_up_if_late(generation)
             for generation in generations:
@@ -143,21 +169,23 @@ class ReplyChannel:
 
     async def _sweep(self, generation: Generation) -> bool:
         """Look after a job that is due; False if Redis did not answer."""
-        if generation.has_ended or generation.job_id not in self._generations:
+        if generation.has_ended or generation not in self._generations.get(generation.job_id, ()):
             return True
-        if generation.job_id in self._refills or not self._is_due(generation):
+        if generation in self._refills or not self._is_due(generation):
             return True
-        self._refills.add(generation.job_id)
+        self._refills.add(generation)
         return await self._check(generation)
 
     def _is_due(self, generation: Generation) -> bool:
         """Say whether a job has been silent long enough: 1, 2, 4, 8, 12, ... sweeps."""
-        job_id = generation.job_id
         if time.monotonic() - generation.last_event < self._sweep_s:
-            self._quiet_sweeps.pop(job_id, None)
+            self._quiet_sweeps.pop(generation, None)
             return generation.has_gap
-        quiet = self._quiet_sweeps[job_id] = self._quiet_sweeps.get(job_id, 0) + 1
+        quiet = self._quiet_sweeps[generation] = self._quiet_sweeps.get(generation, 0) + 1
         return quiet in (1, 2) or quiet % MAX_QUIET_SWEEPS == 0 or generation.has_gap
+
+    def _all(self) -> list[Generation]:
+        return [generation for readers in self._generations.values() for generation in readers]
 
     def _spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(coroutine)
@@ -172,7 +200,7 @@ class ReplyChannel:
 
 def _put_state(generation: Generation, state: queueing.JobState) -> None:
     if state.position is not None:
-        generation.position = state.position
+        generation.position, generation.wait_s = state.position, state.wait_s
     # No news: else a silent job would look lively to the next sweep.
     if state.accepted is not None and not generation.is_accepted:
         generation.put(state.accepted)
@@ -188,6 +216,8 @@ def _lost(generation: Generation, message: str) -> Failed:
 
 def _give_up_if_late(generation: Generation) -> None:
     timeout_s = generation.job.timeout_s
+    if generation.outlives_reader:
+        return  # its end is told in Redis, and an operator may have given it more time
     if timeout_s is not None and time.time() > generation.job.created + timeout_s + LATE_S:
         message = f"The request took longer than {timeout_s:g} seconds."
         generation.give_up(RequestTimeoutError(message))

@@ -22,7 +22,7 @@ class UsageBody(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET  # known at the end
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
@@ -50,6 +50,21 @@ class MetricsBody(Struct, frozen=True, kw_only=True):
     generation: GenerationBody | UnsetType = UNSET
 
 
+class DraftEvent(Struct, frozen=True, kw_only=True):
+    """One verify step: of the drafted tokens the first `num_accepted` stand, then comes another."""
+
+    choice: int
+    drafted: list[str]
+    num_accepted: int
+
+
+class DiffusionMeta(Struct, frozen=True, kw_only=True):
+    """Mercury's: the chunk's text replaces what the client has; `progress` is from 0 to 1."""
+
+    diffusion_content: bool = True
+    diffusion_progress: float
+
+
 class TopLogprob(Struct, frozen=True):
     token: str
     logprob: float
@@ -75,10 +90,22 @@ class TextLogprobs(Struct, frozen=True):
     text_offset: list[int]
 
 
+class FunctionCall(Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class ToolCallBody(Struct, frozen=True):
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
 class AssistantMessage(Struct, frozen=True):
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCallBody] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):
@@ -122,11 +149,29 @@ class Completion(Struct, kw_only=True):
     choices: list[TextChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET
+    draft_events: list[DraftEvent] | UnsetType = UNSET
+    diffusion_meta: DiffusionMeta | UnsetType = UNSET
+
+
+class FunctionCallDelta(Struct, frozen=True, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(Struct, frozen=True, kw_only=True):
+    """A piece of a call; the first names it."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionCallDelta
 
 
 class ChatDelta(Struct, frozen=True, kw_only=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, frozen=True, kw_only=True):
@@ -148,6 +193,9 @@ class ChatChunk(Struct, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET
+    draft_events: list[DraftEvent] | UnsetType = UNSET
+    diffusion_meta: DiffusionMeta | UnsetType = UNSET
 
 
 class ModelBody(Struct, frozen=True, kw_only=True):

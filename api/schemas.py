@@ -19,8 +19,8 @@ Acceptance = Literal["coupled", "rejection"]
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
-    include_obfuscation: Any = None
-    continuous_usage_stats: Any = None
+    include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class JsonSchemaFormat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +98,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     draft_length: int | None = None
     cache_salt: str | None = None
     priority: Priority | None = None
+    max_queue_time: float | None = None
     return_token_ids: bool | None = None
 
     response_format: ResponseFormat | None = None
@@ -122,7 +123,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     apd_threshold: float | None = None
     prediction: Prediction | None = None
 
-    diffusing: Any = None
+    diffusing: bool | None = None
+    return_draft_events: bool | None = None
+
     store: Any = None
     guided_decoding_backend: Any = None
     guided_whitespace_pattern: Any = None
@@ -139,6 +142,58 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unk
     suffix: str | list[str] | None = None
 
 
+class FunctionDefinition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A function that the model may call; `parameters` is a JSON schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: str
+    function: FunctionDefinition | None = None
+    custom: Any = None
+
+
+class FunctionName(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class FunctionReference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedTools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: list[FunctionReference]
+
+
+class ToolChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The object form of `tool_choice`: one function by name, or a part of the tools."""
+
+    type: str
+    function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
+    custom: Any = None
+
+
+class FunctionCallParam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    arguments: str
+
+
+class ToolCallParam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A call of an earlier answer, as the client sends it back."""
+
+    id: str
+    type: str
+    function: FunctionCallParam | None = None
+    custom: Any = None
+
+
 class MessageParam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One message; the null fields are those the OpenAI client sends back from its own answers."""
 
@@ -146,7 +201,7 @@ class MessageParam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: Any = None
+    tool_calls: list[ToolCallParam] | None = None
     function_call: Any = None
     refusal: Any = None
     audio: Any = None
@@ -164,9 +219,9 @@ class ChatCompletionRequest(
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
-    tools: Any = None
-    tool_choice: Any = None
-    parallel_tool_calls: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     audio: Any = None
@@ -180,6 +235,6 @@ class ChatCompletionRequest(
     prompt_cache_options: Any = None
     moderation: Any = None
     chat_template: Any = None
-    chat_template_kwargs: Any = None
-    add_generation_prompt: Any = None
-    continue_final_message: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Awaitable
 from typing import Any, cast
 
 from litestar import Litestar
 from litestar.types import Message, Scope, Send
 
+from worker.wire.logs import REQUEST_ID
+
 _SERVERS_SEND = "dfastllm_send"
+_HARMLESS = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class ServerApp(Litestar):
-    """Litestar, with the server's own `send` kept where a stream finds it."""
+    """Litestar, with the server's own `send` kept where a stream finds it, and a name a request."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         scope[_SERVERS_SEND] = send
+        if scope["type"] == "http":
+            REQUEST_ID.set(_request_id(scope))
         await super().__call__(scope, receive, send)
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the client's own id where it is harmless to repeat, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _HARMLESS.fullmatch(given := value.decode("latin-1")):
+            return given
+    return f"req_{uuid.uuid4().hex}"
 
 
 def past_the_layers(scope: Scope, send: Send) -> Send:

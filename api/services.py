@@ -8,9 +8,13 @@ from typing import Any, TypeAlias
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 
+from api.batches.batch_desk import BatchDesk
 from api.gateway import GenerationGateway
+from api.job_desk import JobDesk
+from api.key_ring import KeyRing
 from api.metrics import ApiMetrics
 from api.rate_limit import RateLimiter
+from api.response_api.desk import ResponseDesk
 from api.settings import ApiSettings
 
 
@@ -19,7 +23,11 @@ class Services:
     settings: ApiSettings
     gateway: GenerationGateway
     metrics: ApiMetrics
+    keys: KeyRing
     rate_limiter: RateLimiter | None = None
+    jobs: JobDesk | None = None
+    responses: ResponseDesk | None = None
+    batches: BatchDesk | None = None
 
 
 AppServices: TypeAlias = NamedDependency[Services]

@@ -9,7 +9,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from api.key_ring import Limits, ring_of
+from api.webhook_signature import secret_bytes
 from worker.wire.known_settings import API, PREFIX, check_names, settings_of
+from worker.wire.logs import FORMATS
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -23,15 +26,24 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: int = 8080
-    api_key: tuple[str, ...] = ()  # none: open to whoever can connect
+    api_key: tuple[str, ...] = ()  # neither these nor a file: open to whoever can connect
+    keys_file: str = ""
+    cors_origins: tuple[str, ...] = ()
     redis_url: str = "redis://127.0.0.1:6379/0"
     max_queue_size: int = 1000
     request_timeout: float = 300.0  # seconds
     rate_limit_requests: int = 0  # a key and window; 0: off
+    rate_limit_tokens: int = 0  # the same
     rate_limit_window: float = 60.0  # seconds
     result_ttl: int = 3600  # seconds
     failure_ttl: int = 86400  # seconds
     log_level: str = "info"
+    log_format: str = "text"
+    job_timeout: float = 86400.0  # seconds, waiting included
+    max_queue_time: float = 0.0  # seconds; 0: as long as the request may take
+    webhook_secret: str = ""
+    webhook_networks: tuple[str, ...] = ()
+    files_dir: str = "~/.local/share/dfastllm/files"
 
     max_body_bytes: int = 16 * 1024 * 1024
     """Not an environment variable, as all below: tests shorten them."""
@@ -39,6 +51,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     queue_comment_s: float = 5.0
     ping_s: float = 15.0
     sweep_s: float = 1.0
+    chores_s: float = 1.0  # how often long waits are ended and due webhooks looked for
+    webhook_lease_s: float = 60.0
+    webhook_timeout_s: float = 15.0
+    webhook_pause_s: float = 5.0  # before the second try; four times as long before each further
 
     def __post_init__(self) -> None:
         """Raise SettingsError naming the first setting that makes no sense."""
@@ -48,15 +64,51 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         _positive("RATE_LIMIT_WINDOW", self.rate_limit_window)
         limit = self.rate_limit_requests
         _require(limit >= 0, "RATE_LIMIT_REQUESTS", "0 (off) or more", limit)
+        _positive("JOB_TIMEOUT", self.job_timeout)
+        queue_time = self.max_queue_time
+        _require(0 <= queue_time < math.inf, "MAX_QUEUE_TIME", "0 (off) or seconds", queue_time)
+        self._check_webhooks()
         _require(self.result_ttl > 0, "RESULT_TTL", "above 0", self.result_ttl)
         _require(self.failure_ttl > 0, "FAILURE_TTL", "above 0", self.failure_ttl)
         levels = " or ".join(LOG_LEVELS)
         _require(self.log_level in LOG_LEVELS, "LOG_LEVEL", levels, self.log_level)
-        if not self.api_key and not is_loopback(self.host):
+        forms = " or ".join(FORMATS)
+        _require(self.log_format in FORMATS, "LOG_FORMAT", forms, self.log_format)
+        tokens = self.rate_limit_tokens
+        _require(tokens >= 0, "RATE_LIMIT_TOKENS", "0 (off) or more", tokens)
+        self._check_access()
+
+    @property
+    def queue_limit_s(self) -> float | None:
+        """How long a request may wait that does not say it itself."""
+        return self.max_queue_time or None
+
+    def _check_access(self) -> None:
+        has_keys = bool(self.api_key or self.keys_file)
+        if not has_keys and not is_loopback(self.host):
             raise SettingsError(
                 f"VDIFF_HOST is {self.host}, which others can reach, but VDIFF_API_KEY is not set: "
                 "set a key, or listen on 127.0.0.1"
             )
+        if not has_keys and "*" in self.cors_origins:
+            # Any page that somebody reads could use the server of the machine it is read on.
+            raise SettingsError("VDIFF_CORS_ORIGINS may be * only where VDIFF_API_KEY is set")
+        try:
+            ring_of(self.api_key, self.keys_file, Limits())
+        except ValueError as error:
+            raise SettingsError(f"VDIFF_KEYS_FILE {error}") from None
+
+    def _check_webhooks(self) -> None:
+        try:
+            if self.webhook_secret:
+                secret_bytes(self.webhook_secret)
+        except ValueError as error:
+            raise SettingsError(f"VDIFF_WEBHOOK_SECRET {error}") from None
+        for network in self.webhook_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise SettingsError(f"VDIFF_WEBHOOK_NETWORKS: {error}") from None
 
 
 def load_settings(environ: Mapping[str, str]) -> ApiSettings:
@@ -88,7 +140,7 @@ def _parse(name: str, field: str, text: str) -> object:
     if isinstance(default, tuple):
         return tuple(key for part in text.split(",") if (key := part.strip()))
     if isinstance(default, str):
-        return text.lower() if field == "log_level" else text
+        return text.lower() if field in ("log_level", "log_format") else text
     kind = type(default)
     try:
         return kind(text)

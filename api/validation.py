@@ -8,7 +8,7 @@ import secrets
 from api.errors import InvalidRequestError
 from api.grammar import grammar_of
 from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from worker.wire.messages import Sampling
+from worker.wire.messages import Grammar, Sampling
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_CHOICES = 128  # n, and prompts * n
@@ -21,7 +21,10 @@ MAX_SEED = 2**63 - 1
 
 
 def sampling_of(
-    request: GenerationRequest, max_tokens: int | None, logprobs: int | None
+    request: GenerationRequest,
+    max_tokens: int | None,
+    logprobs: int | None,
+    tool_grammar: Grammar | None = None,
 ) -> Sampling:
     """Return the wire's form of a checked request; a seed is drawn where none was given."""
     return Sampling(
@@ -40,7 +43,7 @@ def sampling_of(
         logit_bias=_logit_bias(request),
         logprobs=logprobs,
         ignore_eos=request.ignore_eos or False,
-        grammar=grammar_of(request),
+        grammar=_only(grammar_of(request), tool_grammar),
     )
 
 
@@ -124,6 +127,16 @@ def _check_min_tokens(request: GenerationRequest, max_tokens: int | None) -> Non
             f"'min_tokens' is {request.min_tokens}, above the limit of {max_tokens} tokens.",
             param="min_tokens",
         )
+
+
+def _only(grammar: Grammar | None, tool_grammar: Grammar | None) -> Grammar | None:
+    if grammar is not None and tool_grammar is not None:
+        raise InvalidRequestError(
+            f"'{grammar.param}' says what the output must look like, and so does a 'tool_choice' "
+            "that asks for a call.",
+            param=grammar.param,
+        )
+    return grammar or tool_grammar
 
 
 def _seed(seed: int | None) -> int:

@@ -22,7 +22,7 @@ from api.responses import (
     metrics_body,
     usage_body,
 )
-from worker.wire.messages import Delta, Finished, GenerateJob, TokenLogprob
+from worker.wire.messages import Delta, Finished, GenerateJob, JobRecord, TokenLogprob
 
 
 @dataclass(slots=True)
@@ -48,15 +48,6 @@ class GatheredChoice:
         self.holes = self.holes if delta.holes is None else delta.holes
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the client wants to see beside the text."""
-
-    system_fingerprint: str
-    include_usage: bool = False
-    return_token_ids: bool = False
-
-
 class Writer(Protocol):
     """Writes one request's answer, whole or in chunks. It remembers which choices it has begun."""
 
@@ -76,11 +67,11 @@ class Writer(Protocol):
 class ChatWriter:
     """Writes chat.completion and chat.completion.chunk."""
 
-    def __init__(self, job: GenerateJob, wishes: Wishes) -> None:
+    def __init__(self, job: GenerateJob, record: JobRecord) -> None:
         self._job = job
-        self._wishes = wishes
+        self._record = record
         self._begun: set[int] = set()
-        self._no_usage: UnsetType | None = None if wishes.include_usage else UNSET
+        self._no_usage: UnsetType | None = None if record.include_usage else UNSET
 
     def chunks(self, delta: Delta) -> list[Struct]:
         chunks: list[Struct] = []
@@ -88,15 +79,17 @@ class ChatWriter:
             self._begun.add(delta.choice)
             role = ChatDelta(role="assistant", content="")
             chunks.append(self._chunk([ChatChunkChoice(index=delta.choice, delta=role)]))
-        if _shows(delta, self._wishes):
-            chunks.append(self._chunk([self._choice(delta)]))
-        return chunks
+        return chunks + [self._chunk([choice]) for choice in self.choices(delta)]
+
+    def choices(self, delta: Delta) -> list[ChatChunkChoice]:
+        """What a client sees of a delta; each goes into a chunk of its own."""
+        return [self._choice(delta)] if _shows(delta, self._record) else []
 
     def shows_text_alone(self, delta: Delta) -> bool:
-        return delta.choice in self._begun and _is_text_alone(delta, self._job, self._wishes)
+        return delta.choice in self._begun and _is_text_alone(delta, self._job, self._record)
 
     def last_chunk(self, finished: Finished) -> Struct | None:
-        if not self._wishes.include_usage:
+        if not self._record.include_usage:
             return None
         chunk = self._chunk([], usage_body(finished))
         chunk.metrics = metrics_body(finished)
@@ -107,20 +100,21 @@ class ChatWriter:
             id=self._job.job_id,
             created=int(self._job.created),
             model=self._job.model,
-            system_fingerprint=self._wishes.system_fingerprint,
-            choices=[self._whole(choice) for choice in choices],
+            system_fingerprint=self._record.system_fingerprint,
+            choices=[self.whole(choice) for choice in choices],
             usage=usage_body(finished),
             metrics=metrics_body(finished),
         )
 
-    def _whole(self, choice: GatheredChoice) -> ChatChoice:
+    def whole(self, choice: GatheredChoice) -> ChatChoice:
+        """All of one choice."""
         num_top = self._job.sampling.logprobs
         return ChatChoice(
             index=choice.index,
             message=AssistantMessage(choice.text),
             logprobs=None if num_top is None else chat_logprobs_body(choice.logprobs, num_top),
             finish_reason=choice.finish_reason,
-            token_ids=choice.token_ids if self._wishes.return_token_ids else UNSET,
+            token_ids=choice.token_ids if self._record.return_token_ids else UNSET,
         )
 
     def _choice(self, delta: Delta) -> ChatChunkChoice:
@@ -133,7 +127,7 @@ class ChatWriter:
             if has_logprobs
             else None,
             finish_reason=delta.finish_reason,
-            token_ids=delta.token_ids if self._wishes.return_token_ids else UNSET,
+            token_ids=delta.token_ids if self._record.return_token_ids else UNSET,
         )
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: UsageBody | None = None) -> ChatChunk:
@@ -141,7 +135,7 @@ class ChatWriter:
             id=self._job.job_id,
             created=int(self._job.created),
             model=self._job.model,
-            system_fingerprint=self._wishes.system_fingerprint,
+            system_fingerprint=self._record.system_fingerprint,
             choices=choices,
             usage=self._no_usage if usage is None else usage,
         )
@@ -150,24 +144,24 @@ class ChatWriter:
 class TextWriter:
     """Writes text_completion, whole and in chunks."""
 
-    def __init__(self, job: GenerateJob, wishes: Wishes) -> None:
+    def __init__(self, job: GenerateJob, record: JobRecord) -> None:
         self._job = job
-        self._wishes = wishes
+        self._record = record
         self._logprobs: dict[int, TextLogprobsWriter] = {}
-        self._no_usage: UnsetType | None = None if wishes.include_usage else UNSET
+        self._no_usage: UnsetType | None = None if record.include_usage else UNSET
 
     def chunks(self, delta: Delta) -> list[Struct]:
-        if not _shows(delta, self._wishes):
+        if not _shows(delta, self._record):
             return []
         choice = GatheredChoice(delta.choice)
         choice.add(delta)
         return [self._completion([self._choice(choice)], self._no_usage)]
 
     def shows_text_alone(self, delta: Delta) -> bool:
-        return _is_text_alone(delta, self._job, self._wishes)
+        return _is_text_alone(delta, self._job, self._record)
 
     def last_chunk(self, finished: Finished) -> Struct | None:
-        if not self._wishes.include_usage:
+        if not self._record.include_usage:
             return None
         return self.body([], finished)
 
@@ -189,7 +183,7 @@ class TextWriter:
             text=choice.text,
             logprobs=logprobs,
             finish_reason=choice.finish_reason,
-            token_ids=choice.token_ids if self._wishes.return_token_ids else UNSET,
+            token_ids=choice.token_ids if self._record.return_token_ids else UNSET,
             holes=UNSET if choice.holes is None else choice.holes,
         )
 
@@ -200,19 +194,19 @@ class TextWriter:
             id=self._job.job_id,
             created=int(self._job.created),
             model=self._job.model,
-            system_fingerprint=self._wishes.system_fingerprint,
+            system_fingerprint=self._record.system_fingerprint,
             choices=choices,
             usage=usage,
         )
 
 
-def _shows(delta: Delta, wishes: Wishes) -> bool:
+def _shows(delta: Delta, record: JobRecord) -> bool:
     """Say whether a client sees anything of a delta: half a character is no text yet."""
-    has_ids = wishes.return_token_ids and bool(delta.token_ids)
+    has_ids = record.return_token_ids and bool(delta.token_ids)
     return bool(delta.text or delta.finish_reason or delta.logprobs) or has_ids
 
 
-def _is_text_alone(delta: Delta, job: GenerateJob, wishes: Wishes) -> bool:
-    has_more = delta.finish_reason or delta.holes is not None
-    wants_more = wishes.return_token_ids or job.sampling.logprobs is not None
+def _is_text_alone(delta: Delta, job: GenerateJob, record: JobRecord) -> bool:
+    has_more = delta.finish_reason or delta.holes is not None or delta.trace is not None
+    wants_more = record.return_token_ids or job.sampling.logprobs is not None
     return bool(delta.text) and not has_more and not wants_more

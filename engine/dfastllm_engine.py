@@ -249,7 +249,7 @@ class DFastLLMEngine:
         self._check_length(len(prompt_token_ids) + options.num_suffix_tokens, params)
         strategy = self._batching.batcher.strategies[mode]
         for name in options.given():
-            if name not in strategy.honours:
+            if name not in strategy.honours and name != "shows_steps":
                 message = (
                     f"mode {mode!r} has no use for {name}; leave it out or choose another mode"
                 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.request.errors import InvalidRequestError
 from engine.request.options import NO_OPTIONS, GenerationOptions
@@ -19,13 +20,29 @@ LETTERS = b"abcdefghijklmnopqrstuvwxyz      "
 class FakeTokenizer:
     """One token, one byte."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         return list(text.encode())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+    def describe(self) -> dict[str, Any]:
+        return {"eos_token": "\0", "chat_template": None}
 
     def encode_continuation(self, text: str, param: str) -> list[int]:
         return self.encode(text)
 
-    def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
+    tool_syntax = ""
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         turns = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
         return self.encode(turns + "<assistant>")
 

@@ -10,6 +10,7 @@ import sys
 
 from worker.cpu_threads import set_cpu_policy
 from worker.settings import SettingsError, WorkerSettings, changed_settings, read_settings
+from worker.wire.logs import set_up_logs
 
 EXIT_MISCONFIGURED = 2
 # New objects before the cyclic collector looks: importing torch makes it look through everything
@@ -27,10 +28,7 @@ def main(argv: list[str]) -> int:
         # Before anything imports torch: OpenMP reads its environment once.
         policy = set_cpu_policy(os.environ, int(os.environ.get("VDIFF_WORKERS") or 1))
         settings = read_settings(os.environ)
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        set_up_logs(settings.log_level, settings.log_format)
         gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
         log.info(policy)
         return _work(settings, name)

@@ -44,6 +44,7 @@ class BatchWorker(SimpleWorker):
         *,
         name: str,
         mailbox: Mailbox,
+        question_channel: str,
     ) -> None:
         """`connection` must be RQ's own: RQ sets its timeouts. All calls come from its thread."""
         super().__init__(
@@ -54,6 +55,7 @@ class BatchWorker(SimpleWorker):
             serializer=RestrictedSerializer,
         )
         self._mailbox = mailbox
+        self._question_channel = question_channel
 
     def begin(self) -> None:
         """Register with RQ and listen for commands and wakes."""
@@ -81,10 +83,11 @@ class BatchWorker(SimpleWorker):
         return {name for name, count in zip(job_ids, counts, strict=True) if int(count or 0) < 1}
 
     def subscribe(self) -> None:
-        """Listen, on one connection, to RQ's commands and to the wakes of our queues."""
+        """Listen, on one connection, to RQ's commands, to wakes and to questions."""
         self.pubsub = self.connection.pubsub()  # type: ignore[no-untyped-call]
         wakes = {keys.wake_channel(queue.name): self._handle_wake for queue in self.queues}
-        self.pubsub.subscribe(**{self.pubsub_channel_name: self.handle_payload, **wakes})
+        asked = {self._question_channel: self._handle_question}
+        self.pubsub.subscribe(**{self.pubsub_channel_name: self.handle_payload, **wakes, **asked})
         self.pubsub_thread = self.pubsub.run_in_thread(  # type: ignore[assignment]
             sleep_time=60, daemon=True, exception_handler=self._pubsub_exception_handler
         )
@@ -116,6 +119,9 @@ class BatchWorker(SimpleWorker):
 
     def _handle_wake(self, message: dict[str, Any]) -> None:
         self._mailbox.wake()
+
+    def _handle_question(self, message: dict[str, Any]) -> None:
+        self._mailbox.ask()
 
     def _pubsub_exception_handler(
         self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread

@@ -17,6 +17,7 @@ An OpenAI-compatible inference server for hybrid diffusion-AR language models.
   dfastllm serve                 everything on this machine: queue, API, one worker, built-in models
   dfastllm api                   the HTTP API alone; needs VDIFF_REDIS_URL
   dfastllm worker                one worker alone; needs VDIFF_REDIS_URL; start as many as you like
+  dfastllm key ...               make an API key for the keys file
   dfastllm train ...             train the built-in models anew (`dfastllm train --help`)
   dfastllm train-drafter ...     train a drafter for your own verifier
   dfastllm eval-drafter ...      tokens committed a verify forward, without a server
@@ -37,7 +38,8 @@ To watch the queue:
 """
 
 # Commands with flags of their own, which are passed on as they are.
-TRAINING = {
+OTHERS = {
+    "key": ("api.new_key", "make an API key for the keys file"),
     "train": ("engine.training", "train the built-in models anew"),
     "train-drafter": ("engine.training.train_drafter", "train a drafter for your own verifier"),
     "eval-drafter": ("engine.training.eval_drafter", "judge a drafter without a server"),
@@ -55,8 +57,8 @@ HELP = {
 def main() -> NoReturn:
     """Parse the command line and become, or supervise, what it names."""
     arguments = sys.argv[1:]
-    if arguments and arguments[0] in TRAINING:
-        _become(TRAINING[arguments[0]][0], arguments[1:])
+    if arguments and arguments[0] in OTHERS:
+        _become(OTHERS[arguments[0]][0], arguments[1:])
     options = vars(_parser().parse_args(arguments))
     part = options.pop("part")
     os.environ.update({name: value for name, value in options.items() if value is not None})
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         for setting in settings_of(part):
             _add_flag(sub, setting)
-    for part, (_, text) in TRAINING.items():
+    for part, (_, text) in OTHERS.items():
         parts.add_parser(part, help=text, add_help=False)
     return parser
 

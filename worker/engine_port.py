@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from engine.request.options import NO_OPTIONS, GenerationOptions
@@ -13,11 +13,28 @@ from engine.request.sampling_params import SamplingParams
 class TokenizerPort(Protocol):
     """Text to tokens and back. Called from the I/O thread while the engine steps."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]: ...
 
     def encode_continuation(self, text: str, param: str) -> list[int]: ...
 
-    def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]: ...
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]: ...
+
+    @property
+    def tool_syntax(self) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `tokenizer_config.json` says that clients may need."""
+        ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
 

@@ -15,6 +15,7 @@ from worker.engine_port import EnginePort
 from worker.job_runner import JobRunner
 from worker.job_store import Claim, JobStore
 from worker.mailbox import Mailbox
+from worker.question_desk import QuestionDesk
 from worker.wire.messages import ModelInfo, WorkerInfo
 
 log = logging.getLogger("worker")
@@ -47,12 +48,14 @@ class IoLoop:
         worker: BatchWorker,
         mailbox: Mailbox,
         limits: LoopLimits,
+        desk: QuestionDesk,
     ) -> None:
         self._engine = engine
         self._store = store
         self._worker = worker
         self._mailbox = mailbox
         self._limits = limits
+        self._desk = desk
         self._queues: Sequence[str] = worker.queue_names()
         self._runner = JobRunner(engine, mailbox.ring)
         self._created = int(time.time())
@@ -160,6 +163,8 @@ class IoLoop:
             self._give_back_after_fault(self._fault)
         if time.monotonic() >= self._beat_at:
             self._beat()
+        if self._mailbox.take_question() and self._desk.answer_all():
+            self._mailbox.ask()
         if self._is_draining:
             self._drain()
         elif self._may_claim:
@@ -262,6 +267,7 @@ class IoLoop:
             modes=list(engine.modes),
             created=self._created,
             fingerprint=engine.fingerprint,
+            tool_syntax=engine.tokenizer.tool_syntax,
         )
         return WorkerInfo(
             name=self._worker.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ class Claim:
     attempt: int
     deltas: list[Delta]
     """What earlier attempts logged: output to replay. The next delta's index is last index + 1."""
+    deadline: float | None = None
+    """Unix time, by this host's clock, at which the job is given up; None: reckon it by the job."""
 
 
 class Beat(NamedTuple):
@@ -82,6 +85,7 @@ class JobStore:
             execution=uuid4().hex,
             foreign=reasons.FOREIGN,
             expired=reasons.EXPIRED,
+            overdue=reasons.OVERDUE,
             fingerprint=self._fingerprint,
             unlike=reasons.UNLIKE,
         )
@@ -156,14 +160,16 @@ class JobStore:
 
     def _read_claims(self, rows: list[Any]) -> list[Claim]:
         claims, unreadable = [], []
-        for job_id, execution_id, queue, attempt, payload in rows:
+        for job_id, execution_id, queue, attempt, payload, time_left in rows:
             name = job_id.decode()
             job = _read_job(name, payload)
             self._held[name] = HeldJob(execution_id.decode(), job is not None and job.stream)
             if job is None:
                 unreadable.append(_unreadable(name))
             else:
-                claims.append(Claim(job, execution_id.decode(), queue.decode(), attempt, []))
+                deadline = time.time() + float(time_left)
+                execution = execution_id.decode()
+                claims.append(Claim(job, execution, queue.decode(), attempt, [], deadline))
         if unreadable:
             self.emit(StepRecord(endings=unreadable))
         return claims

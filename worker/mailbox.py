@@ -21,6 +21,7 @@ class Mailbox:
         os.set_blocking(self._writer, False)
         self._jobs_to_stop: deque[str] = deque()
         self._has_wake = True  # the first look at the queues needs no wake
+        self._has_question = False
         self.num_stop_calls = 0
 
     def ring(self) -> None:
@@ -31,6 +32,11 @@ class Mailbox:
     def wake(self) -> None:
         """Say that a queue may hold a job."""
         self._has_wake = True
+        self.ring()
+
+    def ask(self) -> None:
+        """Say that somebody has a question."""
+        self._has_question = True
         self.ring()
 
     def stop_job(self, job_id: str) -> None:
@@ -51,6 +57,10 @@ class Mailbox:
     def take_wake(self) -> bool:
         has_wake, self._has_wake = self._has_wake, False
         return has_wake
+
+    def take_question(self) -> bool:
+        has_question, self._has_question = self._has_question, False
+        return has_question
 
     def take_jobs_to_stop(self) -> set[str]:
         taken = set()

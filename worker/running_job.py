@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from dataclasses import dataclass, field
 
 from engine.request.options import GenerationOptions
-from engine.request.outputs import FinishReason, SequenceSummary, StepOutput
+from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, StepTrace
 from engine.request.sampling_params import SamplingParams
 from worker.engine_port import EnginePort, EngineSequence
 from worker.job_store import Claim
@@ -23,11 +24,13 @@ from worker.translate import (
     sampling_params,
     sequence_of,
     wire_logprobs,
+    wire_trace,
 )
-from worker.wire.messages import Accepted, Delta, Finished, TokenLogprob, Usage
+from worker.wire.messages import Accepted, Delta, Finished, TokenLogprob, Trace, Usage
 
 # Of a job that nobody streams no one reads single tokens: fewer, longer deltas cost less.
 UNSTREAMED_DELTA_TOKENS = 8
+SNAPSHOT_S = 0.04  # more than 25 pictures a second nobody sees
 
 
 @dataclass(slots=True)
@@ -41,6 +44,9 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     summary: SequenceSummary | None = None
+    num_new_tokens: int = 0  # of this attempt
+    trace: Trace | None = None
+    shown_at: float = 0.0  # when the last trace went out, by the monotonic clock
 
     @property
     def is_finished(self) -> bool:
@@ -49,6 +55,7 @@ class Choice:
     def absorb(self, output: StepOutput) -> None:
         self.text += output.text
         self.token_ids.extend(output.token_ids)
+        self.num_new_tokens += len(output.token_ids)
         self.summary = output.summary or self.summary
         for logprobs in (output.prompt_logprobs, output.logprobs):
             if logprobs is not None:
@@ -66,8 +73,9 @@ class Choice:
             finish_reason,
             self.logprobs,
             holes or None,
+            self.trace,
         )
-        self.text, self.token_ids, self.logprobs = "", [], None
+        self.text, self.token_ids, self.logprobs, self.trace = "", [], None, None
         return delta
 
 
@@ -82,6 +90,7 @@ class RunningJob:
         self.has_ended = False
         self._delta_tokens = 1 if self.job.stream else UNSTREAMED_DELTA_TOKENS
         self._next_index = max((delta.index + 1 for delta in claim.deltas), default=0)
+        self._tokenizer = engine.tokenizer
         self._prompts = prompts_of(self.job, engine.tokenizer)
         self._choices = self._make_choices(engine)
         self._by_sequence = {
@@ -98,8 +107,10 @@ class RunningJob:
 
     @property
     def deadline(self) -> float:
-        """Unix time at which the client has waited long enough, in the queue and here."""
+        """Unix time at which the job has taken long enough, in the queue and here."""
         timeout_s = self.job.timeout_s
+        if self.claim.deadline is not None:
+            return self.claim.deadline
         return float("inf") if timeout_s is None else self.job.created + timeout_s
 
     def accepted(self) -> Accepted:
@@ -109,8 +120,20 @@ class RunningJob:
         """Absorb what one sequence gained; return a delta once there is enough to send."""
         choice = self._by_sequence[output.sequence_id]
         choice.absorb(output)
-        is_due = output.finish_reason is not None or len(choice.token_ids) >= self._delta_tokens
+        if output.trace is not None and self.job.stream:
+            self._show(choice, output.trace)
+        is_ripe = len(choice.token_ids) >= self._delta_tokens or choice.trace is not None
+        is_due = output.finish_reason is not None or is_ripe
         return self._send(choice, output.finish_reason) if is_due else None
+
+    def _show(self, choice: Choice, trace: StepTrace) -> None:
+        """Take a step's trace into the next delta; of mere snapshots not more than can be seen."""
+        now = time.monotonic()
+        if not trace.drafted and not choice.token_ids and now < choice.shown_at + SNAPSHOT_S:
+            return
+        choice.shown_at = now
+        num_output = choice.num_logged_tokens + choice.num_new_tokens
+        choice.trace = wire_trace(trace, num_output, self.job.sampling.max_tokens, self._tokenizer)
 
     def flush(self) -> list[Delta]:
         """Return what is still pending, so that whoever goes on need not make it again."""

@@ -26,6 +26,7 @@ class ServePlan:
     queue_port: int  # 0: the embedded queue has no port, only its socket
     num_workers: int
     drain_timeout_s: float
+    log_format: str
     child_environ: Mapping[str, str]
     # -P: a folder called "api" or "worker" in the current directory must not be taken for ours.
     api_command: tuple[str, ...] = (sys.executable, "-P", "-m", "api")
@@ -35,16 +36,20 @@ class ServePlan:
     def read(cls, environ: Mapping[str, str]) -> ServePlan:
         """Read and check the settings; raises SettingsError naming a bad one."""
         keys = environ.get("VDIFF_API_KEY", "").split(",")
+        settings = read_settings(environ)
+        data_dir = Path(environ.get("VDIFF_DATA_DIR") or DEFAULT_DATA_DIR)
+        files_dir = environ.get("VDIFF_FILES_DIR") or str(data_dir / "files")
         return cls(
             host=environ.get("VDIFF_HOST") or DEFAULT_HOST,
             port=_whole_number(environ, "VDIFF_PORT", DEFAULT_PORT, 1, 65535),
             api_key=keys[0].strip() or None,
             redis_url=environ.get("VDIFF_REDIS_URL") or None,
-            data_dir=Path(environ.get("VDIFF_DATA_DIR") or DEFAULT_DATA_DIR),
+            data_dir=data_dir,
             queue_port=_whole_number(environ, "VDIFF_QUEUE_PORT", 0, 0, 65535),
             num_workers=_whole_number(environ, "VDIFF_WORKERS", 1, 1, 256),
-            drain_timeout_s=read_settings(environ).drain_timeout,
-            child_environ=dict(environ),
+            drain_timeout_s=settings.drain_timeout,
+            log_format=settings.log_format,
+            child_environ={**environ, "VDIFF_FILES_DIR": files_dir},
         )
 
 

@@ -17,6 +17,7 @@ from worker.engine_port import EnginePort
 from worker.io_loop import IoLoop, LoopLimits
 from worker.job_store import JobStore
 from worker.mailbox import Mailbox
+from worker.question_desk import QuestionDesk
 from worker.settings import WorkerSettings
 from worker.wire import keys
 
@@ -41,7 +42,13 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         signal.signal(signum, lambda *_: mailbox.request_stop())
     logging.getLogger("rq.worker").setLevel(logging.WARNING)  # what it tells, we tell
     queues = keys.queue_names(engine.model_name)
-    worker = BatchWorker(queues, connect(settings.redis_url), name=name, mailbox=mailbox)
+    worker = BatchWorker(
+        queues,
+        connect(settings.redis_url),
+        name=name,
+        mailbox=mailbox,
+        question_channel=keys.question_channel(engine.model_name),
+    )
     store = JobStore(
         client,
         name,
@@ -55,7 +62,8 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
     gc.freeze()  # the libraries and the model: to look through them takes longer than a step
     try:
         log.info("worker %s serves %s, %d at once", name, engine.model_name, engine.max_batch_size)
-        return IoLoop(engine, store, worker, mailbox, _limits(settings)).run()
+        desk = QuestionDesk(client, engine, name)
+        return IoLoop(engine, store, worker, mailbox, _limits(settings), desk).run()
     finally:
         _say_goodbye(worker)
 

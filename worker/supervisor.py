@@ -19,6 +19,7 @@ from worker.front_door import FrontDoor
 from worker.job_store import JobStore
 from worker.part import Part
 from worker.serve_plan import ServePlan
+from worker.wire.logs import set_up_logs
 
 log = logging.getLogger("serve")
 
@@ -33,10 +34,8 @@ class SupervisorError(RuntimeError):
 
 def supervise(environ: Mapping[str, str]) -> int:
     """Run the whole server until a signal; raises SettingsError or SupervisorError."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     plan = ServePlan.read(environ)
+    set_up_logs("info", plan.log_format)
     door = FrontDoor(plan)
     door.check_is_free()
     return Supervisor(plan, door).run()

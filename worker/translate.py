@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,12 +13,13 @@ import msgspec
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import Grammar, GrammarKind
 from engine.request.options import Acceptance, CanvasCache, GenerationOptions, Remasking
-from engine.request.outputs import SequenceSummary, TokenLogprobs
+from engine.request.outputs import SequenceSummary, StepTrace, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
+from worker.chat_prompt import chat_prompt
 from worker.engine_port import EnginePort, EngineSequence, TokenizerPort
 from worker.wire.messages import (
+    MASK,
     Chat,
-    ChatMessage,
     Delta,
     DraftStats,
     GenerateJob,
@@ -27,6 +29,7 @@ from worker.wire.messages import (
     Prompts,
     Rejected,
     TokenLogprob,
+    Trace,
 )
 
 _WORDS: dict[str, type[StrEnum]] = {
@@ -50,9 +53,8 @@ class Prompt:
 def prompts_of(job: GenerateJob, tokenizer: TokenizerPort) -> list[Prompt]:
     """Tokenize a job's input; a chat is one prompt."""
     match job.input:
-        case Chat(messages=messages):
-            turns = [_chat_turn(message) for message in messages]
-            return [Prompt(tokenizer.apply_chat_template(turns))]
+        case Chat():
+            return [Prompt(chat_prompt(job.input, tokenizer))]
         case Prompts(prompts=prompts, echo=echo):
             return [_prompt(prompt, echo, tokenizer) for prompt in prompts]
 
@@ -118,6 +120,20 @@ def wire_logprobs(logprobs: Iterable[TokenLogprobs]) -> list[TokenLogprob]:
     return [TokenLogprob(one.token_id, one.token, one.logprob, list(one.top)) for one in logprobs]
 
 
+def wire_trace(
+    trace: StepTrace, num_output: int, max_tokens: int | None, tokenizer: TokenizerPort
+) -> Trace:
+    """Write a step's trace as text; `num_output` tokens were committed up to its end."""
+    num_revealed = num_output + sum(token_id is not None for token_id in trace.pending)
+    whole = max(max_tokens or 0, num_output + len(trace.pending), 1)
+    return Trace(
+        [tokenizer.decode([token_id]) for token_id in trace.drafted],
+        trace.num_accepted,
+        _pending_text(trace.pending, tokenizer),
+        num_revealed / whole,
+    )
+
+
 def draft_stats(summaries: list[SequenceSummary]) -> DraftStats | None:
     """Sum up the speculation of a job's sequences; None where nothing was drafted."""
     if not any(summary.num_draft_tokens for summary in summaries):
@@ -174,15 +190,20 @@ def _grammar(job: GenerateJob) -> Grammar | None:
     return Grammar(GrammarKind(given.kind), given.definition, given.param)
 
 
+def _pending_text(pending: Sequence[int | None], tokenizer: TokenizerPort) -> str:
+    """Decode revealed tokens where they stand side by side; every mask is one character."""
+    text = ""
+    for is_mask, run in itertools.groupby(pending, lambda token_id: token_id is None):
+        token_ids = list(run)
+        known = [token_id for token_id in token_ids if token_id is not None]
+        text += MASK * len(token_ids) if is_mask else tokenizer.decode(known)
+    return text
+
+
 def _prompt(prompt: str | list[int], echo: bool, tokenizer: TokenizerPort) -> Prompt:
     if isinstance(prompt, str):
         return Prompt(tokenizer.encode(prompt), prompt if echo else None)
     return Prompt(prompt, tokenizer.decode(prompt) if echo else None)
-
-
-def _chat_turn(message: ChatMessage) -> dict[str, str]:
-    turn = {"role": message.role, "content": message.content}
-    return turn if message.name is None else turn | {"name": message.name}
 
 
 def _known_word(param: str, word: str, words: type[StrEnum]) -> StrEnum:

@@ -21,6 +21,7 @@ from engine.generation.unmasking import Denoised, reveal
 from engine.models.diffusion_lm import ContextKind
 from engine.request.errors import InvalidRequestError
 from engine.request.options import CanvasCache, GenerationOptions
+from engine.request.outputs import StepTrace
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
@@ -105,9 +106,7 @@ class Denoising(GenerationStrategy):
         for block, output in denoised:
             self.settle(output.rows.sequence, block)
         return [
-            self.take(output.rows.sequence, self.block(output.rows.sequence))
-            if output.rows.num_logits
-            else []
+            self._take_shown(output.rows.sequence) if output.rows.num_logits else []
             for output in outputs
         ]
 
@@ -131,6 +130,15 @@ class Denoising(GenerationStrategy):
         self.drop_block(sequence)
         self._reader.forget(sequence)
         self._canvas_reader.forget(sequence)
+
+    def _take_shown(self, sequence: Sequence) -> list[int]:
+        """What can be committed; what is revealed beyond it may be looked at."""
+        block = self.block(sequence)
+        taken = self.take(sequence, block)
+        if sequence.options.shows_steps and not sequence.options.suffixes:
+            first = sequence.num_tokens + len(taken) - block.start
+            sequence.trace = StepTrace(pending=tuple(block.token_ids[first:]))
+        return taken
 
     def _rows(self, sequence: Sequence, block: MaskedBlock) -> Rows:
         if self.config.context is ContextKind.BIDIRECTIONAL:

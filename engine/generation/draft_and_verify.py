@@ -27,6 +27,7 @@ from engine.generation.strategy import (
 )
 from engine.request.errors import InvalidRequestError
 from engine.request.options import Acceptance, GenerationOptions
+from engine.request.outputs import StepTrace
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
 
@@ -141,8 +142,10 @@ class DraftAndVerify(GenerationStrategy):
             return self._accept_undrafted(outputs)
         committed = self.judge.judge(outputs)
         for output, token_ids in zip(outputs, committed, strict=True):
-            num_drafted = len(output.rows.token_ids) - 1
-            self._count(output.rows.sequence, num_drafted, len(token_ids) - 1)
+            sequence, drafted = output.rows.sequence, output.rows.token_ids[1:]
+            self._count(sequence, len(drafted), len(token_ids) - 1)
+            if sequence.options.shows_steps:
+                sequence.trace = StepTrace(tuple(drafted), len(token_ids) - 1)
         return committed
 
     def judges_by_rejection(self, sequence: Sequence) -> bool:

@@ -56,6 +56,7 @@ class GenerationOptions:
     apd_threshold: float | None = None  # without the verifier: while the model is this sure
     prediction: tuple[int, ...] = ()  # tokens that the client expects: a draft for free
     suffixes: tuple[tuple[int, ...], ...] = ()  # what follows each hole that is to be filled
+    shows_steps: bool = False  # outputs carry traces; changes nothing that is generated
 
     def __post_init__(self) -> None:
         """Raise `InvalidRequestError` naming the first field that is out of its range."""

@@ -54,6 +54,15 @@ class Ending:
     hole_lengths: tuple[int, ...] = ()
 
 
+class StepTrace(NamedTuple):
+    """How a step went, for those who want to see it; nothing of it is output."""
+
+    drafted: tuple[int, ...] = ()  # what the verifier was shown
+    num_accepted: int = 0
+    pending: tuple[int | None, ...] = ()
+    """After the output so far: tokens that are revealed but not committed, None for a mask."""
+
+
 class StepOutput(NamedTuple):
     """What one sequence gained in one step."""
 
@@ -64,3 +73,4 @@ class StepOutput(NamedTuple):
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     summary: SequenceSummary | None = None  # set with finish_reason
+    trace: StepTrace | None = None  # where the options ask for it

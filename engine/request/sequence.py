@@ -13,6 +13,7 @@ from engine.request.outputs import (
     FinishReason,
     SequenceSummary,
     StepOutput,
+    StepTrace,
     TokenLogprobs,
 )
 from engine.request.sampling_params import SamplingParams
@@ -78,6 +79,7 @@ class Sequence:
         self.num_forwards = 0  # of any model, that had rows of this sequence
         self.hole_lengths: tuple[int, ...] = ()
         self.acceptance_histogram: list[int] = []
+        self.trace: StepTrace | None = None  # of the last step, until it is taken
         self._prompt_logprobs: list[TokenLogprobs] = []
         # A replay has given them out before.
         self._num_prompt_logprobs = self.num_prompt_tokens if replay else 0
@@ -205,7 +207,7 @@ class Sequence:
         """What has been committed since the last call; None where that is nothing."""
         is_finished = self.is_finished
         token_ids = tuple(self.token_ids[self._num_emitted :])
-        if not token_ids and not self._pending_text and not is_finished:
+        if not (token_ids or self._pending_text or is_finished or self.trace):
             return None
         wants_logprobs = self.params.logprobs is not None
         output = StepOutput(
@@ -216,6 +218,7 @@ class Sequence:
             prompt_logprobs=self._take_prompt_logprobs(),
             finish_reason=self.finish_reason,
             summary=self._summary() if is_finished else None,
+            trace=self.trace,
         )
         self._forget_pending()
         return output
@@ -244,6 +247,7 @@ class Sequence:
     def _forget_pending(self) -> None:
         self._pending_text = ""
         self._pending_logprobs = []
+        self.trace = None
         self._num_emitted = self.num_tokens
 
     def _take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...] | None:

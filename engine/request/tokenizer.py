@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ from jinja2 import TemplateError
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
 )
 
 from engine.request.errors import InvalidRequestError
+from engine.request.tool_syntax import tool_syntax_of
+
+# What a client must not get at by way of a template's variables: how a chat is rendered.
+_RENDERING_SETTINGS = frozenset(
+    ("messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+)
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -46,9 +54,10 @@ class Tokenizer:
         self._plain_token = plain[-1] if plain else None
         self.vocab_size: int = len(self._tokenizer)
         self.mask_token_id: int | None = self._tokenizer.mask_token_id
+        self.tool_syntax: str = tool_syntax_of(self._tokenizer)
         self.eos_token_ids: frozenset[int] = self._find_eos(path)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         """The ids of a completion prompt.
 
         Special tokens written in the text become special: a raw prompt is all the caller's own, and
@@ -56,7 +65,7 @@ class Tokenizer:
         BOS is taken (once), for an EOS after the prompt would end what is to be continued.
         """
         token_ids = self._encode_text(text)
-        if token_ids[: len(self._bos_prefix)] == self._bos_prefix:
+        if not add_bos or token_ids[: len(self._bos_prefix)] == self._bos_prefix:
             return token_ids
         return self._bos_prefix + token_ids
 
@@ -73,22 +82,35 @@ class Tokenizer:
         return self._encode_text(text, param)
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The ids of a conversation, up to where the assistant's next answer begins.
 
-        Special tokens inside a message stay plain text: what one party says must not be able to
-        end its turn and speak for another.
+        `variables` are the template's own. Special tokens inside a message stay plain text: what
+        one party says must not be able to end its turn and speak for another.
         """
         if not self._tokenizer.chat_template:
             message = "this model has no chat template; use /v1/completions"
             raise InvalidRequestError(message, param="messages", code="no_chat_template")
+        variables = variables or {}
+        if taken := _RENDERING_SETTINGS.intersection(variables):
+            message = f"{min(taken)!r} is no variable of the chat template"
+            raise InvalidRequestError(message, param="chat_template_kwargs")
         try:
             token_ids: list[int] = self._tokenizer.apply_chat_template(
-                messages,
+                list(messages),
+                tools=tools or None,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
                 sanitize_control_tokens=True,
                 return_dict=False,
+                **variables,
             )
         # Templates are programs of the model's author, and refuse what they do not like by
         # raise_exception, or by tripping over a missing role or key.
@@ -101,6 +123,12 @@ class Tokenizer:
         """The text of the tokens; special tokens, and ids of no token, render as nothing."""
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+    def describe(self) -> dict[str, Any]:
+        """Names of the special tokens, and the chat template, as checkpoints spell them."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
+        facts = {name: getattr(self._tokenizer, name) for name in names}
+        return {"tokenizer_class": type(self._tokenizer).__name__, **facts}
 
     def is_text(self, token_id: int) -> bool:
         """False for special tokens and for ids by which a model's vocabulary was padded."""

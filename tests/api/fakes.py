@@ -14,9 +14,11 @@ from litestar import Litestar
 
 from api.app import create_app
 from api.generation import Generation
+from api.http_protocol import PatientProtocol
 from api.settings import ApiSettings
 from worker.wire.messages import (
     Accepted,
+    Answered,
     Chat,
     Delta,
     DraftStats,
@@ -28,6 +30,9 @@ from worker.wire.messages import (
     Usage,
     WorkerInfo,
 )
+from worker.wire.questions import Topic
+from worker.wire.queue_state import QueueState, StoreMemory
+from worker.wire.queueing import NO_TERMS, Terms
 
 MODEL = ModelInfo("tiny", 128, ["ar", "deer"], 1_700_000_000, "fp-1")
 START_TIMEOUT_S = 10.0
@@ -70,18 +75,19 @@ class FakeGateway:
         default_factory=lambda: [WorkerInfo("w1", MODEL, 8, metrics={"steps_total": 3})]
     )
     jobs: list[GenerateJob] = field(default_factory=list)
+    asked: list[tuple[str, Topic]] = field(default_factory=list)
     priorities: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     refusal: Exception | None = None
     closed: threading.Event = field(default_factory=threading.Event)
     api_id: str = "api0"
 
-    async def submit(self, job: GenerateJob, priority: str) -> Generation:
+    async def submit(self, job: GenerateJob, priority: str, terms: Terms = NO_TERMS) -> Generation:
         if self.refusal is not None:
             raise self.refusal
         self.jobs.append(job)
         self.priorities.append(priority)
-        generation = Generation(job, self._on_close)
+        generation = Generation(job, self._on_close, terms.record)
         generation.position = 12
         self._player = asyncio.ensure_future(self._play(job, generation))
         return generation
@@ -89,11 +95,18 @@ class FakeGateway:
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
         return self.known
 
+    async def ask(self, model: str, about: Topic) -> Answered:
+        self.asked.append((model, about))
+        return Answered("q1", [7, 8], ["a", "b"], "ab", {"eos_token": "</s>"})
+
     async def workers(self) -> list[WorkerInfo]:
         return self.live
 
-    async def queue_lengths(self) -> dict[str, int]:
-        return {"tiny.default": 3}
+    async def queues(self) -> dict[str, QueueState]:
+        return {"tiny.default": QueueState(3, 1.5, 2)}
+
+    async def store_memory(self) -> StoreMemory | None:
+        return StoreMemory(1000, 4000)
 
     def _on_close(self, generation: Generation) -> None:
         if generation.may_still_run:
@@ -110,7 +123,7 @@ def serving(app: Litestar) -> Iterator[str]:
     """Serve an application on a free port, in a thread; yield its address."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=PatientProtocol,
         loop="asyncio",
         ws="none",
         lifespan="on",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from api.auth import ANONYMOUS, tenant_of
 from api.errors import AuthenticationError
+from api.key_ring import ANONYMOUS, KeyRing, Limits, ring_of
+from api.settings import ApiSettings, SettingsError
 from tests.api.fakes import FakeGateway, served
 
+ENTRY = f'[[keys]]\nsha256 = "{"a" * 64}"\n'
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
 
@@ -27,18 +32,22 @@ def locked(gateway: FakeGateway) -> Iterator[str]:
         yield url
 
 
+def _ring(*keys: str) -> KeyRing:
+    return ring_of(keys, "", Limits())
+
+
 @pytest.mark.parametrize("header", ["", "first", "Bearer ", "Bearer wrong", "Basic first"])
 def test_only_a_known_key_opens(header: str) -> None:
     with pytest.raises(AuthenticationError):
-        tenant_of(header, ("first",))
+        _ring("first").tenant_of(header)
 
 
 def test_each_key_is_a_tenant_and_the_tenant_does_not_show_the_key() -> None:
-    keys = ("first", "second")
-    first, second = tenant_of("Bearer first", keys), tenant_of("bearer  second", keys)
+    ring = _ring("first", "second")
+    first, second = ring.tenant_of("Bearer first").name, ring.tenant_of("bearer  second").name
     assert first != second
     assert "first" not in first
-    assert tenant_of("Bearer anything", ()) == ANONYMOUS
+    assert _ring().tenant_of("Bearer anything").name == ANONYMOUS
 
 
 def test_a_wrong_key_is_an_authentication_error(locked: str) -> None:
@@ -54,7 +63,7 @@ def test_a_wrong_key_is_an_authentication_error(locked: str) -> None:
 def test_a_key_opens_and_its_hash_travels_with_the_job(locked: str, gateway: FakeGateway) -> None:
     headers = {"Authorization": "Bearer first"}
     assert httpx.post(locked + CHAT, json=BODY, headers=headers).status_code == 200
-    assert gateway.jobs[0].tenant == tenant_of("Bearer first", ("first",))
+    assert gateway.jobs[0].tenant == _ring("first").tenant_of("Bearer first").name
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny"])
@@ -67,17 +76,53 @@ def test_probes_need_no_key(locked: str, path: str) -> None:
     assert httpx.get(locked + path).status_code == 200
 
 
-def test_without_a_key_a_page_of_another_origin_is_not_let_in() -> None:
+def test_pages_of_other_origins_are_let_in_only_where_they_are_named() -> None:
     with served(FakeGateway()) as url:
-        strange = _preflight(url, "https://example.org")
-        local = _preflight(url, "http://localhost:3000")
-    assert "access-control-allow-origin" not in strange.headers
-    assert local.headers["access-control-allow-origin"] == "http://localhost:3000"
+        for origin in ("https://example.org", "http://localhost:3000"):
+            assert "access-control-allow-origin" not in _preflight(url, origin).headers
+    with served(FakeGateway(), cors_origins=("https://example.org",)) as url:
+        allowed = _preflight(url, "https://example.org").headers
+        assert allowed["access-control-allow-origin"] == "https://example.org"
+        assert "access-control-allow-origin" not in _preflight(url, "https://other.org").headers
 
 
-def test_with_a_key_any_page_may_ask(locked: str) -> None:
-    response = _preflight(locked, "https://example.org")
-    assert response.headers["access-control-allow-origin"] in ("*", "https://example.org")
+def test_keys_of_the_file_are_hashed_and_may_have_limits_of_their_own(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "api.new_key", "--name", 'A "team"', "--requests", "7"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    key = made.stderr.splitlines()[0].rpartition(" ")[2]
+    assert key not in made.stdout
+    file = tmp_path / "keys.toml"
+    file.write_text(made.stdout)
+    ring = ring_of(("other",), str(file), Limits(requests=1, tokens=2))
+    assert ring.tenant_of(f"Bearer {key}").limits == Limits(requests=7, tokens=2)
+    assert ring.tenant_of("Bearer other").limits == Limits(requests=1, tokens=2)
+    # The tenant hangs on the key alone, wherever it is listed.
+    assert ring.tenant_of(f"Bearer {key}").name == _ring(key).tenant_of(f"Bearer {key}").name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "keys = []",
+        "[[keys]]",
+        '[[keys]]\nsha256 = "ab"',
+        "not toml",
+        f"{ENTRY}requests = -1",
+        f"{ENTRY}shoe = 1",
+    ],
+)
+def test_a_keys_file_that_cannot_be_meant_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match="VDIFF_KEYS_FILE"):
+        ApiSettings(keys_file=str(file))
+    with pytest.raises(SettingsError, match="VDIFF_KEYS_FILE"):
+        ApiSettings(keys_file=str(tmp_path / "none"))
 
 
 def _preflight(url: str, origin: str) -> httpx.Response:

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from api.sse import EventWriter
-from api.writers import ChatWriter, TextWriter, Wishes, Writer
+from api.writers import ChatWriter, TextWriter, Writer
 from worker.wire.messages import (
     Delta,
     Finished,
     GenerateJob,
+    JobRecord,
     Prompts,
     Sampling,
     TokenLogprob,
@@ -20,7 +21,7 @@ from worker.wire.messages import (
 )
 
 TEXTS = ["plain", 'quo"te', "back\\slash\n\t", "wörld 🦊", "\x00", "data: [DONE]\n\n", "", "last"]
-Maker = Callable[[GenerateJob, Wishes], Writer]
+Maker = Callable[[GenerateJob, JobRecord], Writer]
 
 
 def job(logprobs: int | None = None) -> GenerateJob:
@@ -44,7 +45,7 @@ class LongWay(EventWriter):
         writer.shows_text_alone = lambda delta: False  # type: ignore[method-assign]
 
 
-def both_ways(make: Maker, one: GenerateJob, wishes: Wishes, deltas: list[Delta]) -> list[bytes]:
+def both_ways(make: Maker, one: GenerateJob, wishes: JobRecord, deltas: list[Delta]) -> list[bytes]:
     written = []
     for way in (EventWriter, LongWay):
         events = way(make(one, wishes))
@@ -63,7 +64,7 @@ def deltas_of(choices: int = 1) -> list[Delta]:
 @pytest.mark.parametrize("usage", [False, True])
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_both_ways_write_the_same(make: Maker, usage: bool, with_ids: bool) -> None:
-    wishes = Wishes("fp", include_usage=usage, return_token_ids=with_ids)
+    wishes = JobRecord("fp", include_usage=usage, return_token_ids=with_ids)
     short, long = both_ways(make, job(), wishes, deltas_of(choices=2))
     assert short == long
     assert short.count(b"data: ") >= 2 * len(TEXTS) - 2
@@ -73,13 +74,13 @@ def test_both_ways_write_the_same(make: Maker, usage: bool, with_ids: bool) -> N
 def test_logprobs_are_not_lost_on_the_short_way(make: Maker) -> None:
     logprobs = [TokenLogprob(7, b"x", -0.5, [(7, b"x", -0.5)])]
     deltas = [Delta("cmpl-1", i, 0, [7], "x", None, logprobs if i % 2 else None) for i in range(4)]
-    short, long = both_ways(make, job(logprobs=1), Wishes("fp"), deltas)
+    short, long = both_ways(make, job(logprobs=1), JobRecord("fp"), deltas)
     assert short == long
 
 
 @pytest.mark.parametrize("make", [ChatWriter, TextWriter])
 def test_most_chunks_take_the_short_way(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = make(job(), Wishes("fp"))
+    writer = make(job(), JobRecord("fp"))
     built: list[Delta] = []
     chunks = writer.chunks
 

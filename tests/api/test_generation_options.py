@@ -177,6 +177,16 @@ def test_a_suffix_that_no_mode_can_honour_is_refused(
     assert gateway.jobs == []
 
 
+def test_editors_fill_in_by_a_name_of_their_own(http: httpx.Client, gateway: FakeGateway) -> None:
+    gateway.known = [FILLING]
+    body = {"model": "tiny", "prompt": "def f(", "suffix": "return x"}
+    reply = http.post("/v1/fim/completions", json=body)
+    assert reply.json()["object"] == "text_completion"
+    assert gateway.jobs[0].mode == "diffusion"
+    assert gateway.jobs[0].options is not None
+    assert gateway.jobs[0].options.suffixes == ["return x"]
+
+
 def test_several_holes_can_be_told_apart(client: openai.OpenAI, gateway: FakeGateway) -> None:
     gateway.known, gateway.script = [FILLING], filling
     wanted: Any = {"model": "tiny", "prompt": "x", "suffix": ["mid", "end"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,11 +10,18 @@ import openai
 import pytest
 
 from api.errors import QueueIsFullError, UnavailableError
-from tests.api.fakes import FakeGateway
+from tests.api.fakes import FakeGateway, polite
 from worker.wire.messages import Chat, ChatMessage, Event, GenerateJob, Prompts, Rejected
 
 HELLO: Any = [{"role": "user", "content": "Say hello"}]
 ANSWER = "Hello, wörld"
+
+
+async def pausing(job: GenerateJob) -> AsyncIterator[Event]:
+    """Answer with a pause of several pings after each event, as when a worker dies."""
+    async for event in polite(job):
+        yield event
+        await asyncio.sleep(0.2)
 
 
 def test_a_chat_is_answered_in_one_piece(client: openai.OpenAI, gateway: FakeGateway) -> None:
@@ -52,6 +60,14 @@ def test_a_streamed_chat_says_its_role_once_and_then_the_text(
     assert gateway.cancelled == []
 
 
+def test_a_pause_within_an_answer_is_no_event_to_the_client(
+    client: openai.OpenAI, gateway: FakeGateway
+) -> None:
+    gateway.script = pausing
+    chunks = list(client.chat.completions.create(model="tiny", messages=HELLO, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
+
+
 def test_usage_comes_in_a_last_chunk_of_its_own_when_asked_for(
     client: openai.OpenAI, gateway: FakeGateway
 ) -> None:
@@ -62,6 +78,34 @@ def test_usage_comes_in_a_last_chunk_of_its_own_when_asked_for(
     assert last.choices == []
     assert last.usage.total_tokens == 8
     assert last.model_extra["metrics"]["speculative_decoding"]["num_spec_steps"] == 2
+
+
+def test_usage_so_far_is_in_every_chunk_when_asked_for(
+    client: openai.OpenAI, gateway: FakeGateway
+) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    for chunks in (
+        client.chat.completions.create(
+            model="tiny", messages=HELLO, stream=True, stream_options=options
+        ),
+        client.completions.create(model="tiny", prompt="Hi", stream=True, stream_options=options),
+    ):
+        *usages, last = [chunk.usage for chunk in chunks]  # type: ignore[attr-defined]
+        assert [usage.completion_tokens for usage in usages][-3:] == [1, 2, 3]
+        assert {usage.prompt_tokens for usage in usages} == {5}
+        assert last == usages[-1].model_copy(
+            update={"prompt_tokens_details": last.prompt_tokens_details}
+        )
+
+
+def test_chunks_can_be_padded_to_like_lengths(client: openai.OpenAI, gateway: FakeGateway) -> None:
+    chunks = client.chat.completions.create(
+        model="tiny", messages=HELLO, stream=True, stream_options={"include_obfuscation": True}
+    )
+    lengths = {
+        len(chunk.obfuscation or "") + len(chunk.choices[0].delta.content or "") for chunk in chunks
+    }
+    assert lengths == {32}
 
 
 def test_every_choice_of_n_streams_under_its_own_index(

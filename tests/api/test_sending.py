@@ -11,8 +11,8 @@ from litestar import get
 from litestar.types import Message, Scope
 
 from api.answering import EventStream
-from api.catalog import ModelController
 from api.completions import CompletionController
+from api.model_controller import ModelController
 from api.sending import ServerApp
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,13 +20,20 @@ def test_everything_has_a_default_that_only_this_machine_can_reach() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 8080)
 
 
-def test_every_setting_of_the_api_is_read() -> None:
+def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
+    keys_file = tmp_path / "keys.toml"
+    keys_file.write_text(f'[[keys]]\nsha256 = "{"a" * 64}"\n')
     environ = {
         "VDIFF_HOST": "0.0.0.0", "VDIFF_PORT": "0", "VDIFF_API_KEY": "a, b,",
         "VDIFF_REDIS_URL": "u",
         "VDIFF_MAX_QUEUE_SIZE": "2", "VDIFF_REQUEST_TIMEOUT": "2.5",
         "VDIFF_RATE_LIMIT_REQUESTS": "3", "VDIFF_RATE_LIMIT_WINDOW": "4", "VDIFF_RESULT_TTL": "5",
         "VDIFF_FAILURE_TTL": "6", "VDIFF_LOG_LEVEL": "DEBUG",
+        "VDIFF_JOB_TIMEOUT": "7", "VDIFF_MAX_QUEUE_TIME": "8",
+        "VDIFF_WEBHOOK_SECRET": "x" * 24, "VDIFF_WEBHOOK_NETWORKS": "10.0.0.0/8, ::1",
+        "VDIFF_FILES_DIR": "/f", "VDIFF_KEYS_FILE": str(keys_file),
+        "VDIFF_CORS_ORIGINS": "https://a, https://b", "VDIFF_RATE_LIMIT_TOKENS": "9",
+        "VDIFF_LOG_FORMAT": "JSON",
     }  # fmt: skip
     assert set(environ) == {setting.name for setting in settings_of(API)}
     settings = load_settings(environ)
@@ -34,6 +42,13 @@ def test_every_setting_of_the_api_is_read() -> None:
     assert settings.log_level == "debug"
     assert (settings.result_ttl, settings.failure_ttl, settings.max_queue_size) == (5, 6, 2)
     assert (settings.rate_limit_requests, settings.rate_limit_window) == (3, 4.0)
+    assert (settings.job_timeout, settings.max_queue_time, settings.queue_limit_s) == (7, 8, 8)
+    assert settings.webhook_secret == "x" * 24
+    assert (settings.files_dir, settings.keys_file) == ("/f", str(keys_file))
+    assert settings.cors_origins == ("https://a", "https://b")
+    assert settings.rate_limit_tokens == 9
+    assert settings.log_format == "json"
+    assert settings.webhook_networks == ("10.0.0.0/8", "::1")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +65,9 @@ def test_every_setting_of_the_api_is_read() -> None:
         ("VDIFF_RESULT_TTL", "0"),
         ("VDIFF_FAILURE_TTL", "1.5"),
         ("VDIFF_LOG_LEVEL", "loud"),
+        ("VDIFF_LOG_FORMAT", "xml"),
+        ("VDIFF_RATE_LIMIT_TOKENS", "-1"),
+        ("VDIFF_CORS_ORIGINS", "*"),
         ("VDIFF_PROT", "8080"),
     ],
 )

@@ -26,7 +26,13 @@ from engine.models.loader import load_pair
 from engine.models.model_runner import ModelRunner
 from engine.models.token_sampler import TokenSampler
 from engine.request.options import NO_OPTIONS, GenerationOptions
-from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
+from engine.request.outputs import (
+    FinishReason,
+    SequenceSummary,
+    StepOutput,
+    StepTrace,
+    TokenLogprobs,
+)
 from engine.request.sampling_params import SamplingParams
 from engine.request.tokenizer import Tokenizer
 from tests.engine.tiny_models import save_pair, tiny_drafter, tiny_qwen3
@@ -163,6 +169,7 @@ class Result:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     summary: SequenceSummary | None = None
+    traces: list[StepTrace] = field(default_factory=list)
 
     def take(self, output: StepOutput) -> None:
         assert self.finish_reason is None, "output after the end"
@@ -170,6 +177,7 @@ class Result:
         self.text += output.text
         self.logprobs += output.logprobs or ()
         self.prompt_logprobs += output.prompt_logprobs or ()
+        self.traces += [output.trace] if output.trace else []
         self.finish_reason, self.summary = output.finish_reason, output.summary
 
 

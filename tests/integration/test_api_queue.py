@@ -272,6 +272,27 @@ def test_a_tenant_that_asks_too_often_is_told_how_long_to_wait(
     assert answers[-1].headers["x-ratelimit-limit-requests"] == "2"
 
 
+def test_a_tenant_that_asks_for_too_many_tokens_is_told_so_before_anything_runs(
+    valkey: Valkey, worker: ScriptedWorker
+) -> None:
+    limits = {"rate_limit_tokens": 100, "rate_limit_window": 1000}
+    asked = {"model": "tiny", "prompt": "x", "max_tokens": 30, "stream": True}
+    with _api(valkey, **limits) as api:
+        left = []
+        for _ in range(3):
+            with api.stream("POST", "/v1/completions", json=asked) as answer:
+                assert answer.status_code == 200
+                left.append(answer.headers["x-ratelimit-remaining-tokens"])
+        refused = api.post("/v1/completions", json=asked)
+        small = asked | {"max_tokens": 5}
+        with api.stream("POST", "/v1/completions", json=small) as answer:
+            assert answer.status_code == 200
+    assert left == ["70", "40", "10"]
+    assert refused.status_code == 429
+    assert refused.headers["x-ratelimit-remaining-tokens"] == "10"
+    assert 150 < int(refused.headers["retry-after"]) <= 200
+
+
 def test_the_api_comes_back_with_the_queue(own_valkey: Valkey) -> None:
     worker = ScriptedWorker(own_valkey)
     with _api(own_valkey) as api, ThreadPoolExecutor(1) as pool:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from pydantic import BaseModel
 
-from api.app import create_app
-from api.settings import ApiSettings
 from engine.build import EMBEDDED_NAME
-from tests.api.fakes import serving
+from tests.real_worker import client_of_a_real_worker
 from tests.valkey import Valkey
-from worker.child_process import start_child
 
-START_LIMIT_S = 90.0  # it imports torch, on a machine that may be busy
 HELLO: Any = [{"role": "user", "content": "Answer in JSON: who are you?"}]
 
 
@@ -33,33 +22,8 @@ class Answer(BaseModel):
     count: int
 
 
-@contextmanager
-def _worker(server: Valkey) -> Iterator[None]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VDIFF_")}
-    environ = {**kept, "VDIFF_REDIS_URL": server.url, "VDIFF_CPU_THREADS": "1"}
-    command = [sys.executable, "-m", "worker", "--name", "w1"]
-    process = start_child(command, death_signal=signal.SIGKILL, env=environ)
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while httpx.get(f"{url}/ready").status_code != 200:
-        assert time.monotonic() < deadline, "the worker does not come up"
-        time.sleep(0.05)
-
-
 def test_a_client_gets_what_it_described(valkey: Valkey) -> None:
-    with (
-        serving(create_app(ApiSettings(redis_url=valkey.url))) as url,
-        _worker(valkey),
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client,
-    ):
-        _wait_until_ready(url)
+    with client_of_a_real_worker(valkey) as client:
         _ask_for_all_kinds(client)
         _ask_for_the_impossible(client)
 

@@ -2,65 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from api.app import create_app
-from api.settings import ApiSettings
 from engine.build import EMBEDDED_NAME
-from tests.api.fakes import serving
-from tests.api.scripted_worker import wait_until
+from tests.real_worker import client_of_a_real_worker
 from tests.valkey import Valkey
-from worker.child_process import start_child
+from worker.wire.messages import MASK
 
-START_LIMIT_S = 60.0  # a real worker imports torch and measures its models
 HELLO: Any = [{"role": "user", "content": "Tell me a short story about a cat."}]
 START = "Once upon a time there was a"
 LOSSLESS = {"ar": True, "deer": True, "spec_diff": True}
 LOSSY = {"semi_ar": False, "diffusion": False, "apd": False}
 
 
-def _wait_until_ready(url: str) -> None:
-    def is_ready() -> bool:
-        return httpx.get(f"{url}/ready").status_code == 200
-
-    wait_until(is_ready, "the server is ready", START_LIMIT_S)
-
-
-@contextmanager
-def _client(server: Valkey) -> Iterator[openai.OpenAI]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VDIFF_")}
-    environ = {**kept, "VDIFF_REDIS_URL": server.url, "VDIFF_CPU_THREADS": "1"}
-    command = [sys.executable, "-m", "worker", "--name", "w1"]
-    worker = start_child(command, death_signal=signal.SIGKILL, env=environ)
-    try:
-        with (
-            serving(create_app(ApiSettings(redis_url=server.url))) as url,
-            openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=60) as client,
-        ):
-            _wait_until_ready(url)
-            yield client
-    finally:
-        worker.kill()
-        worker.wait()
-
-
 def test_a_client_gets_every_way_of_generating(valkey: Valkey) -> None:
-    with _client(valkey) as client:
+    with client_of_a_real_worker(valkey) as client:
         (model,) = client.models.list().data
         assert set(model.model_extra["modes"]) == {*LOSSLESS, *LOSSY}
         _ask_in_every_mode(client)
         _skip_verification(client)
         _predict_the_answer(client)
         _fill_in(client)
+        _look_at_the_steps(client)
         _ask_for_what_a_mode_cannot_do(client)
 
 
@@ -128,6 +94,29 @@ def _fill_in(client: openai.OpenAI) -> None:
     assert all(several.model_extra["holes"])
     *_, last = fill([" and", " ran home."], stream=True)
     assert last.choices[0].model_extra["holes"] == several.model_extra["holes"]
+
+
+def _look_at_the_steps(client: openai.OpenAI) -> None:
+    for mode in ("semi_ar", "diffusion"):
+        whole = _ask(client, extra_body={"mode": mode}).choices[0].message.content
+        chunks = list(_ask(client, stream=True, extra_body={"mode": mode, "diffusing": True}))
+        shown = [chunk for chunk in chunks if chunk.choices[0].delta.content]
+        assert shown[-1].choices[0].delta.content == whole
+        assert MASK in shown[0].choices[0].delta.content
+        progress = [chunk.model_extra["diffusion_meta"]["diffusion_progress"] for chunk in shown]
+        assert progress == sorted(progress)
+        assert progress[-1] == 1.0
+        assert not chunks[-1].choices[0].delta.content
+        assert chunks[-1].choices[0].finish_reason
+    plain = _ask(client, extra_body={"mode": "deer", "draft_length": 5})
+    stats = plain.model_extra["metrics"]["speculative_decoding"]
+    body = {"mode": "deer", "draft_length": 5, "return_draft_events": True}
+    chunks = list(_ask(client, stream=True, extra_body=body))
+    events = [event for chunk in chunks for event in chunk.model_extra.get("draft_events", [])]
+    assert sum(event["num_accepted"] for event in events) == stats["num_accepted_draft_tokens"]
+    assert sum(len(event["drafted"]) for event in events) == stats["num_draft_tokens"]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == plain.choices[0].message.content
 
 
 def _ask_for_what_a_mode_cannot_do(client: openai.OpenAI) -> None:

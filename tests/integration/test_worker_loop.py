@@ -17,6 +17,7 @@ from worker.held_job import StepRecord
 from worker.io_loop import SLICE, IoLoop, LoopLimits
 from worker.job_store import JobStore
 from worker.mailbox import Mailbox
+from worker.question_desk import QuestionDesk
 from worker.wire import keys
 from worker.wire.messages import Delta
 
@@ -37,9 +38,12 @@ class RunningLoop:
     def __init__(self, server: Valkey, engine: FakeEngine, limits: LoopLimits) -> None:
         self.mailbox = CountingMailbox()
         queues = keys.queue_names(engine.model_name)
-        self._worker = BatchWorker(queues, server.connect(), name="w1", mailbox=self.mailbox)
+        self._worker = BatchWorker(
+            queues, server.connect(), name="w1", mailbox=self.mailbox, question_channel="asked"
+        )
         store = JobStore(server.connect(), "w1")
-        loop = IoLoop(engine, store, self._worker, self.mailbox, limits)
+        desk = QuestionDesk(server.connect(), engine, "w1")
+        loop = IoLoop(engine, store, self._worker, self.mailbox, limits, desk)
         self._thread = threading.Thread(target=loop.run)
 
     def __enter__(self) -> RunningLoop:

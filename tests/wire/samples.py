@@ -50,7 +50,7 @@ async def put(
     max_attempts: int = 2,
 ) -> int:
     """Enqueue a job, given or made by its name."""
-    return await queueing.enqueue(
+    receipt = await queueing.enqueue(
         client,
         make_job(job) if isinstance(job, str) else job,
         queue=queue,
@@ -60,6 +60,7 @@ async def put(
         max_attempts=max_attempts,
         failure_ttl_s=200,
     )
+    return receipt.position
 
 
 def delta(job_id: str, index: int, finish_reason: str | None = None) -> Delta:

@@ -167,11 +167,11 @@ async def test_the_state_tells_the_workers_answer_and_the_ending(
     store.claim(QUEUES, 1)
     store.emit(StepRecord(answers=[Accepted("a", 3)]))
     state = await queueing.job_state(async_redis, "a")
-    assert state == ("started", None, Accepted("a", 3), None)
+    assert state == ("started", None, Accepted("a", 3), None, None)
     ending = finished("a")
     store.emit(StepRecord(deltas=[delta("a", 0)], endings=[ending]))
     state = await queueing.job_state(async_redis, "a")
-    assert state == ("finished", None, Accepted("a", 3), ending.event)
+    assert state == ("finished", None, Accepted("a", 3), ending.event, None)
 
 
 async def test_a_model_stays_known_when_its_last_worker_is_gone(

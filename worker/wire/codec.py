@@ -13,6 +13,7 @@ from worker.wire.messages import (
     Event,
     Frame,
     GenerateJob,
+    JobRecord,
     LogEntry,
     ModelInfo,
     WorkerInfo,
@@ -25,6 +26,7 @@ _log_entry = msgspec.msgpack.Decoder(LogEntry)
 _event: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _worker_info = msgspec.msgpack.Decoder(WorkerInfo)
 _model_info = msgspec.msgpack.Decoder(ModelInfo)
+_job_record = msgspec.msgpack.Decoder(JobRecord)
 
 UnreadableError = msgspec.DecodeError
 """What every decoder here raises for bytes that are not the message."""
@@ -35,6 +37,7 @@ decode_log_entry = _log_entry.decode
 decode_event = _event.decode
 decode_worker_info = _worker_info.decode
 decode_model_info = _model_info.decode
+decode_job_record = _job_record.decode
 
 
 def for_lua(message: object) -> msgspec.Raw:

@@ -47,6 +47,16 @@ def log(job_id: str) -> str:
     return f"{DFL_PREFIX}:log:{job_id}"
 
 
+def idempotency(tenant: str, digest: str) -> str:
+    """Name the note of which job a tenant's idempotency key, by its digest, has made."""
+    return f"{DFL_PREFIX}:idempotency:{tenant}:{digest}"
+
+
+def jobs_of(tenant: str) -> str:
+    """Name the index of the jobs that a tenant has submitted to be asked for later."""
+    return f"{DFL_PREFIX}:jobs:{tenant}"
+
+
 def reply_channel(api_id: str) -> str:
     """Name the one channel on which an API process hears of all its jobs."""
     return f"{DFL_PREFIX}:api:{api_id}"
@@ -55,6 +65,40 @@ def reply_channel(api_id: str) -> str:
 def wake_channel(queue_name: str) -> str:
     """Name the channel on which idle workers hear that a queue has got a job."""
     return f"{DFL_PREFIX}:wake:{queue_name}"
+
+
+def file(file_id: str) -> str:
+    """Name what is known of an uploaded or written file."""
+    return f"{DFL_PREFIX}:file:{file_id}"
+
+
+def files_of(tenant: str) -> str:
+    """Name the index of a tenant's files, by the time they were made."""
+    return f"{DFL_PREFIX}:files:{tenant}"
+
+
+def batch(batch_id: str) -> str:
+    """Name the hash of a batch."""
+    return f"{DFL_PREFIX}:batch:{batch_id}"
+
+
+def batches_of(tenant: str) -> str:
+    """Name the index of a tenant's batches, by the time they were made."""
+    return f"{DFL_PREFIX}:batches:{tenant}"
+
+
+OPEN_BATCHES = f"{DFL_PREFIX}:batches"
+"""The index of the batches that have not ended, of all tenants."""
+
+
+def questions(model: str) -> str:
+    """Name the list of questions about a model that no worker has taken yet."""
+    return f"{DFL_PREFIX}:questions:{_safe(model)}"
+
+
+def question_channel(model: str) -> str:
+    """Name the channel on which a model's workers hear that there is a question."""
+    return f"{DFL_PREFIX}:asked:{_safe(model)}"
 
 
 def command_channel(worker_name: str) -> str:

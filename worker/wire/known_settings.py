@@ -35,10 +35,30 @@ _ALL = (
     _setting("HOST", (API,), "127.0.0.1", "address the HTTP server listens on"),
     _setting("PORT", (API,), "8080", "port the HTTP server listens on"),
     _setting("API_KEY", (API,), "none: open", "keys that clients must send, comma-separated"),
+    _setting("KEYS_FILE", (API,), "none", "TOML file of hashed keys and their limits"),
+    _setting(
+        "CORS_ORIGINS", (API,), "none", "comma-separated origins whose web pages may ask; * for all"
+    ),
     _setting("MAX_QUEUE_SIZE", (API,), "1000", "requests that may wait before the API answers 429"),
     _setting("REQUEST_TIMEOUT", (API,), "300", "seconds until a request is given up"),
     _setting("RATE_LIMIT_REQUESTS", (API,), "0: off", "requests a key may send in one window"),
+    _setting("RATE_LIMIT_TOKENS", (API,), "0: off", "tokens a key may ask for in one window"),
     _setting("RATE_LIMIT_WINDOW", (API,), "60", "length of that window in seconds"),
+    _setting("JOB_TIMEOUT", (API,), "86400", "seconds until a job of /v1/jobs is given up"),
+    _setting("MAX_QUEUE_TIME", (API,), "0: off", "seconds a request may wait for a worker"),
+    _setting("WEBHOOK_SECRET", (API,), "none", "signs the webhooks of jobs that bring no secret"),
+    _setting(
+        "WEBHOOK_NETWORKS",
+        (API,),
+        "none",
+        "comma-separated networks beside the public internet that webhooks may go to, also by http",
+    ),
+    _setting(
+        "FILES_DIR",
+        (API,),
+        "~/.local/share/dfastllm/files; serve: in its data directory",
+        "folder of uploaded files and of batches' answers; one for all API processes",
+    ),
     _setting(
         "REDIS_URL",
         _BOTH,
@@ -48,6 +68,7 @@ _ALL = (
     _setting("RESULT_TTL", _BOTH, "3600", "seconds a finished job can be read again"),
     _setting("FAILURE_TTL", _BOTH, "86400", "seconds a failed job can be looked at"),
     _setting("LOG_LEVEL", _BOTH, "info", "debug, info, warning or error"),
+    _setting("LOG_FORMAT", _BOTH, "text", "text, or json: one object a line"),
     _setting("WORKERS", (SERVE,), "1", "worker processes that `serve` starts"),
     _setting(
         "DATA_DIR", (SERVE,), "~/.local/share/dfastllm", "where the embedded queue keeps its data"

@@ -6,15 +6,27 @@ fields are skipped, so that API and workers of neighbouring versions understand 
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct, field
 
 WIRE_VERSION = 1
+
+
+class ToolCall(Struct, frozen=True, omit_defaults=True):
+    """A call that the assistant made in an earlier turn; `arguments` is JSON, as it wrote it."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class ChatMessage(Struct, frozen=True, omit_defaults=True):
     role: str
     content: str
     name: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_call_id: str | None = None  # role "tool": which call it answers
 
 
 class Prompts(Struct, frozen=True, tag="prompts", omit_defaults=True):
@@ -24,10 +36,22 @@ class Prompts(Struct, frozen=True, tag="prompts", omit_defaults=True):
     echo: bool = False
 
 
+class Tools(Struct, frozen=True, omit_defaults=True):
+    """The functions that an answer may call, and how its text says so."""
+
+    definitions: list[dict[str, Any]]  # as the chat template takes them
+    syntax: str  # of the model's calls, see `ModelInfo.tool_syntax`
+    forced: str = ""  # the one function that must be called
+
+
 class Chat(Struct, frozen=True, tag="chat", omit_defaults=True):
     """Input of a chat completion; the worker renders the chat template."""
 
     messages: list[ChatMessage]
+    tools: Tools | None = None
+    template_variables: dict[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 class Grammar(Struct, frozen=True, omit_defaults=True):
@@ -77,6 +101,7 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     apd_threshold: float | None = None
     prediction: str = ""  # the answer that the client expects
     suffixes: list[str] = field(default_factory=list)  # what follows each hole to be filled
+    shows_steps: bool = False  # deltas carry traces
 
 
 class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -100,6 +125,32 @@ class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: float | None = None
     cache_salt: str = ""
     options: Options | None = None
+
+
+class Webhook(Struct, frozen=True, omit_defaults=True):
+    """Whom to tell of a job's end. Without a secret of its own it is signed with the server's."""
+
+    url: str
+    secret: str = ""
+
+
+class JobRecord(Struct, frozen=True, omit_defaults=True):
+    """What the API alone needs of a request, so that any process of it can write the answer.
+
+    The field `dfl_job` of the RQ job hash.
+    """
+
+    system_fingerprint: str = ""
+    include_usage: bool = False
+    return_token_ids: bool = False
+    custom_id: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    webhook: Webhook | None = None
+    continuous_usage: bool = False  # usage so far in every chunk of a stream
+    obfuscation: bool = False  # chunks of like lengths, whatever their text
+    draft_events: bool = False  # chunks say what was drafted and what of it stood
+    diffusing: bool = False  # chunks are snapshots of the whole text, not additions to it
+    response: str = ""  # JSON: what a response (/v1/responses) repeats of its request
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
@@ -156,6 +207,18 @@ class Rejected(Struct, frozen=True, array_like=True, tag="rejected"):
     code: str | None = None
 
 
+class Trace(Struct, frozen=True, array_like=True, gc=False):
+    """How a step went, where the request asks for it; nothing of it is output."""
+
+    drafted: list[str] = field(default_factory=list)  # tokens that the verifier was shown
+    num_accepted: int = 0
+    pending: str = ""  # follows the text so far: revealed, not committed; masks as MASK
+    progress: float = 0.0  # share of the tokens that are revealed
+
+
+MASK = "\u2591"
+
+
 class Delta(Struct, frozen=True, array_like=True, tag="delta", gc=False):
     """New text of one choice. `index` counts a job's deltas from 0, so a reader sees a gap."""
 
@@ -167,6 +230,7 @@ class Delta(Struct, frozen=True, array_like=True, tag="delta", gc=False):
     finish_reason: str | None = None  # "stop" | "length", on the choice's last delta
     logprobs: list[TokenLogprob] | None = None
     holes: list[str] | None = None  # the text of each hole, on the last delta of a filled-in text
+    trace: Trace | None = None
 
 
 class Finished(Struct, frozen=True, array_like=True, tag="finished"):
@@ -190,7 +254,17 @@ class Failed(Struct, frozen=True, array_like=True, tag="failed"):
     code: str | None = None  # "timeout" | "cancelled" | "worker_lost" | "engine_error"
 
 
-Event = Accepted | Rejected | Delta | Finished | Failed
+class Answered(Struct, frozen=True, array_like=True, tag="answered"):
+    """A worker's answer to a question (`worker.wire.questions`), with what that asked for."""
+
+    job_id: str  # the question's id: an answer is found like any other event
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] | None = None
+    text: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Event = Accepted | Rejected | Delta | Finished | Failed | Answered
 
 
 class Frame(Struct, frozen=True, array_like=True):
@@ -214,6 +288,7 @@ class ModelInfo(Struct, frozen=True, omit_defaults=True):
     modes: list[str]
     created: int
     fingerprint: str
+    tool_syntax: str = ""  # "hermes"; "": none that is known here
 
 
 class WorkerInfo(Struct, frozen=True, omit_defaults=True):

@@ -15,6 +15,7 @@ from worker.wire.messages import (
     Delta,
     Event,
     GenerateJob,
+    JobRecord,
     ModelInfo,
     WorkerInfo,
 )
@@ -25,6 +26,7 @@ class QueueingError(Exception):
 
     QueueingError
       + DuplicateJobError
+      + KeyReusedError
       + QueueFullError
       + StoreFullError
     """
@@ -32,6 +34,10 @@ class QueueingError(Exception):
 
 class DuplicateJobError(QueueingError):
     """A job of this id exists already; look at that one."""
+
+
+class KeyReusedError(QueueingError):
+    """The idempotency key has made another request's job."""
 
 
 class QueueFullError(QueueingError):
@@ -54,6 +60,29 @@ class JobState(NamedTuple):
     position: int | None  # how many jobs stand before it, while it is queued
     accepted: Accepted | None  # the worker's answer, once given
     ending: Event | None  # Finished, Failed or Rejected, once it has ended
+    wait_s: float | None = None  # estimated, until a worker takes it; None: unknown
+
+
+class Terms(NamedTuple):
+    """On what terms a job is enqueued, beside the request itself."""
+
+    idempotency_key: str = ""  # the Redis key of its note; empty: every request is a new one
+    body_digest: str = ""  # what must be equal for two requests to be one
+    max_queue_s: float | None = None  # how long it may wait for a worker
+    outlives_client: bool = False
+    is_listed: bool = False  # among the jobs that its tenant asks for later
+    record: JobRecord = JobRecord()
+
+
+NO_TERMS = Terms()
+
+
+class Receipt(NamedTuple):
+    """The job that a request has made, or that it had made before."""
+
+    job_id: str
+    position: int
+    is_joined: bool = False
 
 
 async def enqueue(
@@ -66,10 +95,12 @@ async def enqueue(
     max_queue_size: int,
     max_attempts: int,
     failure_ttl_s: int = 86400,
-) -> int:
-    """Enqueue a job in one round trip and return how many stand before it.
+    terms: Terms = NO_TERMS,
+) -> Receipt:
+    """Enqueue a job in one round trip, unless its idempotency key has made one already.
 
-    Raises `DuplicateJobError`, `QueueFullError` or `StoreFullError`, and then changes nothing.
+    Raises `DuplicateJobError`, `KeyReusedError`, `QueueFullError` or `StoreFullError`, and then
+    changes nothing.
     """
     fields = rq_hash.new_job(
         job,
@@ -78,16 +109,18 @@ async def enqueue(
         result_ttl_s=result_ttl_s,
         failure_ttl_s=failure_ttl_s,
         max_attempts=max_attempts,
+        record=terms.record,
     )
-    arguments = {
+    arguments: dict[str, object] = {
         "id": job.job_id,
         "queue": queue,
         "payload": codec.for_lua(job),
         "fields": fields,
-        "timeout": timeout_s,
+        "timeout": job.timeout_s or timeout_s,
         "result_ttl": result_ttl_s,
         "keep": timeout_s + result_ttl_s,
         "max_queue_size": max_queue_size,
+        **_of_terms(terms, job, timeout_s, timeout_s + max(result_ttl_s, failure_ttl_s)),
     }
     try:
         outcome, length, num_recent = await lua.acall(redis, "enqueue", arguments)
@@ -95,14 +128,25 @@ async def enqueue(
         raise StoreFullError("the queue's store is full") from error
     if outcome == b"duplicate":
         raise DuplicateJobError(job.job_id)
+    if outcome == b"reused":
+        raise KeyReusedError
     if outcome == b"full":
         raise QueueFullError(length, _retry_after_s(length, num_recent))
-    return int(length)
+    if outcome == b"joined":
+        return Receipt(length.decode(), 0, is_joined=True)
+    return Receipt(job.job_id, length)
 
 
-async def cancel(redis: Redis, job_id: str) -> bool:
-    """Take a job off its queue, or tell its worker to stop; False if it has ended or never was."""
-    arguments = {"id": job_id, "cancelled": reasons.CANCELLED, "frame_head": codec.for_lua("")}
+async def cancel(redis: Redis, job_id: str, tenant: str | None = None) -> bool:
+    """Take a job off its queue, or tell its worker to stop; False if it has ended or never was.
+
+    With a `tenant`, one of another tenant never was.
+    """
+    arguments: dict[str, object] = {
+        "id": job_id, "cancelled": reasons.CANCELLED, "frame_head": codec.for_lua("")
+    }  # fmt: skip
+    if tenant is not None:
+        arguments["tenant"] = tenant
     return bool(await lua.acall(redis, "cancel", arguments))
 
 
@@ -117,13 +161,14 @@ async def job_state(redis: Redis, job_id: str) -> JobState | None:
     reply = await lua.acall(redis, "state", {"id": job_id})
     if not reply:
         return None
-    status, position, answer, ending = reply
+    status, position, answer, ending, wait = reply
     accepted = codec.decode_event(answer) if answer else None
     return JobState(
         status.decode(),
         position,
         accepted if isinstance(accepted, Accepted) else None,
         codec.decode_event(ending) if ending else None,
+        None if wait is None else float(wait),
     )
 
 
@@ -146,6 +191,24 @@ async def queue_lengths(redis: Redis, queues: Sequence[str]) -> dict[str, int]:
             pipeline.llen(keys.queue(queue))
         lengths = await pipeline.execute()
     return dict(zip(queues, lengths, strict=True))
+
+
+def _of_terms(terms: Terms, job: GenerateJob, timeout_s: int, keep_s: int) -> dict[str, object]:
+    """Return the arguments of `enqueue.lua` that most jobs go without."""
+    arguments: dict[str, object] = {}
+    if terms.idempotency_key:
+        arguments["idempotency"] = terms.idempotency_key
+        arguments["digest"] = terms.body_digest
+        arguments["index_ttl"] = keep_s
+    if terms.max_queue_s is not None:
+        arguments["start_within"] = terms.max_queue_s
+    if terms.max_queue_s is not None or terms.outlives_client:
+        # Nobody may be there to notice that it waits too long.
+        arguments["end_wait_after"] = min(timeout_s, terms.max_queue_s or timeout_s)
+    if terms.is_listed:
+        arguments["index"] = keys.jobs_of(job.tenant)
+        arguments["index_ttl"] = keep_s
+    return arguments
 
 
 def _retry_after_s(length: int, num_recent: int) -> int:

@@ -21,6 +21,7 @@ def _reason(status: int, code: str, message: str) -> Reason:
 
 
 EXPIRED = _reason(504, "timeout", "the request timed out before a worker could take it")
+OVERDUE = _reason(504, "queue_timeout", "no worker took the request within its 'max_queue_time'")
 FOREIGN = _reason(
     500, "unreadable", "the job holds no request of dfastllm; its payload was not run"
 )

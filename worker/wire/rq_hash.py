@@ -9,7 +9,10 @@ from base64 import b64encode
 import msgspec
 
 from worker.wire import codec, lua
-from worker.wire.messages import Chat, GenerateJob
+from worker.wire.messages import Chat, GenerateJob, JobRecord
+
+WEBHOOK_KEEP_S = 12 * 3600
+"""How long at least a job that owes a webhook stays after its end: longer than the last try."""
 
 _FUNCTION = "worker.jobs.generate"
 # RQ unpickles (function, instance, args, kwargs). It is the same for every job: the request itself
@@ -25,6 +28,7 @@ def new_job(
     result_ttl_s: int,
     failure_ttl_s: int,
     max_attempts: int,
+    record: JobRecord,
 ) -> list[msgspec.Raw | str | int]:
     """Return the fields and values of a queued job's hash, in turn, without the request."""
     now = lua.utc_now()
@@ -47,7 +51,11 @@ def new_job(
         "last_heartbeat": "",
         "worker_name": "",
         "dfl_api": job.api_id,
+        "dfl_tenant": job.tenant,
+        "dfl_job": codec.for_lua(record),
     }
+    if record.webhook is not None:
+        fields["dfl_hook_ttl"] = WEBHOOK_KEEP_S
     return [part for pair in fields.items() for part in pair]
 
 

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 local job = read_job(args.id)
+if args.tenant and redis.call('HGET', job_key(args.id), 'dfl_tenant') ~= args.tenant then return 0 end
 if job.status == 'queued' then
-  redis.call('LREM', rq .. ':queue:' .. job.queue, 0, job.id)
+  leave_queue(job)
   cancel(job)
   publish_frames()
   return 1

@@ -3,6 +3,15 @@
 local claims = {}
 local lease_ttl = math.ceil(args.lease)
 
+-- One that an operator has put back has no deadline any more, and gets its time anew.
+local function time_left(job, deadline)
+  if not deadline then
+    deadline = string.format('%.3f', now + job.timeout)
+    redis.call('HSET', job_key(job.id), 'dfl_deadline', deadline)
+  end
+  return string.format('%.3f', deadline - now)
+end
+
 local function start(job, execution, fields)
   local key, member = job_key(job.id), job.id .. ':' .. execution
   leave(job) -- of an execution that rq's clean-up has taken away and left traces of
@@ -11,7 +20,7 @@ local function start(job, execution, fields)
   redis.call('HSET', key, 'status', 'started', 'started_at', args.iso, 'last_heartbeat', args.iso,
     'ended_at', '', 'worker_name', args.worker, 'dfl_execution', execution, 'dfl_started', now,
     'dfl_fingerprint', args.fingerprint)
-  redis.call('HDEL', key, 'dfl_cancel', 'dfl_ending', 'dfl_ended_by')
+  redis.call('HDEL', key, 'dfl_cancel', 'dfl_ending', 'dfl_ended_by', 'dfl_start_by')
   redis.call('EXPIRE', key, job.keep)
   redis.call('HSET', execution_key(job), 'id', execution, 'job_id', job.id,
     'created_at', now, 'last_heartbeat', now, 'worker_name', args.worker)
@@ -21,7 +30,7 @@ local function start(job, execution, fields)
   redis.call('ZADD', rq .. ':wip:' .. job.queue, now + args.lease, member)
   redis.call('SADD', rq .. ':worker:' .. args.worker .. ':executions', member)
   local attempt = redis.call('HINCRBY', key, 'dfl_attempt', 1)
-  return {job.id, execution, job.queue, attempt, fields[1]}
+  return {job.id, execution, job.queue, attempt, fields[1], time_left(job, fields[2])}
 end
 
 -- The rest of an answer fits only what the same weights, tokenizer and template have begun.
@@ -34,11 +43,13 @@ end
 local function try(id)
   local job = read_job(id)
   if job.status ~= 'queued' then return end -- cancelled, forgotten, or queued twice and running
-  local fields = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline')
+  local fields = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline', 'dfl_start_by')
   if not fields[1] then
     finish(job, failure(job, args.foreign))
   elseif fields[2] and tonumber(fields[2]) < now then
     finish(job, failure(job, args.expired))
+  elseif fields[3] and tonumber(fields[3]) < now then
+    finish(job, failure(job, args.overdue))
   elseif is_begun_by_another_kind(job) then
     finish(job, failure(job, args.unlike))
   else

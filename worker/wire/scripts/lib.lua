@@ -11,14 +11,15 @@ local function execution_key(job) return rq .. ':execution:' .. job.id .. ':' ..
 local function read_job(id)
   local field = redis.call('HMGET', job_key(id), 'status', 'origin', 'worker_name', 'timeout',
     'result_ttl', 'failure_ttl', 'retries_left', 'dfl_api', 'dfl_execution', 'dfl_started',
-    'dfl_cancel')
+    'dfl_cancel', 'dfl_hook_ttl')
   local failure_ttl = tonumber(field[6] or args.failure_ttl or 86400)
   return {
     id = id, status = field[1], queue = field[2] or '', worker = field[3] or '',
     result_ttl = tonumber(field[5] or args.result_ttl or 3600), failure_ttl = failure_ttl,
+    timeout = tonumber(field[4] or 3600),
     keep = tonumber(field[4] or 3600) + failure_ttl, -- longer than it can run
     retries_left = tonumber(field[7] or 0), api = field[8], execution = field[9] or '',
-    started = tonumber(field[10] or 0), cancelled = field[11],
+    started = tonumber(field[10] or 0), cancelled = field[11], hook_ttl = tonumber(field[12] or 0),
   }
 end
 
@@ -31,9 +32,9 @@ end
 -- Frames are put together here, so that what the fence refuses is not in them.
 local frames = {}
 
--- `events` are `count` packed events in a row.
+-- `events` are `count` packed events in a row; `api` names all who listen, between commas.
 local function say(api, events, count)
-  if not api then return end
+  if not api or api == '' then return end
   local frame = frames[api]
   if not frame then
     frame = {count = 0}
@@ -48,9 +49,11 @@ local function array_head(count)
 end
 
 local function publish_frames()
-  for api, frame in pairs(frames) do
-    redis.call('PUBLISH', dfl .. ':api:' .. api,
-      '\146' .. args.frame_head .. array_head(frame.count) .. table.concat(frame))
+  for listeners, frame in pairs(frames) do
+    local words = '\146' .. args.frame_head .. array_head(frame.count) .. table.concat(frame)
+    for api in string.gmatch(listeners, '[^,]+') do
+      redis.call('PUBLISH', dfl .. ':api:' .. api, words)
+    end
   end
 end
 
@@ -112,16 +115,25 @@ local function register_ending(job, ending)
   end
 end
 
+-- In the step that ends the job, so that no crash can lose its webhook.
+local function owe_webhook(job)
+  local key = job_key(job.id)
+  redis.call('HSET', key, 'dfl_hook_state', 'pending', 'dfl_hook_attempt', 0)
+  redis.call('HINCRBY', key, 'dfl_hook_event', 1)
+  redis.call('ZADD', dfl .. ':webhooks', now, job.id)
+end
+
 -- End a job: for RQ, for whoever waits for it, and for whoever asks later.
 local function finish(job, ending)
   if ending.status == 'stopped' and job.cancelled then ending.status = 'canceled' end
   local failed = ending.status == 'failed' or ending.status == 'stopped'
-  ending.ttl = math.max(1, failed and job.failure_ttl or job.result_ttl)
+  ending.ttl = math.max(1, failed and job.failure_ttl or job.result_ttl, job.hook_ttl)
   leave(job)
   redis.call('HSET', job_key(job.id), 'status', ending.status, 'ended_at', args.iso,
     'dfl_ending', ending.event, 'dfl_ended_by', job.execution)
-  -- Without its deadline, so that an operator can requeue it later.
-  redis.call('HDEL', job_key(job.id), 'dfl_execution', 'dfl_deadline')
+  -- Without its deadlines, so that an operator can requeue it later.
+  redis.call('HDEL', job_key(job.id), 'dfl_execution', 'dfl_deadline', 'dfl_start_by')
+  if job.hook_ttl > 0 then owe_webhook(job) end
   redis.call('EXPIRE', job_key(job.id), ending.ttl)
   redis.call('EXPIRE', log_key(job.id), ending.ttl)
   register_ending(job, ending)
@@ -162,4 +174,61 @@ end
 
 local function split_member(member)
   return string.match(member, '^([^:]+):(.+)$')
+end
+
+local function leave_queue(job)
+  redis.call('LREM', rq .. ':queue:' .. job.queue, 0, job.id)
+end
+
+-- All queues of the model of `queue`, the most urgent first.
+local function sister_queues(queue)
+  local model = string.match(queue, '^(.*)%.%a+$') or queue
+  local names = {}
+  for _, priority in ipairs({'interactive', 'default', 'batch'}) do
+    names[#names + 1] = model .. '.' .. priority
+  end
+  return names
+end
+
+-- How many jobs will be claimed before the one that has `place` jobs before it in its own queue.
+-- This is claim.lua's order told once more: whoever changes the one changes the other.
+local function position_at(queue, place)
+  for _, name in ipairs(sister_queues(queue)) do
+    if name == queue then break end
+    place = place + redis.call('LLEN', rq .. ':queue:' .. name)
+  end
+  return place
+end
+
+local function position_of(id, queue)
+  local place = redis.call('LPOS', rq .. ':queue:' .. queue, id)
+  return place and position_at(queue, place)
+end
+
+-- How many sequences the living workers of a queue run at once.
+local function places_of(queue)
+  local places = 0
+  for _, key in ipairs(redis.call('SMEMBERS', rq .. ':workers:' .. queue)) do
+    local words = redis.call('GET', dfl .. ':worker:' .. string.sub(key, #rq + 9))
+    if words then places = places + (cmsgpack.unpack(words).max_batch_size or 0) end
+  end
+  return places
+end
+
+-- Seconds, as text, until a job at `position` will be claimed; false where nothing tells. While it
+-- waits the workers are full, so what they have finished since it came is what they can.
+local function wait_of(job, position)
+  local deadline = tonumber(redis.call('HGET', job_key(job.id), 'dfl_deadline') or '')
+  local waited = deadline and now - deadline + job.timeout or 0
+  local window = math.min(60, math.max(10, waited))
+  local free, num_finished = places_of(job.queue), 0
+  if free == 0 then return false end
+  for _, name in ipairs(sister_queues(job.queue)) do
+    free = free - redis.call('ZCARD', rq .. ':wip:' .. name)
+    num_finished = num_finished
+      + redis.call('ZCOUNT', rq .. ':finished:' .. name, now - window + job.result_ttl, '+inf')
+  end
+  if position < free then return '0' end
+  if num_finished == 0 then return false end
+  return string.format('%.3f', (position - math.max(0, free) + 1) * window / num_finished)
 end

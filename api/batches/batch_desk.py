@@ -1,0 +1,115 @@
+"""A tenant's batches: make, look, list, cancel."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from redis.asyncio import Redis
+
+from api.batches.file_desk import DEFAULT_TTL_S, FileDesk
+from api.batches.objects import BatchBody, BatchList, BatchRequest, batch_body
+from api.endpoints import ENDPOINTS
+from api.errors import BatchNotFoundError, ConflictError, InvalidRequestError
+from api.gateway import reachable
+from worker.wire import batch_store, keys
+from worker.wire.batch_store import Batch, BatchSpec, BatchState
+
+WINDOW_S = 24 * 3600
+MAX_METADATA = 16
+MAX_KEY_LENGTH = 64
+MAX_VALUE_LENGTH = 512
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+
+class BatchDesk:
+    """Batches of other tenants are not there."""
+
+    def __init__(self, redis: Redis, files: FileDesk) -> None:
+        self.files = files
+        self._redis = redis
+
+    async def create(self, wanted: BatchRequest, tenant: str) -> BatchBody:
+        """Make a batch, whose file is checked later; raises InvalidRequestError."""
+        if wanted.endpoint not in ENDPOINTS:
+            raise InvalidRequestError(
+                f"'endpoint' must be one of {', '.join(ENDPOINTS)}.", param="endpoint"
+            )
+        _check_metadata(wanted.metadata or {})
+        record = await self.files.find(wanted.input_file_id, tenant)
+        if record.purpose != "batch":
+            raise InvalidRequestError(
+                "'input_file_id' must name a file of purpose 'batch'.", param="input_file_id"
+            )
+        created_at = int(time.time())
+        after = wanted.output_expires_after
+        spec = BatchSpec(
+            tenant=tenant,
+            endpoint=wanted.endpoint,
+            input_file_id=wanted.input_file_id,
+            created_at=created_at,
+            expires_at=created_at + WINDOW_S,
+            metadata=wanted.metadata or {},
+            output_ttl_s=DEFAULT_TTL_S if after is None else checked_ttl(after.seconds),
+        )
+        batch_id, state = f"batch_{uuid.uuid4().hex}", BatchState()
+        await reachable(batch_store.add_batch(self._redis, batch_id, spec, state))
+        return batch_body(Batch(batch_id, spec, state, is_cancelled=False))
+
+    async def look(self, batch_id: str, tenant: str) -> BatchBody:
+        """Return a batch as it is now; raises BatchNotFoundError."""
+        return batch_body(await self._find(batch_id, tenant))
+
+    async def cancel(self, batch_id: str, tenant: str) -> BatchBody:
+        """Have a batch ended; what is answered by then is kept. Raises ConflictError if it has."""
+        batch = await self._find(batch_id, tenant)
+        if batch.state.status in ENDED and not batch.is_cancelled:
+            raise ConflictError(f"The batch has ended already: it is {batch.state.status}.")
+        await reachable(batch_store.request_cancel(self._redis, batch_id))
+        return await self.look(batch_id, tenant)
+
+    async def list(self, tenant: str, limit: int, after: str | None) -> BatchList:
+        """Return a tenant's batches, the newest first."""
+        index = keys.batches_of(tenant)
+        names = await reachable(batch_store.listed(self._redis, index, limit, after))
+        if names is None:
+            raise InvalidRequestError(f"There is no batch '{after}' to go on after.", param="after")
+        found = [
+            await reachable(batch_store.get_batch(self._redis, name)) for name in names[:limit]
+        ]
+        bodies = [batch_body(batch) for batch in found if batch is not None]
+        return BatchList(
+            data=bodies,
+            first_id=bodies[0].id if bodies else None,
+            last_id=bodies[-1].id if bodies else None,
+            has_more=len(names) > limit,
+        )
+
+    async def _find(self, batch_id: str, tenant: str) -> Batch:
+        batch = await reachable(batch_store.get_batch(self._redis, batch_id))
+        if batch is None or batch.spec.tenant != tenant:
+            raise BatchNotFoundError(batch_id)
+        return batch
+
+
+def checked_ttl(seconds: int) -> int:
+    """Check how long a file is to live; raises InvalidRequestError."""
+    if not 3600 <= seconds <= DEFAULT_TTL_S:
+        raise InvalidRequestError(
+            f"'expires_after.seconds' must be between 3600 and {DEFAULT_TTL_S}.",
+            param="expires_after",
+        )
+    return seconds
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    if (
+        len(metadata) > MAX_METADATA
+        or any(len(key) > MAX_KEY_LENGTH for key in metadata)
+        or any(len(value) > MAX_VALUE_LENGTH for value in metadata.values())
+    ):
+        raise InvalidRequestError(
+            f"'metadata' may have {MAX_METADATA} pairs, keys of {MAX_KEY_LENGTH} and values of "
+            f"{MAX_VALUE_LENGTH} characters.",
+            param="metadata",
+        )

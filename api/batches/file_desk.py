@@ -1,0 +1,109 @@
+"""A tenant's files: kept on disk, known in Redis, forgotten when their time has come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import BinaryIO
+
+from redis.asyncio import Redis
+
+from api.batches.disk import FileDisk
+from api.batches.objects import FileBody, FileList, file_body
+from api.errors import FileNotFoundHereError, InvalidRequestError, StorageError
+from api.gateway import reachable
+from worker.wire import batch_store, keys
+from worker.wire.batch_store import FileRecord
+
+DEFAULT_TTL_S = 30 * 86400
+CHUNK = 1 << 18
+
+
+class FileDesk:
+    """Files of other tenants are not there."""
+
+    def __init__(self, redis: Redis, disk: FileDisk) -> None:
+        self.disk = disk
+        self._redis = redis
+
+    async def keep(
+        self, source: Iterator[bytes], tenant: str, filename: str, purpose: str, ttl_s: int
+    ) -> FileRecord:
+        """Write a file and make it known; raises StorageError where the disk refuses."""
+        file_id, created_at = f"file-{uuid.uuid4().hex}", int(time.time())
+        try:
+            num_bytes = await asyncio.to_thread(self.disk.write, file_id, source)
+        except OSError as error:
+            raise StorageError("The server's disk did not take the file.") from error
+        record = FileRecord(
+            file_id=file_id,
+            tenant=tenant,
+            filename=filename,
+            purpose=purpose,
+            num_bytes=num_bytes,
+            created_at=created_at,
+            expires_at=created_at + ttl_s,
+        )
+        await reachable(batch_store.add_file(self._redis, record))
+        return record
+
+    async def find(self, file_id: str, tenant: str) -> FileRecord:
+        """Return what is known of a file; raises FileNotFoundHereError."""
+        record = await reachable(batch_store.get_file(self._redis, file_id))
+        if record is None or record.tenant != tenant:
+            raise FileNotFoundHereError(file_id)
+        return record
+
+    async def list(
+        self, tenant: str, limit: int, after: str | None, purpose: str | None
+    ) -> FileList:
+        """Return a tenant's files, the newest first."""
+        index = keys.files_of(tenant)
+        names = await reachable(batch_store.listed(self._redis, index, limit, after))
+        if names is None:
+            raise InvalidRequestError(f"There is no file '{after}' to go on after.", param="after")
+        records = [
+            await reachable(batch_store.get_file(self._redis, name)) for name in names[:limit]
+        ]
+        bodies: list[FileBody] = [
+            file_body(record)
+            for record in records
+            if record is not None and purpose in (None, record.purpose)
+        ]
+        return FileList(
+            data=bodies,
+            first_id=bodies[0].id if bodies else None,
+            last_id=bodies[-1].id if bodies else None,
+            has_more=len(names) > limit,
+        )
+
+    async def open(self, file_id: str, tenant: str) -> AsyncIterator[bytes]:
+        """Return a file's bytes, chunk by chunk; raises FileNotFoundHereError."""
+        record = await self.find(file_id, tenant)
+        try:
+            file = await asyncio.to_thread(self.disk.path(record.file_id).open, "rb")
+        except FileNotFoundError:
+            raise FileNotFoundHereError(file_id) from None
+        return _chunks(file)
+
+    async def delete(self, file_id: str, tenant: str) -> None:
+        """Forget a file; raises FileNotFoundHereError."""
+        record = await self.find(file_id, tenant)
+        await reachable(batch_store.drop_file(self._redis, record))
+        await asyncio.to_thread(self.disk.drop, record.file_id)
+
+    async def drop_forgotten(self) -> None:
+        """Drop from the disk what Redis has forgotten."""
+        for name in await asyncio.to_thread(self.disk.old_names):
+            owner = name.partition(".")[0]  # a part, or a draft, is of a batch or a file
+            key = keys.batch(owner) if owner.startswith("batch_") else keys.file(owner)
+            if not await reachable(self._redis.exists(key)):
+                await asyncio.to_thread(self.disk.drop_name, name)
+
+
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    with file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK):
+            yield chunk

@@ -1,0 +1,1 @@
+"""Image, compose file, manifests and dashboards, checked without Docker and without a cluster."""
