@@ -13,6 +13,7 @@ from api.key_ring import Limits, ring_of
 from api.webhook_signature import secret_bytes
 from worker.wire.known_settings import API, PREFIX, check_names, settings_of
 from worker.wire.logs import FORMATS
+from worker.wire.redis_url import RedisUrlError, read_redis_url
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -72,6 +73,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         _require(self.failure_ttl > 0, "FAILURE_TTL", "above 0", self.failure_ttl)
         levels = " or ".join(LOG_LEVELS)
         _require(self.log_level in LOG_LEVELS, "LOG_LEVEL", levels, self.log_level)
+        try:
+            read_redis_url(self.redis_url)
+        except RedisUrlError as error:
+            raise SettingsError(str(error)) from None
         forms = " or ".join(FORMATS)
         _require(self.log_format in FORMATS, "LOG_FORMAT", forms, self.log_format)
         tokens = self.rate_limit_tokens

@@ -23,6 +23,8 @@ TABLES = {
     "prefix": "time to first token by the length of a prefix, cold and warm",
     "prefix_sharing": "time to first token by where a prefix lies: computed, Redis, host, device",
     "queue_path": "what HTTP and the queue add: latency, Redis traffic, jobs/s (no model)",
+    "scale_out": "1 to 4 workers without a pace on one Redis, and its own limit (no model)",
+    "scale_out_paced": "1 to 4 workers that stream at 5 ms a step on one Redis (no model)",
     "streams": "1, 64 and 512 SSE streams at 20 tokens/s: each token's way (no model)",
     "memory": "MiB of weights, and of 1,000 tokens of context, by mode",
     "device": "an 8B-shaped verifier against the device's memory bandwidth (CUDA)",

@@ -10,7 +10,7 @@ import sys
 from tests.fakes import FakeEngine
 from worker.batch_worker import unique_name
 from worker.service import serve
-from worker.settings import WorkerSettings
+from worker.settings import SettingsError, WorkerSettings
 
 
 def main() -> int:
@@ -36,7 +36,11 @@ def main() -> int:
         drain_timeout=args.drain_timeout,
         outage_buffer_mb=args.outage_buffer_mb,
     )
-    return serve(engine, settings, args.name)
+    try:
+        return serve(engine, settings, args.name)
+    except SettingsError as error:
+        sys.stderr.write(f"fake worker: {error}\n")
+        return 2
 
 
 if __name__ == "__main__":

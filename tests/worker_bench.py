@@ -209,6 +209,14 @@ def running_worker(
         process.wait()
 
 
+def wait_for_model(client: redis.Redis) -> None:
+    """Wait for the first beat of a worker: from then on the API knows its model."""
+    deadline = time.monotonic() + WAIT_S
+    while not client.exists(f"{keys.DFL_PREFIX}:models"):
+        assert time.monotonic() < deadline, "no worker offers a model"
+        time.sleep(0.02)
+
+
 def wait_for_worker(client: redis.Redis, *names: str) -> None:
     deadline = time.monotonic() + WAIT_S
     while any(not client.exists(keys.worker(name)) for name in names):

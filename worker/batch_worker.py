@@ -57,6 +57,11 @@ class BatchWorker(SimpleWorker):
         self._mailbox = mailbox
         self._question_channel = question_channel
 
+    @property
+    def connection_timeout(self) -> int:
+        """Leave the connection's timeout alone: RQ's is for calls that block, and we make none."""
+        return 0
+
     def begin(self) -> None:
         """Register with RQ and listen for commands and wakes."""
         self.bootstrap(logging_level=None)

@@ -22,6 +22,7 @@ log = logging.getLogger("worker")
 
 POLL_S = 1.0  # a wake can get lost; no job waits longer than this for it
 RETRY_S = 0.25  # while Redis is away
+REAP_PAUSE_S = 2.0  # after an outage: all leases are old, and their holders first renew them
 ADMIT_SLICE_S = 0.005  # a round trip for each admitted job would cost more than the job's wait
 SLICE = 64  # outputs in a record, at most: a round trip costs as much as ten of them
 MAX_SLICES = 16
@@ -63,6 +64,7 @@ class IoLoop:
         self._poll_at = 0.0
         self._beat_at = 0.0
         self._retry_at = 0.0
+        self._reap_at = 0.0
         self._drain_until = float("inf")
         self._outage_began: float | None = None
         self._last_trouble = ""
@@ -154,6 +156,7 @@ class IoLoop:
         else:
             if self._outage_began is not None:
                 log.info("Redis is back after %.1f s", time.monotonic() - self._outage_began)
+                self._reap_at = time.monotonic() + REAP_PAUSE_S
             self._outage_began = None
             self._last_trouble = ""
 
@@ -201,7 +204,8 @@ class IoLoop:
             self._worker.register_again()
         self._drop(beat.lost)
         self._runner.cancel(beat.cancelled, "canceled")
-        self._store.reap(self._queues)
+        if self._outage_began is None and time.monotonic() >= self._reap_at:
+            self._store.reap(self._queues)
         self._is_suspended = self._worker.is_suspended()
         self._send()
 

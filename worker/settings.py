@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from worker.wire.known_settings import PREFIX, check_names
+from worker.wire.redis_url import NAME as URL_NAME
+from worker.wire.redis_url import RedisUrlError, read_redis_url
 
 Positive = Annotated[int, Meta(ge=1)]
 Amount = Annotated[int, Meta(ge=0)]
@@ -92,7 +94,6 @@ def changed_settings(settings: WorkerSettings) -> dict[str, Any]:
 
 
 _SECRET = frozenset({"redis_url", "prefix_cache_redis_url", "prefix_cache_secret"})
-_SCHEMES = ("redis://", "rediss://", "unix://")
 _TYPES = get_type_hints(WorkerSettings, include_extras=True)
 
 
@@ -107,10 +108,7 @@ def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
 
 def _checked(settings: WorkerSettings) -> WorkerSettings:
     for name in ("redis_url", "prefix_cache_redis_url"):
-        url = getattr(settings, name)
-        if url is not None and not url.startswith(_SCHEMES):
-            full = PREFIX + name.upper()
-            raise SettingsError(f"{full} must begin with redis://, rediss:// or unix://")
+        _check_url(getattr(settings, name), PREFIX + name.upper())
     for name in ("prefix_cache_host_mb", "prefix_cache_redis_mb"):
         if getattr(settings, name) and not settings.prefix_cache:
             full = PREFIX + name.upper()
@@ -123,3 +121,11 @@ def _checked(settings: WorkerSettings) -> WorkerSettings:
                 f"{PREFIX}{name.upper()}: means nothing without {PREFIX}ADAPTIVE_ENTROPY=true"
             )
     return settings
+
+
+def _check_url(url: str | None, name: str) -> None:
+    try:
+        if url is not None:
+            read_redis_url(url)
+    except RedisUrlError as error:
+        raise SettingsError(str(error).replace(URL_NAME, name)) from None

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from engine.dfastllm_engine import DFastLLMEngine
+from worker import redis_connection
 from worker.page_seal import PageSeal
 from worker.page_store import RedisPageStore
 from worker.redis_pages import RedisPages
@@ -46,12 +45,7 @@ def shared_prefixes(engine: DFastLLMEngine, settings: WorkerSettings) -> Iterato
 
 def connect(url: str) -> Redis:
     """Return a client that gives up at once: whoever waits for pages computes them instead."""
-    return Redis.from_url(
-        url,
-        socket_timeout=CALL_TIMEOUT_S,
-        socket_connect_timeout=CALL_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
+    return redis_connection.connect(url, call_timeout_s=CALL_TIMEOUT_S, num_retries=0)
 
 
 def _pages(tag: bytes, page_bytes: int, settings: WorkerSettings) -> RedisPages:

@@ -25,7 +25,7 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
     keys_file.write_text(f'[[keys]]\nsha256 = "{"a" * 64}"\n')
     environ = {
         "VDIFF_HOST": "0.0.0.0", "VDIFF_PORT": "0", "VDIFF_API_KEY": "a, b,",
-        "VDIFF_REDIS_URL": "u",
+        "VDIFF_REDIS_URL": "redis://u",
         "VDIFF_MAX_QUEUE_SIZE": "2", "VDIFF_REQUEST_TIMEOUT": "2.5",
         "VDIFF_RATE_LIMIT_REQUESTS": "3", "VDIFF_RATE_LIMIT_WINDOW": "4", "VDIFF_RESULT_TTL": "5",
         "VDIFF_FAILURE_TTL": "6", "VDIFF_LOG_LEVEL": "DEBUG",

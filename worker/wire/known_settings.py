@@ -63,7 +63,7 @@ _ALL = (
         "REDIS_URL",
         _BOTH,
         "redis://127.0.0.1:6379/0; serve: its own",
-        "Redis >= 7.0 or Valkey that holds the queue",
+        "Redis >= 7.0 or Valkey that holds the queue: redis://, rediss://, unix://, redis+sentinel://",
     ),
     _setting("RESULT_TTL", _BOTH, "3600", "seconds a finished job can be read again"),
     _setting("FAILURE_TTL", _BOTH, "86400", "seconds a failed job can be looked at"),
