@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import pytest
 import redis
 
+from tests.acl_server import client_of, refusals, running_acl_server, url_of
 from tests.valkey import Valkey
 from worker.page_seal import SEAL_BYTES, BrokenSealError, PageSeal
 from worker.redis_pages import RedisPages
+from worker.shared_prefixes import connect
 from worker.wire import keys
 
 PAGE_BYTES = 1000
@@ -200,3 +202,18 @@ def test_a_batch_of_pages_is_one_round_trip(pages: RedisPages, redis_client: red
     pages.read(digests(*range(30)))
     after = redis_client.info("stats")["total_reads_processed"]
     assert after - before <= 5  # a write of 30 kB may be read in pieces; and INFO itself
+
+
+def test_the_workers_user_may_do_all_of_it_and_the_apis_none() -> None:
+    with running_acl_server() as server:
+        pages = pages_of(connect(url_of(server, "worker")))
+        assert put(pages, 1, 2) == 2
+        assert pages.find(digests(1, 2)) == 2
+        assert pages.read(digests(1)) == [content(1)]
+        pages.probe()
+        pages.trim()
+        with server.connect() as admin:
+            assert refusals(admin) == []
+        name = keys.page(pages.seal.namespace, digests(1)[0])
+        with client_of(server, "api") as api, pytest.raises(redis.exceptions.NoPermissionError):
+            api.get(name)
