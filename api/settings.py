@@ -32,6 +32,9 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     redis_url: str = "redis://127.0.0.1:6379/0"
     max_queue_size: int = 1000
+    max_running_per_key: int = 0  # over all workers and models; 0: any number
+    max_queued_per_key: int = 0
+    worker_patience: float = 60.0  # seconds without a worker until requests are refused
     request_timeout: float = 300.0  # seconds
     rate_limit_requests: int = 0  # a key and window; 0: off
     rate_limit_tokens: int = 0  # the same
@@ -61,6 +64,11 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         """Raise SettingsError naming the first setting that makes no sense."""
         _require(0 <= self.port <= 65535, "PORT", "a port between 0 and 65535", self.port)
         _require(self.max_queue_size > 0, "MAX_QUEUE_SIZE", "above 0", self.max_queue_size)
+        limits = {"RUNNING": self.max_running_per_key, "QUEUED": self.max_queued_per_key}
+        for what, limit in limits.items():
+            _require(limit >= 0, f"MAX_{what}_PER_KEY", "0 (any) or more", limit)
+        patience = self.worker_patience
+        _require(0 <= patience < math.inf, "WORKER_PATIENCE", "0 or more seconds", patience)
         _positive("REQUEST_TIMEOUT", self.request_timeout)
         _positive("RATE_LIMIT_WINDOW", self.rate_limit_window)
         limit = self.rate_limit_requests

@@ -37,6 +37,7 @@ class LoopLimits:
     drain_s: float = 20.0
     beat_s: float = 5.0  # a sixth of the lease: it outlives a pause or two
     outage_buffer_bytes: int = 64 << 20
+    is_burst: bool = False  # end once nothing waits or runs
 
 
 class IoLoop:
@@ -136,6 +137,7 @@ class IoLoop:
         if self._mailbox.num_stop_calls == 1 and not self._is_draining:
             log.info("stopping; %d jobs may finish first", len(self._runner.jobs))
             self._drain_until = now + self._limits.drain_s
+            self._beat_at = now  # others are to know at once
         if self._mailbox.num_stop_calls > 1:
             self._drain_until = min(self._drain_until, now)
 
@@ -202,6 +204,8 @@ class IoLoop:
         self._beat_at = time.monotonic() + self._limits.beat_s
         if not beat.registered:
             self._worker.register_again()
+        if self._is_draining:
+            self._worker.show_draining()
         self._drop(beat.lost)
         self._runner.cancel(beat.cancelled, "canceled")
         if self._outage_began is None and time.monotonic() >= self._reap_at:
@@ -219,6 +223,12 @@ class IoLoop:
         self._poll_at = time.monotonic() + POLL_S
         if len(self._claims) == num_free:
             self._mailbox.wake()
+        elif self._limits.is_burst and not self._claims and self._is_all_done():
+            log.info("nothing waits any more; ending")
+            self._drain_until = time.monotonic()
+
+    def _is_all_done(self) -> bool:
+        return len(self._runner.jobs) == 0 and self._worker.are_queues_empty()
 
     def _admit(self) -> None:
         """Start what was claimed; long prompts hold up nobody's output for more than a moment."""
@@ -280,4 +290,5 @@ class IoLoop:
             num_running=engine.num_running,
             num_waiting=engine.num_waiting,
             metrics=engine.metrics(),
+            is_draining=self._is_draining,
         )

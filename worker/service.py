@@ -50,6 +50,9 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         result_ttl_s=settings.result_ttl,
         failure_ttl_s=settings.failure_ttl,
         fingerprint=engine.fingerprint,
+        overdue_s=settings.overdue_after,
+        overdue_share=settings.overdue_share,
+        modes=engine.modes,
     )
     try:
         worker.begin()
@@ -65,7 +68,7 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         desk = QuestionDesk(client, engine, name)
         return IoLoop(engine, store, worker, mailbox, _limits(settings), desk).run()
     finally:
-        _say_goodbye(worker)
+        _say_goodbye(worker, store)
 
 
 def _limits(settings: WorkerSettings) -> LoopLimits:
@@ -73,11 +76,13 @@ def _limits(settings: WorkerSettings) -> LoopLimits:
         drain_s=settings.drain_timeout,
         beat_s=settings.lease / 6,
         outage_buffer_bytes=settings.outage_buffer_mb << 20,
+        is_burst=settings.burst,
     )
 
 
-def _say_goodbye(worker: BatchWorker) -> None:
+def _say_goodbye(worker: BatchWorker, store: JobStore) -> None:
     try:
         worker.end()
+        store.reap_worker(worker.name)  # takes us off the API's list
     except RedisError as error:
         log.warning("Redis is away, RQ will notice our death by itself: %s", error)

@@ -64,6 +64,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     apd_threshold: Share | None = None
     result_ttl: Positive = 3600
     failure_ttl: Positive = 86400
+    overdue_after: Annotated[float, Meta(ge=0)] = 30.0
+    overdue_share: Annotated[float, Meta(gt=0, le=1)] = 0.125
+    burst: bool = False
     lease: Seconds = 30.0
     drain_timeout: Annotated[float, Meta(ge=0)] = 20.0
     outage_buffer_mb: Positive = 64

@@ -15,9 +15,9 @@ from engine.cache.arrivals import ArrivalStats
 from engine.entropy_controller import EntropyStats
 from engine.generation.draft_and_verify import DraftStats
 from engine.hybrid_engine import HybridStats
+from engine.plan_ledger import PlannerStats
 from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.sampling_params import SamplingParams
-from engine.step_planner import PlannerStats
 from tests.engine.engines import Ask, TinyModels, make_engine, run_all, tokens
 from tests.engine.shelf_store import ShelfStore
 from tests.engine.tiny_diffusion import KINDS, twin_diffusion
