@@ -45,8 +45,16 @@ _SAME = frozenset(
 )
 # What engines report, by their names and by vLLM's.
 _COUNTED = {
-    "num_queried_tokens": ("prefix_cache_queries", "Prompt tokens looked for in the prefix cache"),
-    "num_hit_tokens": ("prefix_cache_hits", "Prompt tokens found there"),
+    "prefix_cache_queries_total": ("prefix_cache_queries", "Prompt tokens looked for in a worker"),
+    "prefix_cache_hits_total": ("prefix_cache_hits", "Prompt tokens that a worker had"),
+    "external_prefix_cache_queries_total": (
+        "external_prefix_cache_queries",
+        "Prompt tokens looked for in the shared store",
+    ),
+    "external_prefix_cache_hits_total": (
+        "external_prefix_cache_hits",
+        "Prompt tokens that the shared store had",
+    ),
     "num_preemptions": ("num_preemptions", "Sequences that gave their pages back"),
 }
 _LABELS = ["model_name", "engine"]

@@ -68,7 +68,9 @@ def test_metrics_count_what_happened() -> None:
 
 
 def test_the_same_figures_are_there_under_vllms_names() -> None:
-    own = {"num_pages": 8, "num_pages_held": 2, "num_queried_tokens": 7, "num_preemptions": 1}
+    own = {
+        "num_pages": 8, "num_pages_held": 2, "prefix_cache_queries_total": 7, "num_preemptions": 1
+    }  # fmt: skip
     worker = WorkerInfo("w1", MODEL, 8, num_running=2, num_waiting=1, metrics=own)
     with served(FakeGateway(live=[worker])) as url:
         httpx.post(url + CHAT, json=BODY | {"max_tokens": 40})
@@ -97,7 +99,7 @@ def test_the_same_figures_are_there_under_vllms_names() -> None:
 
 def test_what_a_worker_counted_stays_counted_when_it_leaves() -> None:
     def worker(name: str, num_hits: float) -> WorkerInfo:
-        return WorkerInfo(name, MODEL, 8, metrics={"num_hit_tokens": num_hits})
+        return WorkerInfo(name, MODEL, 8, metrics={"prefix_cache_hits_total": num_hits})
 
     gateway = FakeGateway(live=[worker("w1", 5), worker("w2", 7)])
     sums = []

@@ -16,6 +16,8 @@ from tests.deploy.manifests import ROOT
 from tests.engine.engines import load_tiny_models, make_engine
 from tests.valkey import Valkey
 from worker.job_store import JobStore
+from worker.settings import WorkerSettings
+from worker.shared_prefixes import shared_prefixes
 from worker.wire.messages import ModelInfo, WorkerInfo
 
 ROW = re.compile(r"^\| `(?P<name>[a-z0-9_:<>]+)` \| (?P<type>\w+) \| (?P<labels>.*?) ?\| \S")
@@ -54,10 +56,14 @@ def page() -> dict[str, Shown]:
 def exported(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
     """All of a real queue, a real engine, and an API that has answered something."""
     engine = make_engine(load_tiny_models(tmp_path_factory.mktemp("models")))
+    worker_settings = WorkerSettings(
+        redis_url=valkey_server.url, prefix_cache_redis_mb=1, prefix_cache_secret="x" * 32
+    )
     model = ModelInfo("tiny", 128, list(engine.modes), 0, "fp-1")
     with valkey_server.connect() as client:
         client.flushall()
-        info = WorkerInfo("w1", model, 4, metrics=engine.metrics())
+        with shared_prefixes(engine, worker_settings):
+            info = WorkerInfo("w1", model, 4, metrics=engine.metrics())
         JobStore(client, "w1").beat([], info)
     settings = ApiSettings(
         redis_url=valkey_server.url, files_dir=str(tmp_path_factory.mktemp("files"))
