@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import os
 import sys
@@ -12,6 +13,7 @@ import uvicorn
 
 from api.app import create_app
 from api.http_protocol import PatientProtocol
+from api.redis_connection import check_redis
 from api.settings import ApiSettings, SettingsError, load_settings
 from worker.wire.known_settings import API, settings_of
 from worker.wire.logs import set_up_logs
@@ -21,13 +23,14 @@ GRACE_S = 3  # without it one open stream would keep a stopping server alive for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit status: 2 for settings that make no sense."""
+    """Return the exit status: 2 for settings that make no sense, or a Redis that will not do."""
     try:
         settings = load_settings({**os.environ, **_flags(argv)})
+        set_up_logs(settings.log_level, settings.log_format)
+        asyncio.run(check_redis(settings.redis_url))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    set_up_logs(settings.log_level, settings.log_format)
     server = uvicorn.Server(_config(settings))
     _spare_the_collector()
     server.run()

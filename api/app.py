@@ -15,7 +15,6 @@ from litestar.datastructures import MutableScopeHeaders, State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
-from redis.asyncio import BlockingConnectionPool, Redis
 
 from api.batch_controller import BatchController
 from api.batches.batch_desk import BatchDesk
@@ -35,6 +34,7 @@ from api.metrics import ApiMetrics
 from api.model_controller import ModelController
 from api.openapi import openapi_config
 from api.rate_limit import RateLimiter
+from api.redis_connection import connect
 from api.response_api.desk import ResponseDesk
 from api.response_controller import ResponseController
 from api.sending import ServerApp
@@ -45,9 +45,6 @@ from api.webhook_sender import WebhookSender
 from worker.wire.logs import REQUEST_ID
 
 logger = logging.getLogger(__name__)
-
-MAX_REDIS_CONNECTIONS = 32
-REDIS_WAIT_S = 5.0  # for a free connection, and for an answer
 
 
 def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> Litestar:
@@ -89,7 +86,7 @@ def _lifespan(
             app.state.services = Services(settings, gateway, api_metrics, key_ring)
             yield
             return
-        async with _connect(settings) as redis:
+        async with connect(settings.redis_url) as redis:
             redis_gateway = RedisGateway(redis, settings)
             desk = JobDesk(redis, redis_gateway)
             files = FileDesk(redis, FileDisk(Path(settings.files_dir).expanduser()))
@@ -118,16 +115,6 @@ def _lifespan(
     return lifespan
 
 
-def _connect(settings: ApiSettings) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        settings.redis_url,
-        max_connections=MAX_REDIS_CONNECTIONS,
-        timeout=REDIS_WAIT_S,
-        socket_timeout=REDIS_WAIT_S,
-    )
-    return Redis.from_pool(pool)
-
-
 def _key_ring(settings: ApiSettings) -> KeyRing:
     limits = Limits(requests=settings.rate_limit_requests, tokens=settings.rate_limit_tokens)
     return ring_of(settings.api_key, settings.keys_file, limits)
@@ -137,7 +124,7 @@ def _cors(settings: ApiSettings) -> CORSConfig | None:
     """Web pages of other origins are let in only where the operator names them."""
     if not settings.cors_origins:
         return None
-    expose = ["X-Request-Id", "X-Job-Id", "Retry-After"]
+    expose = ["X-Request-Id", "X-Job-Id", "Idempotent-Replayed", "Location", "Retry-After"]
     return CORSConfig(allow_origins=list(settings.cors_origins), expose_headers=expose)
 
 

@@ -6,6 +6,18 @@ from api.errors import ModelNotFoundError, UnavailableError
 from api.gateway import GenerationGateway
 from worker.wire.messages import ModelInfo
 
+NO_WORKER_RETRY_S = 15.0
+
+
+async def find_served_model(gateway: GenerationGateway, name: str) -> ModelInfo:
+    """Return a model as `find_model`; raises UnavailableError where nobody will run it soon."""
+    model = await find_model(gateway, name)
+    if await gateway.is_served(name) or await gateway.is_served(name, is_fresh=True):
+        return model
+    raise UnavailableError(
+        f"No worker offers the model '{name}' now.", retry_after_s=NO_WORKER_RETRY_S
+    )
+
 
 async def find_model(gateway: GenerationGateway, name: str) -> ModelInfo:
     """Return the model of exactly this name; raises ModelNotFoundError, naming those there are."""

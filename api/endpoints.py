@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from api.catalog import find_model
+from api.catalog import find_served_model
 from api.decoding import decode_request
 from api.gateway import GenerationGateway
-from api.jobs import Sender, chat_job, completion_job, priority_of
+from api.jobs import Sender, chat_job, completion_job, priority_of, tier_used
 from api.response_api.request import ResponseRequest, asked_of, response_job
 from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from api.validation import check
@@ -49,13 +49,14 @@ async def prepare(
     """Check a body as its endpoint does; raises ApiError for whatever is wrong with it."""
     wanted = decode_request(body, content_type, endpoint.schema)
     check("max_queue_time", wanted.max_queue_time, 0, MAX_QUEUE_TIME_S, is_open=True)
-    model = await find_model(gateway, wanted.model)
+    model = await find_served_model(gateway, wanted.model)
     job = endpoint.make_job(wanted, model, sender)
     options = wanted.stream_options
     record = JobRecord(
         system_fingerprint=model.fingerprint,
         include_usage=bool(options and options.include_usage),
         return_token_ids=bool(wanted.return_token_ids),
+        service_tier=tier_used(wanted),
         continuous_usage=bool(options and options.continuous_usage_stats),
         obfuscation=bool(options and options.include_obfuscation),
         draft_events=bool(wanted.return_draft_events),

@@ -13,6 +13,7 @@ ApiError
 ├── KeyReusedError           422  the idempotency key stands for another request
 ├── RateLimitedError         429  this key sent too much
 ├── QueueIsFullError         429  everybody together sent too much
+├── KeyQueueIsFullError      429  this key has too much waiting
 ├── UnavailableError         503  no worker, no room, no Redis
 ├── ClientGoneError          499  nobody is there to read it
 ├── RequestTimeoutError      504
@@ -150,6 +151,12 @@ class QueueIsFullError(RetryLaterError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class KeyQueueIsFullError(RetryLaterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "key_queue_full"
 
 
 class UnavailableError(RetryLaterError):

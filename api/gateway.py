@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from api.errors import (
     GenerationFailedError,
     JobNotFoundError,
+    KeyQueueIsFullError,
     KeyReusedError,
     QueueIsFullError,
     StoreIsFullError,
@@ -68,6 +69,10 @@ class GenerationGateway(Protocol):
         """Return the models known, as of a moment ago unless `is_fresh`."""
         ...
 
+    async def is_served(self, model: str, *, is_fresh: bool = False) -> bool:
+        """Say whether a worker offers a model, or did so shortly ago."""
+        ...
+
     async def ask(self, model: str, about: Topic) -> Answered:
         """Ask any worker of a model. Raises UnavailableError, or what the worker refused it for."""
         ...
@@ -91,7 +96,7 @@ class RedisGateway:
         self._redis = redis
         self._settings = settings
         self._channel = ReplyChannel(redis, self.api_id, sweep_s=settings.sweep_s)
-        self._models: list[ModelInfo] = []
+        self._models: list[queueing.KnownModel] = []
         self._models_until = -math.inf
         self._cancellations: set[asyncio.Task[None]] = set()
 
@@ -114,7 +119,7 @@ class RedisGateway:
         self._channel.register(generation)
         try:
             receipt = await self.enqueue(job, priority, terms)
-        except (QueueIsFullError, StoreIsFullError, KeyReusedError):
+        except (QueueIsFullError, KeyQueueIsFullError, StoreIsFullError, KeyReusedError):
             self._channel.unregister(generation)
             raise
         except BaseException:
@@ -147,6 +152,12 @@ class RedisGateway:
         """Put a job into its queue, whoever may read the answer; raises as `submit`."""
         try:
             return await self._enqueue(job, priority, terms)
+        except queueing.TenantQueueFullError as error:
+            raise KeyQueueIsFullError(
+                f"{error.queue_length} requests of this key are waiting, as many as may; "
+                "try again later.",
+                retry_after_s=error.retry_after_s,
+            ) from None
         except queueing.QueueFullError as error:
             raise QueueIsFullError(
                 f"{error.queue_length} requests are waiting, as many as may; try again later.",
@@ -160,6 +171,14 @@ class RedisGateway:
             raise UnavailableError("The queue cannot be reached.") from error
 
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
+        return [known.info for known in await self._known_models(is_fresh)]
+
+    async def is_served(self, model: str, *, is_fresh: bool = False) -> bool:
+        patience_s = self._settings.worker_patience
+        known = await self._known_models(is_fresh)
+        return any(one.info.name == model and one.silent_s <= patience_s for one in known)
+
+    async def _known_models(self, is_fresh: bool = False) -> list[queueing.KnownModel]:
         if is_fresh or time.monotonic() > self._models_until:
             self._models = await reachable(queueing.known_models(self._redis))
             self._models_until = time.monotonic() + MODELS_TTL_S
@@ -201,6 +220,8 @@ class RedisGateway:
             failure_ttl_s=settings.failure_ttl,
             max_queue_size=settings.max_queue_size,
             max_attempts=MAX_ATTEMPTS,
+            max_running=settings.max_running_per_key,
+            max_waiting=settings.max_queued_per_key,
             terms=terms,
         )
 

@@ -30,7 +30,7 @@ async def health() -> dict[str, str]:
 @get("/ready", tags=["operation"])
 async def ready(services: AppServices) -> dict[str, str | int]:
     """Say whether a request would be served: 503 while no worker's heartbeat is seen."""
-    workers = await services.gateway.workers()
+    workers = [one for one in await services.gateway.workers() if not one.is_draining]
     if not workers:
         raise UnavailableError("No worker is alive.")
     return {"status": "ready", "workers": len(workers)}
@@ -115,6 +115,9 @@ def _worker_metrics(workers: list[WorkerInfo]) -> Iterator[Metric]:
     running = GaugeMetricFamily(f"{PREFIX}_num_requests_running", "Running", labels=labels)
     waiting = GaugeMetricFamily(f"{PREFIX}_num_requests_waiting", "In the worker", labels=labels)
     places = GaugeMetricFamily(f"{PREFIX}_max_batch_size", "Places of a worker", labels=labels)
+    draining = GaugeMetricFamily(
+        f"{PREFIX}_worker_draining", "Finishes what it has, takes nothing new", labels=labels
+    )
     for model in sorted({worker.model.name for worker in workers}):
         alive.add_metric([model], sum(worker.model.name == model for worker in workers))
     for worker in workers:
@@ -122,7 +125,8 @@ def _worker_metrics(workers: list[WorkerInfo]) -> Iterator[Metric]:
         running.add_metric(values, worker.num_running)
         waiting.add_metric(values, worker.num_waiting)
         places.add_metric(values, worker.max_batch_size)
-    yield from (alive, running, waiting, places)
+        draining.add_metric(values, worker.is_draining)
+    yield from (alive, running, waiting, places, draining)
     yield from _own_words(workers, labels)
 
 

@@ -37,6 +37,13 @@ _TIERS: dict[str, Priority] = {
 }
 
 
+_TIER_OF: dict[Priority, str] = {
+    "interactive": "priority",
+    "default": "default",
+    "batch": "flex",
+}
+
+
 class Sender(NamedTuple):
     """Who asks, and through which process the answer goes back."""
 
@@ -48,6 +55,11 @@ class Sender(NamedTuple):
 def priority_of(request: GenerationRequest) -> Priority:
     """Our own word wins over OpenAI's `service_tier`."""
     return request.priority or _TIERS.get(request.service_tier or "auto", "default")
+
+
+def tier_used(request: GenerationRequest) -> str:
+    """Return OpenAI's name of the priority that is used; empty where the request named none."""
+    return "" if request.service_tier is None else _TIER_OF[priority_of(request)]
 
 
 def completion_job(request: CompletionRequest, model: ModelInfo, sender: Sender) -> GenerateJob:

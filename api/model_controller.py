@@ -20,9 +20,9 @@ class ModelController(Controller):
     @get()
     async def list_models(self, services: AppServices) -> ModelList:
         """List the models that workers offer now; while no worker is up, those it knew last."""
-        workers = await services.gateway.workers()
-        offered = {worker.model.name: worker.model for worker in workers}
-        models = list(offered.values()) or await services.gateway.models()
+        living = {worker.model.name for worker in await services.gateway.workers()}
+        known = await services.gateway.models(is_fresh=True)
+        models = [model for model in known if model.name in living] or known
         return ModelList(data=[_body(model) for model in models])
 
     @get("/{name:path}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from worker.wire.messages import Event, Failed
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
+CANCEL_AGAIN_S = 0.2
+SILENCE_S = 15.0  # a connection on which nothing comes may lead to a server that has frozen
 MAX_QUIET_SWEEPS = 4  # a job that waits long in the queue is looked at less often
 LATE_S = 2.0  # the worker's own word on a timeout is the better one: give it time to come
 
@@ -41,6 +44,8 @@ class ReplyChannel:
         self._refills: set[Generation] = set()
         self._asked: dict[str, asyncio.Future[Event]] = {}
         self._subscribed = asyncio.Event()
+        self._follower: asyncio.Task[Any] | None = None
+        self._last_heard = math.inf
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
@@ -58,9 +63,11 @@ class ReplyChannel:
         return True
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # Python 3.11 loses a cancellation that meets the end of a `wait_for`, as in a send.
+            await asyncio.wait(self._tasks, timeout=CANCEL_AGAIN_S)
 
     def register(self, generation: Generation) -> None:
         self._generations.setdefault(generation.job_id, []).append(generation)
@@ -90,17 +97,23 @@ class ReplyChannel:
 
     async def _listen(self) -> None:
         while True:
-            try:
-                await self._follow()
-            except (RedisError, OSError) as error:
-                logger.warning("reply channel lost: %s", type(error).__name__)
-                self._subscribed.clear()
-                await asyncio.sleep(RECONNECT_S)
+            self._last_heard = math.inf  # a connection that is being made has limits of its own
+            self._follower = self._spawn(self._follow_until_lost())
+            await asyncio.wait([self._follower])
+
+    async def _follow_until_lost(self) -> None:
+        try:
+            await self._follow()
+        except (RedisError, OSError) as error:
+            logger.warning("reply channel lost: %s", type(error).__name__)
+            self._subscribed.clear()
+            await asyncio.sleep(RECONNECT_S)
 
     async def _follow(self) -> None:
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(self._name)
             async for message in pubsub.listen():
+                self._last_heard = time.monotonic()
                 if message["type"] == "message":
                     self._deliver(message["data"])
                 elif message["type"] == "subscribe":
@@ -160,12 +173,18 @@ class ReplyChannel:
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(self._sweep_s)
+            self._renew_if_silent()
             generations = [one for one in self._all() if not one.has_ended]
             for generation in generations:
                 _give_up_if_late(generation)
             for generation in generations:
                 if not await self._sweep(generation):
                     break  # each would wait as long for a Redis that is away
+
+    def _renew_if_silent(self) -> None:
+        """Subscribe anew, on a new connection, after a silence: no timer for each message."""
+        if self._follower is not None and time.monotonic() - self._last_heard > SILENCE_S:
+            self._follower.cancel()
 
     async def _sweep(self, generation: Generation) -> bool:
         """Look after a job that is due; False if Redis did not answer."""
@@ -187,10 +206,11 @@ class ReplyChannel:
     def _all(self) -> list[Generation]:
         return [generation for readers in self._generations.values() for generation in readers]
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
+        return task
 
     def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

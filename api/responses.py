@@ -127,6 +127,7 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: UsageBody
     metrics: MetricsBody | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
 
 
 class TextChoice(Struct, frozen=True, kw_only=True):
@@ -149,6 +150,7 @@ class Completion(Struct, kw_only=True):
     choices: list[TextChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
     obfuscation: str | UnsetType = UNSET
     draft_events: list[DraftEvent] | UnsetType = UNSET
     diffusion_meta: DiffusionMeta | UnsetType = UNSET
@@ -193,6 +195,7 @@ class ChatChunk(Struct, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: UsageBody | UnsetType | None = UNSET
     metrics: MetricsBody | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
     obfuscation: str | UnsetType = UNSET
     draft_events: list[DraftEvent] | UnsetType = UNSET
     diffusion_meta: DiffusionMeta | UnsetType = UNSET

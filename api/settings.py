@@ -13,6 +13,7 @@ from api.key_ring import Limits, ring_of
 from api.webhook_signature import secret_bytes
 from worker.wire.known_settings import API, PREFIX, check_names, settings_of
 from worker.wire.logs import FORMATS
+from worker.wire.redis_url import RedisUrlError, read_redis_url
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -31,6 +32,9 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     redis_url: str = "redis://127.0.0.1:6379/0"
     max_queue_size: int = 1000
+    max_running_per_key: int = 0  # over all workers and models; 0: any number
+    max_queued_per_key: int = 0
+    worker_patience: float = 60.0  # seconds without a worker until requests are refused
     request_timeout: float = 300.0  # seconds
     rate_limit_requests: int = 0  # a key and window; 0: off
     rate_limit_tokens: int = 0  # the same
@@ -60,6 +64,11 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         """Raise SettingsError naming the first setting that makes no sense."""
         _require(0 <= self.port <= 65535, "PORT", "a port between 0 and 65535", self.port)
         _require(self.max_queue_size > 0, "MAX_QUEUE_SIZE", "above 0", self.max_queue_size)
+        limits = {"RUNNING": self.max_running_per_key, "QUEUED": self.max_queued_per_key}
+        for what, limit in limits.items():
+            _require(limit >= 0, f"MAX_{what}_PER_KEY", "0 (any) or more", limit)
+        patience = self.worker_patience
+        _require(0 <= patience < math.inf, "WORKER_PATIENCE", "0 or more seconds", patience)
         _positive("REQUEST_TIMEOUT", self.request_timeout)
         _positive("RATE_LIMIT_WINDOW", self.rate_limit_window)
         limit = self.rate_limit_requests
@@ -72,6 +81,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         _require(self.failure_ttl > 0, "FAILURE_TTL", "above 0", self.failure_ttl)
         levels = " or ".join(LOG_LEVELS)
         _require(self.log_level in LOG_LEVELS, "LOG_LEVEL", levels, self.log_level)
+        try:
+            read_redis_url(self.redis_url)
+        except RedisUrlError as error:
+            raise SettingsError(str(error)) from None
         forms = " or ".join(FORMATS)
         _require(self.log_format in FORMATS, "LOG_FORMAT", forms, self.log_format)
         tokens = self.rate_limit_tokens

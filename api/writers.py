@@ -101,6 +101,7 @@ class ChatWriter:
             created=int(self._job.created),
             model=self._job.model,
             system_fingerprint=self._record.system_fingerprint,
+            service_tier=self._record.service_tier or UNSET,
             choices=[self.whole(choice) for choice in choices],
             usage=usage_body(finished),
             metrics=metrics_body(finished),
@@ -136,6 +137,7 @@ class ChatWriter:
             created=int(self._job.created),
             model=self._job.model,
             system_fingerprint=self._record.system_fingerprint,
+            service_tier=self._record.service_tier or UNSET,
             choices=choices,
             usage=self._no_usage if usage is None else usage,
         )
@@ -195,6 +197,7 @@ class TextWriter:
             created=int(self._job.created),
             model=self._job.model,
             system_fingerprint=self._record.system_fingerprint,
+            service_tier=self._record.service_tier or UNSET,
             choices=choices,
             usage=usage,
         )

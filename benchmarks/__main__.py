@@ -22,6 +22,8 @@ TABLES = {
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
     "prefix": "time to first token by the length of a prefix, cold and warm",
     "queue_path": "what HTTP and the queue add: latency, Redis traffic, jobs/s (no model)",
+    "scale_out": "1 to 4 workers without a pace on one Redis, and its own limit (no model)",
+    "scale_out_paced": "1 to 4 workers that stream at 5 ms a step on one Redis (no model)",
     "streams": "1, 64 and 512 SSE streams at 20 tokens/s: each token's way (no model)",
     "memory": "MiB of weights, and of 1,000 tokens of context, by mode",
     "device": "an 8B-shaped verifier against the device's memory bandwidth (CUDA)",

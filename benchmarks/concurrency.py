@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +31,9 @@ CONTEXT = 512
 """A sequence may run ahead of its batch by a good deal before it comes to an end."""
 ROUNDS = 2
 """For one of `--rounds`, and twice that up to 8 at once, where a round has but a few texts."""
+WARM_TOKENS = 2048
+"""Of ar and of the planner before a load is measured, and 64 of each sequence at least: the planner
+has learnt what it learns at first."""
 
 MAX_LANES = 10
 PLANNER, AR, AR_AGAIN = "planner", "ar", "ar again"
@@ -39,40 +43,54 @@ PLANNED = "deer, planned"
 _NOTES = (
     "Always so many sequences that decode: prompts are read outside of the time, and nobody "
     "leaves within it. All settings get through the same texts in turn, 8 tokens of each sequence "
-    "(32 at least) at a time; a round is 256 tokens, or 32 of each sequence.",
+    "(32 at least) at a time; a round is 512 tokens, or 32 of each sequence.",
     f"tokens/s: all tokens by all time. A setting below {FAR_BEHIND:g} of the fastest after a "
     "third of the rounds stops there (*).",
     "`x best`: the planner by the better of ar and the best fixed length, over all rounds; where "
     "90 % of such figures fall when rounds are drawn anew (bootstrap); and the median of the "
     "rounds' own ratios. The best is chosen after the fact, to the planner's disadvantage.",
+    "`first`: the planner by ar in what was written before at that load, other texts in turn: its "
+    "first drafts, which it makes once, and its first looks at batches of this size.",
     "`ar again`: a second batch of ar by the first, which should be 1: what such a ratio is worth. "
     "The planner learns from its own drafts, not from those of the fixed lengths.",
 )
 
 
+class Measured(NamedTuple):
+    """What was found at one load."""
+
+    samples: dict[str, list[Sample]]  # of every setting, by its name
+    first: float  # the planner's rate by that of ar, before
+
+
 def run(options: Options) -> Table:
     bench = ConcurrencyBench(options)
+    loads = [(temperature, at_once) for temperature in TEMPERATURES for at_once in bench.loads]
+    return table({load: bench.measure(*load) for load in loads})
+
+
+def table(measured: Mapping[tuple[float, int], Measured]) -> Table:
+    """By temperature and sequences at once."""
     rows: list[list[Cell]] = []
     samples: dict[str, object] = {}
     bars: dict[str, dict[str, float]] = {}
     lowest: tuple[float, str] = (float("inf"), "nothing")
-    for temperature in TEMPERATURES:
-        for at_once in bench.loads:
-            load = f"T = {temperature:g}, {at_once} at once"
-            found = bench.measure(temperature, at_once)
-            samples[load] = found
-            best = best_of(found)
-            rows.append([f"{temperature:g}", at_once, *_cells(found, best)])
-            bars[load.replace(", ", "\n")] = {
-                name: rate(found[own])
-                for name, own in {AR: AR, "best": best, PLANNER: PLANNER}.items()
-            }
-            lowest = min(lowest, (rate(found[PLANNER]) / rate(found[best]), load))
+    names: list[str] = []
+    for (temperature, at_once), found in measured.items():
+        load = f"T = {temperature:g}, {at_once} at once"
+        samples[load] = {**found.samples, "first": found.first}
+        names, best = list(found.samples), best_of(found.samples)
+        rows.append([f"{temperature:g}", at_once, *_cells(found, best)])
+        bars[load.replace(", ", "\n")] = {
+            name: rate(found.samples[own])
+            for name, own in {AR: AR, "best": best, PLANNER: PLANNER}.items()
+        }
+        lowest = min(lowest, (rate(found.samples[PLANNER]) / rate(found.samples[best]), load))
     note = f"The lowest `x best` of all loads: {lowest[0]:.3f} ({lowest[1]})."
     return Table(
         "concurrency",
         "The planner against ar and every fixed draft length, by load",
-        ("T", "at once", *_columns(bench.names)),
+        ("T", "at once", *_columns(names)),
         rows,
         (note, *_NOTES),
         samples,
@@ -92,12 +110,8 @@ class ConcurrencyBench:
         engine = build_engine(_roomy(config or configured(), num_contexts))
         self._lanes = list(_lanes(engine))
 
-    @property
-    def names(self) -> list[str]:
-        return [lane.name for lane in self._lanes]
-
-    def measure(self, temperature: float, at_once: int) -> dict[str, list[Sample]]:
-        """One load: samples of every setting, by its name."""
+    def measure(self, temperature: float, at_once: int) -> Measured:
+        """One load."""
         num_rounds = ROUNDS * self._options.num_rounds * (2 if at_once <= 8 else 1)
         if self._options.quick:
             num_rounds = 1
@@ -107,10 +121,18 @@ class ConcurrencyBench:
         cases: dict[str, Piece] = {
             lane.name: partial(self._piece, lane, temperature, at_once) for lane in self._lanes
         }
+        first = self._warm_up(cases, at_once)
         samples = race(cases, rules)
         for lane in self._lanes:
             lane.close()
-        return samples
+        return Measured(samples, first)
+
+    def _warm_up(self, cases: Mapping[str, Piece], at_once: int) -> float:
+        num_tokens = 64 if self._options.quick else max(WARM_TOKENS, 64 * at_once)
+        pieces = range(10**6, 10**6 + num_tokens // _piece_tokens(at_once))
+        pairs = [(cases[AR](number), cases[PLANNER](number)) for number in pieces]
+        theirs, ours = zip(*pairs, strict=True)
+        return rate(ours) / rate(theirs)
 
     def _piece(
         self, lane: Lane, temperature: float, at_once: int, number: int
@@ -129,7 +151,7 @@ def _piece_tokens(at_once: int) -> int:
 
 
 def _round_tokens(at_once: int) -> int:
-    return max(256, 32 * at_once)
+    return max(512, 32 * at_once)
 
 
 def best_of(samples: Mapping[str, list[Sample]]) -> str:
@@ -179,10 +201,11 @@ def _add_planned_deer(engine: DFastLLMEngine) -> None:
 
 def _columns(names: Sequence[str]) -> list[str]:
     shown_names = [name for name in names if name != AR_AGAIN]
-    return [*shown_names, "best", "x best", "90 %", "median round", "ar again"]
+    return [*shown_names, "best", "x best", "90 %", "median round", "first", "ar again"]
 
 
-def _cells(samples: dict[str, list[Sample]], best: str) -> Iterator[Cell]:
+def _cells(found: Measured, best: str) -> Iterator[Cell]:
+    samples = found.samples
     num_rounds = len(samples[PLANNER])
     for name, own in samples.items():
         if name != AR_AGAIN:
@@ -191,6 +214,7 @@ def _cells(samples: dict[str, list[Sample]], best: str) -> Iterator[Cell]:
     low, high = spread(rounds, _times)
     yield from (best, f"{_times(rounds):.3f}", f"{low:.3f} to {high:.3f}")
     yield f"{ratio(samples[PLANNER], samples[best], 'tokens_s'):.3f}"
+    yield f"{found.first:.3f}"
     yield f"{_times(list(zip(samples[AR_AGAIN], samples[AR], strict=True))):.3f}"
 
 

@@ -17,38 +17,34 @@ from benchmarks.configured import configured
 from benchmarks.options import Options
 from benchmarks.results import Cell, Chart, Table
 from engine.build import build_engine, resolve
-from engine.dfastllm_engine import DFastLLMEngine
 from engine.engine_config import EngineConfig
 from engine.models.kv_pool import KvShape, bytes_per_token
 from engine.models.model_runner import ModelRunner
-from engine.request.sampling_params import SamplingParams
 
 MIB = 2**20
-NEW_TOKENS = 8
+NUM_CONTEXTS = 4
 COLUMNS = (
     "models of", "weights MiB", "verifier KV", "drafter context", "diffusion KV",
-    "MiB / 1,000 tokens", "measured", "resident at start MiB", "more when full MiB",
+    "MiB / 1,000 tokens", "resident at start MiB",
 )  # fmt: skip
 
 ROLES = ("verifier", "drafter", "diffusion")
-CASES: dict[str, tuple[str, frozenset[str]]] = {
-    "ar": ("ar", frozenset({"verifier"})),
-    "deer": ("deer", frozenset({"verifier", "drafter"})),
-    "spec_diff, apd": ("spec_diff", frozenset({"verifier", "diffusion"})),
-    "semi_ar, diffusion": ("semi_ar", frozenset({"diffusion"})),
-    "all modes": ("deer", frozenset(ROLES)),
+CASES: dict[str, frozenset[str]] = {
+    "ar": frozenset({"verifier"}),
+    "deer": frozenset({"verifier", "drafter"}),
+    "spec_diff, apd": frozenset({"verifier", "diffusion"}),
+    "semi_ar, diffusion": frozenset({"diffusion"}),
+    "all modes": frozenset(ROLES),
 }
-"""Modes that need the same models: one that is run, and which models those are."""
+"""Modes that need the same models, and which models those are."""
 
 _NOTES = (
     "Engines with no models but those named. `verifier KV`, `drafter context`, `diffusion KV`: "
     "bytes a token by the models' shapes and dtype. An engine that has all three models keeps all "
     "three for every token, in whatever mode.",
-    "`measured`: resident memory (on CUDA: allocated) of an engine whose several contexts are full "
-    "less that of one whose single context is full, both in processes of their own. `more when "
-    "full`: what filling all contexts of the larger engine has added; where the system hands out "
-    "memory as it is first written, that is its keys and values, too.",
-    "`resident at start`: the whole process with room for one context, Python, torch and all.",
+    "What a context takes is not measured: pools are handed out as they are first written, and "
+    "resident memory tells of other things as well.",
+    "`resident at start`: the whole process with room for four contexts, Python, torch and all.",
 )
 
 
@@ -56,23 +52,18 @@ _NOTES = (
 class Size:
     """What an engine in a process of its own takes; bytes."""
 
-    num_kv_tokens: int
     at_start: int
-    filled: int
     weights: int
     kv: Mapping[str, int]
     """Of one token, by role."""
 
 
 def run(options: Options) -> Table:
-    base = replace(resolve(configured()), max_batch_size=1)
+    base = replace(resolve(configured()), max_batch_size=NUM_CONTEXTS)
     # Once each: nothing here changes from minute to minute.
-    samples = {name: _sample(base, name, options) for name in _offered(base)}
+    samples = {name: _sample(base, name) for name in _offered(base)}
     rows = [_row(name, own) for name, own in samples.items()]
-    bars = {
-        name: {"by shapes": own["shapes_mib_per_1000"], "measured": own["mib_per_1000"]}
-        for name, own in samples.items()
-    }
+    bars = {name: {"by shapes": own["shapes_mib_per_1000"]} for name, own in samples.items()}
     title = "Memory of weights and of 1,000 tokens of context"
     return Table("memory", title, COLUMNS, rows, _NOTES, samples, Chart("MiB / 1,000 tokens", bars))
 
@@ -85,17 +76,11 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure_size(config: EngineConfig, mode: str) -> Size:
-    """Build an engine in this process, which should be new, and fill all its contexts."""
+def measure_size(config: EngineConfig) -> Size:
+    """Build an engine in this process, which should be new."""
     engine = build_engine(config)
     gc.collect()
-    at_start = resident_bytes()
-    _fill(engine, mode)
-    gc.collect()
-    runner = engine._runner
-    return Size(
-        runner.num_pages * runner.page_size, at_start, resident_bytes(), *_by_shapes(runner)
-    )
+    return Size(resident_bytes(), *_by_shapes(engine._runner))
 
 
 def _by_shapes(runner: ModelRunner) -> tuple[int, dict[str, int]]:
@@ -137,45 +122,27 @@ def _paths(config: EngineConfig) -> tuple[str | None, str | None, str | None]:
 
 def _offered(config: EngineConfig) -> list[str]:
     there = {role for role, path in zip(ROLES, _paths(config), strict=True) if path is not None}
-    return [name for name, (_, roles) in CASES.items() if roles <= there]
+    return [name for name, roles in CASES.items() if roles <= there]
 
 
-def _fill(engine: DFastLLMEngine, mode: str) -> None:
-    length = engine.max_model_len - NEW_TOKENS
-    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    for index in range(engine.max_batch_size):
-        prompt = [5 + index] * length  # no prefix in common: nobody shares a page
-        engine.add(engine.make_sequence(str(index), prompt, params, mode=mode))
-    while engine.has_work:
-        engine.step()
-
-
-def _sample(base: EngineConfig, name: str, options: Options) -> dict[str, float]:
-    mode, roles = CASES[name]
-    config = only(base, roles)
-    num_contexts = 4 if options.quick else 16
-    small, large = (
-        _in_new_process(replace(config, max_batch_size=size), mode) for size in (1, num_contexts)
-    )
-    more_tokens = large.num_kv_tokens - small.num_kv_tokens
+def _sample(base: EngineConfig, name: str) -> dict[str, float]:
+    size = _in_new_process(only(base, CASES[name]))
     return {
-        "weights_mib": large.weights / MIB,
-        **{f"{role}_bytes_per_token": large.kv.get(role, 0) for role in ROLES},
-        "shapes_mib_per_1000": 1000 * sum(large.kv.values()) / MIB,
-        "mib_per_1000": 1000 * (large.filled - small.filled) / more_tokens / MIB,
-        "at_start_mib": small.at_start / MIB,
-        "more_when_full_mib": (large.filled - large.at_start) / MIB,
+        "weights_mib": size.weights / MIB,
+        **{f"{role}_bytes_per_token": size.kv.get(role, 0) for role in ROLES},
+        "shapes_mib_per_1000": 1000 * sum(size.kv.values()) / MIB,
+        "at_start_mib": size.at_start / MIB,
     }
 
 
-def _in_new_process(config: EngineConfig, mode: str) -> Size:
+def _in_new_process(config: EngineConfig) -> Size:
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_size, config, mode).result()
+        return pool.submit(measure_size, config).result()
 
 
 def _row(name: str, sample: Mapping[str, float]) -> list[Cell]:
     kv = [int(sample[f"{role}_bytes_per_token"]) for role in ROLES]
-    figures = ("shapes_mib_per_1000", "mib_per_1000", "at_start_mib", "more_when_full_mib")
+    figures = ("shapes_mib_per_1000", "at_start_mib")
     return [
         name,
         sample["weights_mib"],

@@ -105,11 +105,17 @@ class AcceptanceModel:
         if (accepted / num - share) ** 2 > _CHANGED**2 * variance:
             self._tried[position], self._accepted[position] = num, accepted
 
-    def rest(self, sequence_id: str) -> None:
-        """A step without a draft: bad luck fades, or a sequence would never be tried again."""
+    def rest(self, sequence_id: str, num_steps: int = 1) -> None:
+        """Steps without a draft: bad luck fades, or a sequence would never be tried again."""
         if sequence_id in self._luck:
+            fade = _LUCK_REST**num_steps
             accepted, expected = self._luck[sequence_id]
-            self._luck[sequence_id] = (accepted * _LUCK_REST, expected * _LUCK_REST)
+            self._luck[sequence_id] = (accepted * fade, expected * fade)
+
+    def rest_all(self, num_steps: int) -> None:
+        """Steps in which nobody had a draft."""
+        for sequence_id in self._luck:
+            self.rest(sequence_id, num_steps)
 
     def forget(self, sequence_id: str) -> None:
         self._luck.pop(sequence_id, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -62,82 +63,90 @@ class Plan(NamedTuple):
         return any(self.lengths)
 
 
-def weigh(
-    candidates: Seq[Candidate], lengths: Seq[int], verify_cost: Cost, draft_cost: Cost
-) -> Plan:
-    """What these lengths can be expected to give and to cost."""
-    committed, num_rows, num_blocks = float(len(candidates)), len(candidates), 0
-    for candidate, length in zip(candidates, lengths, strict=True):
-        if length:
-            committed += sum(candidate.survivals[:length])
-            num_rows += length
-            num_blocks += candidate.needs_block
-    seconds = verify_cost(num_rows) + (draft_cost(num_blocks) if num_blocks else 0.0)
-    return Plan(lengths, committed, seconds)
+class Choice:
+    """What may be drafted in one step, and what any of it would give and cost."""
+
+    def __init__(self, candidates: Seq[Candidate], verify_cost: Cost, draft_cost: Cost) -> None:
+        self.candidates = candidates
+        self.verify_cost = verify_cost
+        self.draft_cost = cache(draft_cost)
+        self._gains = [list(accumulate(c.survivals, initial=0.0)) for c in candidates]
+        self.asked = self.weigh([c.fixed_length or 0 for c in candidates])
+        """Those alone are drafted for whose length is fixed."""
+
+    def weigh(self, lengths: Seq[int]) -> Plan:
+        """What these lengths can be expected to give and to cost."""
+        gained = sum(
+            gains[min(n, len(gains) - 1)] for n, gains in zip(lengths, self._gains, strict=True)
+        )
+        num_blocks = sum(
+            n > 0 and c.needs_block for n, c in zip(lengths, self.candidates, strict=True)
+        )
+        seconds = self.verify_cost(len(lengths) + sum(lengths))
+        seconds += self.draft_cost(num_blocks) if num_blocks else 0.0
+        return Plan(lengths, len(lengths) + gained, seconds)
+
+    def even(self, length: int) -> Plan:
+        """The same length for all, where it is free and there is room."""
+        return self.weigh(
+            [
+                min(length, len(c.survivals)) if c.fixed_length is None else c.fixed_length
+                for c in self.candidates
+            ]
+        )
+
+    def best_drafts(self) -> Plan | None:
+        """The best plan with at least one draft of the planner's choice; None where none may be.
+
+        Positions are taken in falling order of what they bring for their price. To draft for one
+        more sequence costs a block besides; so that is tried at two prices of a block: none, which
+        spreads rows over all sequences, and what it costs on average, where the first positions of
+        a sequence are taken together, as many as make the best bargain. Every prefix of both orders
+        is weighed, in a large batch every few positions.
+        """
+        prices = [0.0, self._block_price()] if len(self.candidates) > 1 else [0.0]
+        orders = [_bargains(self.candidates, price) for price in prices]
+        plans = [self._best_prefix(order) for order in orders if order]
+        return max(plans, key=lambda plan: plan.rate, default=None)
+
+    def _best_prefix(self, order: Seq[tuple[float, int, int]]) -> Plan:
+        lengths = list(self.asked.lengths)
+        num_rows = len(lengths) + sum(lengths)
+        num_blocks = sum(
+            n > 0 and c.needs_block for n, c in zip(lengths, self.candidates, strict=True)
+        )
+        committed = self.asked.committed
+        stride = 1 + len(order) // _MAX_WEIGHED
+        best: tuple[float, int, float, float] = (0.0, 0, 0.0, 1.0)  # rate, count, tokens, seconds
+        for count, (_, r, position) in enumerate(order, start=1):
+            committed += self.candidates[r].survivals[position]
+            num_blocks += not position
+            if count % stride and count != len(order):
+                continue
+            seconds = self.verify_cost(num_rows + count) + self.draft_cost(num_blocks)
+            if committed / seconds > best[0]:
+                best = (committed / seconds, count, committed, seconds)
+        for _, r, _ in order[: best[1]]:
+            lengths[r] += 1
+        return Plan(lengths, best[2], best[3])
+
+    def _block_price(self) -> float:
+        """What a drafted block costs, in rows of the verifier."""
+        count = len(self.candidates)
+        span = count * max((len(c.survivals) for c in self.candidates), default=0) / 2
+        row = (self.verify_cost(count + span) - self.verify_cost(count)) / max(span, 1.0)
+        block = (self.draft_cost(count) - self.draft_cost(1)) / max(count - 1, 1)
+        return min(max(block, 0.0) / max(row, 1e-9), _DEAREST_BLOCK)
 
 
 def plan_lengths(candidates: Seq[Candidate], verify_cost: Cost, draft_cost: Cost) -> list[int]:
     """Draft lengths that maximise expected committed tokens a second over the whole batch."""
     if not candidates:
         return []
-    asked = weigh(candidates, asked_lengths(candidates), verify_cost, draft_cost)
-    drafted = plan_drafts(candidates, verify_cost, draft_cost)
-    return list(drafted.lengths if drafted and drafted.rate > asked.rate else asked.lengths)
-
-
-def asked_lengths(candidates: Seq[Candidate]) -> list[int]:
-    """Of a step in which only those are drafted for whose length is fixed."""
-    return [0 if c.fixed_length is None else c.fixed_length for c in candidates]
-
-
-def plan_drafts(candidates: Seq[Candidate], verify_cost: Cost, draft_cost: Cost) -> Plan | None:
-    """The best plan with at least one draft of the planner's choice; None where none may be.
-
-    Positions are taken in falling order of what they bring for their price. To draft for one more
-    sequence costs a block besides; so that is tried at two prices of a block: none, which spreads
-    rows over all sequences, and what it costs on average, where the first positions of a sequence
-    are taken together, as many as make the best bargain. Every prefix of both orders is weighed, in
-    a large batch every few positions.
-    """
-    base = weigh(candidates, asked_lengths(candidates), verify_cost, draft_cost)
-    prices = [0.0]
-    if len(candidates) > 1:
-        prices.append(_block_price(candidates, verify_cost, draft_cost))
-    plans = [
-        _best_prefix(candidates, base, order, verify_cost, draft_cost)
-        for order in (_bargains(candidates, price) for price in prices)
-        if order
-    ]
-    return max(plans, key=lambda plan: plan.rate, default=None)
-
-
-def _best_prefix(
-    candidates: Seq[Candidate],
-    base: Plan,
-    order: Seq[tuple[float, int, int]],
-    verify_cost: Cost,
-    draft_cost: Cost,
-) -> Plan:
-    lengths = list(base.lengths)
-    num_rows = len(candidates) + sum(lengths)
-    num_blocks = sum(n > 0 and c.needs_block for n, c in zip(lengths, candidates, strict=True))
-    committed, drafting_s = base.committed, 0.0
-    stride = 1 + len(order) // _MAX_WEIGHED
-    best: tuple[float, int, float, float] = (0.0, 0, 0.0, 1.0)  # rate, count, tokens, seconds
-    for count, (_, r, position) in enumerate(order, start=1):
-        committed += candidates[r].survivals[position]
-        if not position:
-            num_blocks += 1
-            drafting_s = 0.0
-        if count % stride and count != len(order):
-            continue
-        drafting_s = drafting_s or draft_cost(num_blocks)
-        seconds = verify_cost(num_rows + count) + drafting_s
-        if committed / seconds > best[0]:
-            best = (committed / seconds, count, committed, seconds)
-    for _, r, _ in order[: best[1]]:
-        lengths[r] += 1
-    return Plan(lengths, best[2], best[3])
+    choice = Choice(candidates, verify_cost, draft_cost)
+    drafted = choice.best_drafts()
+    best = drafted if drafted and drafted.rate > choice.asked.rate else choice.asked
+    return list(best.lengths)
 
 
 def _bargains(candidates: Seq[Candidate], block_price: float) -> list[tuple[float, int, int]]:
@@ -162,12 +171,3 @@ def _bargains(candidates: Seq[Candidate], block_price: float) -> list[tuple[floa
         ]
     order.sort()
     return order
-
-
-def _block_price(candidates: Seq[Candidate], verify_cost: Cost, draft_cost: Cost) -> float:
-    """What a drafted block costs, in rows of the verifier."""
-    count = len(candidates)
-    span = count * max((len(c.survivals) for c in candidates), default=0) / 2
-    row = (verify_cost(count + span) - verify_cost(count)) / max(span, 1.0)
-    block = (draft_cost(count) - draft_cost(1)) / max(count - 1, 1)
-    return min(max(block, 0.0) / max(row, 1e-9), _DEAREST_BLOCK)

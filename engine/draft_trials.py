@@ -7,13 +7,17 @@ from collections.abc import Callable
 from engine.draft_planner import Plan
 
 SHARE = 0.01
-"""Of the time, that may be lost with trials, by what is expected of them."""
+"""Of the time, that may be lost with trials."""
 _GAP = 4
 """Steps from one trial to the next."""
+_STEPS = {True: 3, False: 8}
+"""How long a trial is, by whether it drafts: the first steps are no measure."""
 _LONGEST_WAIT = 4096
 """Steps after which a trial is made whatever it costs: what is expected of it may be wrong."""
 _WELCOME = 6
 """Steps' worth of time that may be lost to get to know batches of a new size."""
+_DEAREST = 3.0
+"""Times what it was expected to take: what a step took beyond that is not a trial's fault."""
 
 
 class Trials:
@@ -21,6 +25,7 @@ class Trials:
 
     A trial waits until the time that it is expected to lose has been saved up. So near the
     break-even point, where it is worth most, it costs next to nothing, and far from it it is rare.
+    What it has truly lost is paid, with the steps after it that it has made slower.
     """
 
     def __init__(self, num_positions: int) -> None:
@@ -34,24 +39,36 @@ class Trials:
     def save(self, seconds: float) -> None:
         """A step of so many seconds has gone by."""
         self._num_steps += 1
-        for kind in (False, True):
-            self._saved_s[kind] += seconds * SHARE / 2
+        self._saved_s[0] += seconds * SHARE / 2
+        self._saved_s[1] += seconds * SHARE / 2
+
+    def pay(self, seconds: float, expected_s: float, worth_s: float) -> None:
+        """For a step that was part of a trial, or suffered from one.
+
+        `worth_s` is the time in which as many tokens would have been expected otherwise.
+        """
+        self._saved_s[self._is_even] -= min(seconds, _DEAREST * expected_s) - worth_s
 
     def due(self, best: Plan, other: Plan, even: Callable[[int], Plan | None]) -> Plan | None:
         """The trial whose turn it is, if it can be afforded; `even` may refuse a length."""
         size = len(best.lengths).bit_length()
         if size not in self._known_sizes:
             self._known_sizes.add(size)
-            self.save(_WELCOME * best.seconds / SHARE)
+            for kind in (0, 1):
+                self._saved_s[kind] += _WELCOME * best.seconds / 2
         if self._num_steps < _GAP:
             return None
         self._num_steps = 0
         self._is_even = not self._is_even
         plan = even(self._length(best)) if self._is_even else other
-        if plan is not None and not self._pay(best, plan):
+        if plan is not None and not self._can_pay(best, plan):
             return None
         self._turn += self._is_even
         return plan
+
+    def num_steps(self, plan: Plan) -> int:
+        """Of a trial."""
+        return _STEPS[plan.drafts]
 
     def _length(self, best: Plan) -> int:
         """All in turn; every other time one of those around what is drafted now."""
@@ -61,10 +78,6 @@ class Trials:
         usual = round(sum(best.lengths) / len(best.lengths))
         return min(max(usual + rounds % 3 - 1, 1), self._num_positions)
 
-    def _pay(self, best: Plan, plan: Plan) -> bool:
-        most = best.seconds * _LONGEST_WAIT * SHARE / 2
-        lost = min(max(0.0, plan.seconds - plan.committed / best.rate), most)
-        saved = min(self._saved_s[self._is_even], most)
-        can_pay = saved >= lost
-        self._saved_s[self._is_even] = saved - lost if can_pay else saved
-        return can_pay
+    def _can_pay(self, best: Plan, plan: Plan) -> bool:
+        lost = self.num_steps(plan) * max(0.0, plan.seconds - plan.committed / best.rate)
+        return self._saved_s[self._is_even] >= min(lost, best.seconds * _LONGEST_WAIT * SHARE / 2)

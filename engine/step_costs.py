@@ -69,10 +69,14 @@ class _Filter:
         self.now = 0
         self._noise = _NOISE * _NOISE
 
-    def learn(self, terms: Terms, error: float) -> None:
-        """`error` is the logarithm of what was seen over what was foretold."""
+    def learn(self, terms: Terms, error: float, num_steps: int = 1) -> None:
+        """`error` is the logarithm of what was seen over what was foretold.
+
+        Of so many equal steps, in the mean.
+        """
+        noise = self._noise / num_steps
         known = [(term, weight, term.variance(self.now)) for term, weight in terms]
-        total = self._noise + sum(weight * weight * variance for _, weight, variance in known)
+        total = noise + sum(weight * weight * variance for _, weight, variance in known)
         limit = _CLIP * max(self._noise**0.5, _LEAST_CLIP)
         # Too far off to tell a wrong cost from an accident: it moves the cost, but proves nothing.
         proves = abs(error) <= limit
@@ -81,7 +85,7 @@ class _Filter:
             gain = weight * variance / total
             left = variance * (1.0 - gain * weight) if proves else variance
             term.move(gain * error, left, self.now)
-        surprise = max(error * error * self._noise / total, 1e-5)
+        surprise = max(error * error * self._noise / total, 1e-5)  # of one step
         self._noise += (surprise - self._noise) * _NOISE_RATE
 
 
@@ -136,8 +140,13 @@ class StepCosts:
 
         return cost
 
-    def update(self, shape: StepShape, seconds: float, num_prefill_rows: int = 0) -> float:
-        """Learn from one step; returns the factor by which the machine seems slower than before."""
+    def update(
+        self, shape: StepShape, seconds: float, num_prefill_rows: int = 0, num_steps: int = 1
+    ) -> float:
+        """Learn from equal steps; returns the factor by which the machine seems slower than before.
+
+        `seconds` is what one of them took.
+        """
         self._filter.now += 1
         before = self._speed.value
         if shape.num_sequences:
@@ -148,7 +157,7 @@ class StepCosts:
                 terms = [(term, weight * share) for term, weight in terms]
                 terms += [(self._speed, 1.0 - share), (self._reading, 1.0 - share)]
                 expected += reading_s
-            self._filter.learn(terms, log(max(seconds, 1e-9) / expected))
+            self._filter.learn(terms, log(max(seconds, 1e-9) / expected), num_steps)
         return exp(self._speed.value - before)
 
     def _reading_s(self, shape: StepShape, num_prefill_rows: int) -> float:

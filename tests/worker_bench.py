@@ -54,7 +54,7 @@ def make_job(job_id: str, **changes: Any) -> GenerateJob:
     return GenerateJob(**{**fields, "sampling": sampling, **changes})
 
 
-def put(server: Valkey, *jobs: GenerateJob, max_attempts: int = 3) -> None:
+def put(server: Valkey, *jobs: GenerateJob, max_attempts: int = 3, max_running: int = 0) -> None:
     async def enqueue_all() -> None:
         async with server.connect_async() as client:
             for job in jobs:
@@ -66,6 +66,7 @@ def put(server: Valkey, *jobs: GenerateJob, max_attempts: int = 3) -> None:
                     result_ttl_s=100,
                     max_queue_size=1000,
                     max_attempts=max_attempts,
+                    max_running=max_running,
                 )
 
     asyncio.run(enqueue_all())
@@ -191,12 +192,13 @@ def retries_left(client: redis.Redis, job_id: str) -> int:
 
 @contextmanager
 def running_worker(
-    server: Valkey, name: str, **options: float
+    server: Valkey, name: str, **options: float | str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker process with the fake engine; whatever happens, it is gone afterwards."""
     options_of_all = {"redis_url": server.url, "name": name}
     flags = [
-        f"--{key.replace('_', '-')}={value}" for key, value in (options_of_all | options).items()
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for key, value in (options_of_all | options).items()
     ]
     process = start_child(
         [sys.executable, "-m", "tests.fake_worker", *flags],
@@ -207,6 +209,14 @@ def running_worker(
     finally:
         process.kill()
         process.wait()
+
+
+def wait_for_model(client: redis.Redis) -> None:
+    """Wait for the first beat of a worker: from then on the API knows its model."""
+    deadline = time.monotonic() + WAIT_S
+    while not client.exists(f"{keys.DFL_PREFIX}:models"):
+        assert time.monotonic() < deadline, "no worker offers a model"
+        time.sleep(0.02)
 
 
 def wait_for_worker(client: redis.Redis, *names: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from redis.exceptions import RedisError
 
-from worker.service import connect
+from worker.redis_connection import connect
 from worker.settings import read_settings
 from worker.wire import codec, lua
 from worker.wire.known_settings import API, WORKER

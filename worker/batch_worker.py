@@ -18,6 +18,7 @@ from redis import Redis
 from redis.client import PubSub, PubSubWorkerThread
 from redis.exceptions import RedisError
 from rq.suspension import is_suspended
+from rq.utils import now
 from rq.worker import SimpleWorker
 
 from worker.mailbox import Mailbox
@@ -57,6 +58,11 @@ class BatchWorker(SimpleWorker):
         self._mailbox = mailbox
         self._question_channel = question_channel
 
+    @property
+    def connection_timeout(self) -> int:
+        """Leave the connection's timeout alone: RQ's is for calls that block, and we make none."""
+        return 0
+
     def begin(self) -> None:
         """Register with RQ and listen for commands and wakes."""
         self.bootstrap(logging_level=None)
@@ -69,6 +75,15 @@ class BatchWorker(SimpleWorker):
         """Come back after RQ has forgotten us."""
         self.connection.delete(self.key)  # RQ refuses a name whose hash is there
         self.register_birth()  # type: ignore[no-untyped-call]
+
+    def show_draining(self) -> None:
+        """Note for RQ's tools, once, that we were asked to stop."""
+        if self._shutdown_requested_date is None:
+            self._shutdown_requested_date = now()
+            self.set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
+    def are_queues_empty(self) -> bool:
+        return all(queue.is_empty() for queue in self.queues)
 
     def is_suspended(self) -> bool:
         """Say whether `rq suspend` wants no worker to take jobs."""

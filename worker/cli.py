@@ -66,6 +66,9 @@ def main() -> NoReturn:
         check_names(os.environ)
     except ValueError as error:
         sys.exit(_complaint(part, error))
+    if part == SERVE and len(arguments) > 1:
+        # Anew, without flags: a process's command line is there for everybody on the machine.
+        _become("worker.cli", [SERVE])
     if part == SERVE:
         _supervise()
     _become(part, [])

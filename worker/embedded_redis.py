@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from worker.child_process import start_child
 
 MAX_SOCKET_PATH_BYTES = 107  # the kernel's limit for the address of a unix socket
 START_TIMEOUT_S = 20.0
 
+# A stream takes room for its first node at once; each job has two, its log and its result.
 # noeviction: a queue must refuse work rather than forget it. everysec survives a crash of the
 # server; only a power cut can take the last second.
 CONF = """\
@@ -27,6 +29,7 @@ appendfsync everysec
 save ""
 maxmemory-policy noeviction
 client-output-buffer-limit pubsub 32mb 8mb 60
+stream-node-max-bytes 1kb
 logfile {directory}/valkey.log
 daemonize no
 """
@@ -48,7 +51,7 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        return f"unix://{self._socket}"
+        return f"unix://{quote(str(self._socket))}"
 
     @property
     def is_running(self) -> bool:

@@ -44,8 +44,12 @@ class FrontDoor:
     def is_ready(self) -> bool:
         return self._ask("/ready") is not None
 
-    def announcement(self, redis_url: str) -> str:
-        """Return what a newcomer needs to send the first request."""
+    def announcement(self, own_queue: str | None) -> str:
+        """Return what a newcomer needs to send the first request.
+
+        `own_queue`: the address of the queue that `serve` brought along. Another's is not shown:
+        it may hold a password.
+        """
         models = self.models()
         model = models[0] if models else "MODEL"
         header = ' -H "Authorization: Bearer $VDIFF_API_KEY"' if self._plan.api_key else ""
@@ -56,7 +60,7 @@ class FrontDoor:
             f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'\n"
             f'  OpenAI(base_url="{self.url}/v1", api_key="{self._key_hint()}")    '
             f"# from openai import OpenAI\n"
-            f"  rq info --url {redis_url}    # the queue\n\n"
+            f"  rq info --url {own_queue or '$VDIFF_REDIS_URL'}    # the queue\n\n"
         )
 
     def models(self) -> list[str]:

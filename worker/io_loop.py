@@ -22,6 +22,7 @@ log = logging.getLogger("worker")
 
 POLL_S = 1.0  # a wake can get lost; no job waits longer than this for it
 RETRY_S = 0.25  # while Redis is away
+REAP_PAUSE_S = 2.0  # after an outage: all leases are old, and their holders first renew them
 ADMIT_SLICE_S = 0.005  # a round trip for each admitted job would cost more than the job's wait
 SLICE = 64  # outputs in a record, at most: a round trip costs as much as ten of them
 MAX_SLICES = 16
@@ -36,6 +37,7 @@ class LoopLimits:
     drain_s: float = 20.0
     beat_s: float = 5.0  # a sixth of the lease: it outlives a pause or two
     outage_buffer_bytes: int = 64 << 20
+    is_burst: bool = False  # end once nothing waits or runs
 
 
 class IoLoop:
@@ -63,6 +65,7 @@ class IoLoop:
         self._poll_at = 0.0
         self._beat_at = 0.0
         self._retry_at = 0.0
+        self._reap_at = 0.0
         self._drain_until = float("inf")
         self._outage_began: float | None = None
         self._last_trouble = ""
@@ -134,6 +137,7 @@ class IoLoop:
         if self._mailbox.num_stop_calls == 1 and not self._is_draining:
             log.info("stopping; %d jobs may finish first", len(self._runner.jobs))
             self._drain_until = now + self._limits.drain_s
+            self._beat_at = now  # others are to know at once
         if self._mailbox.num_stop_calls > 1:
             self._drain_until = min(self._drain_until, now)
 
@@ -154,6 +158,7 @@ class IoLoop:
         else:
             if self._outage_began is not None:
                 log.info("Redis is back after %.1f s", time.monotonic() - self._outage_began)
+                self._reap_at = time.monotonic() + REAP_PAUSE_S
             self._outage_began = None
             self._last_trouble = ""
 
@@ -199,9 +204,12 @@ class IoLoop:
         self._beat_at = time.monotonic() + self._limits.beat_s
         if not beat.registered:
             self._worker.register_again()
+        if self._is_draining:
+            self._worker.show_draining()
         self._drop(beat.lost)
         self._runner.cancel(beat.cancelled, "canceled")
-        self._store.reap(self._queues)
+        if self._outage_began is None and time.monotonic() >= self._reap_at:
+            self._store.reap(self._queues)
         self._is_suspended = self._worker.is_suspended()
         self._send()
 
@@ -215,6 +223,12 @@ class IoLoop:
         self._poll_at = time.monotonic() + POLL_S
         if len(self._claims) == num_free:
             self._mailbox.wake()
+        elif self._limits.is_burst and not self._claims and self._is_all_done():
+            log.info("nothing waits any more; ending")
+            self._drain_until = time.monotonic()
+
+    def _is_all_done(self) -> bool:
+        return len(self._runner.jobs) == 0 and self._worker.are_queues_empty()
 
     def _admit(self) -> None:
         """Start what was claimed; long prompts hold up nobody's output for more than a moment."""
@@ -276,4 +290,5 @@ class IoLoop:
             num_running=engine.num_running,
             num_waiting=engine.num_waiting,
             metrics=engine.metrics(),
+            is_draining=self._is_draining,
         )

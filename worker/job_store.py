@@ -21,9 +21,6 @@ from worker.wire.messages import (
     WorkerInfo,
 )
 
-MODEL_TTL_S = 86400
-"""How long a model stays known after its last worker's beat."""
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -65,12 +62,23 @@ class JobStore:
         result_ttl_s: int = 3600,
         failure_ttl_s: int = 86400,
         fingerprint: str = "",
+        overdue_s: float = 30.0,
+        overdue_share: float = 0.125,
+        modes: Sequence[str] = (),
     ) -> None:
-        """`fingerprint`: of the model; output that another one has begun is not continued here."""
+        """`fingerprint`: of the model; output that another one has begun is not continued here.
+
+        A queue that more urgent ones have kept waiting for `overdue_s` (0: however long) gets
+        `overdue_share` of the places. Jobs that name none of the `modes` go to other workers;
+        without any, all are taken.
+        """
         self._redis = redis
         self._worker_name = worker_name
         self._lease_s = lease_s
         self._fingerprint = fingerprint
+        self._offers = [keys.offer(mode) for mode in modes]
+        self._overdue_s = overdue_s
+        self._overdue_every = max(1, round(1 / overdue_share))
         self._defaults = {"result_ttl": result_ttl_s, "failure_ttl": failure_ttl_s}
         self._frame_head = codec.for_lua(worker_name)
         self._held: dict[str, HeldJob] = {}
@@ -88,6 +96,10 @@ class JobStore:
             overdue=reasons.OVERDUE,
             fingerprint=self._fingerprint,
             unlike=reasons.UNLIKE,
+            lacking=reasons.LACKING,
+            offers=self._offers,
+            overdue_s=self._overdue_s,
+            overdue_every=self._overdue_every,
         )
         try:
             claims = self._read_claims(rows)
@@ -108,7 +120,11 @@ class JobStore:
             info=codec.for_lua(info),
             model=info.model.name,
             model_info=codec.for_lua(info.model),
-            model_ttl=MODEL_TTL_S,
+            model_ttl=keys.MODEL_TTL_S,
+            pool=keys.queue_names(info.model.name)[0],
+            offers=self._offers,
+            fingerprint=self._fingerprint,
+            is_draining=info.is_draining,
         )
         unheld = {job_id for job_id in job_ids if job_id not in self._held}
         gone = self._forget(lost)
@@ -138,7 +154,13 @@ class JobStore:
 
     def reap(self, queues: Sequence[str]) -> Reaped:
         """Requeue (an attempt is spent) or fail the jobs whose lease has run out."""
-        return self._bury("reap", queues=queues, canceled_ttl=self._defaults["result_ttl"])
+        return self._bury(
+            "reap",
+            queues=queues,
+            canceled_ttl=self._defaults["result_ttl"],
+            expired=reasons.EXPIRED,
+            lacking=reasons.LACKING,
+        )
 
     def reap_worker(self, worker_name: str) -> Reaped:
         """Do the same at once for every job of a worker that is known to be dead."""

@@ -37,6 +37,8 @@ class ServePlan:
         """Read and check the settings; raises SettingsError naming a bad one."""
         keys = environ.get("VDIFF_API_KEY", "").split(",")
         settings = read_settings(environ)
+        if settings.burst:
+            raise SettingsError("VDIFF_BURST: a server goes on; it is for `dfastllm worker` alone")
         data_dir = Path(environ.get("VDIFF_DATA_DIR") or DEFAULT_DATA_DIR)
         files_dir = environ.get("VDIFF_FILES_DIR") or str(data_dir / "files")
         return cls(

@@ -5,12 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-import time
 
-from redis import Redis
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
+from redis.exceptions import RedisError, ResponseError
 
 from worker.batch_worker import BatchWorker
 from worker.engine_port import EnginePort
@@ -18,25 +14,23 @@ from worker.io_loop import IoLoop, LoopLimits
 from worker.job_store import JobStore
 from worker.mailbox import Mailbox
 from worker.question_desk import QuestionDesk
-from worker.settings import WorkerSettings
+from worker.redis_connection import connect, wait_for_redis
+from worker.settings import SettingsError, WorkerSettings
 from worker.wire import keys
+from worker.wire.redis_faults import why_refused
+from worker.wire.redis_url import read_redis_url
 
 log = logging.getLogger("worker")
 
-CALL_TIMEOUT_S = 10.0
-START_TIMEOUT_S = 30.0
-
-
-def connect(url: str) -> Redis:
-    """Return a client that tries a call again, shortly: the loop does the long waiting."""
-    retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), 2)
-    return Redis.from_url(url, retry=retry, socket_timeout=CALL_TIMEOUT_S)
-
 
 def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
-    """Serve the engine's model until a signal; return the process's exit code."""
+    """Serve the engine's model until a signal; return the process's exit code.
+
+    Raises SettingsError if there is no Redis, or none that will do.
+    """
+    address = read_redis_url(settings.redis_url)
     client = connect(settings.redis_url)
-    _wait_for(client)
+    wait_for_redis(client, address)
     mailbox = Mailbox()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: mailbox.request_stop())
@@ -56,8 +50,17 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         result_ttl_s=settings.result_ttl,
         failure_ttl_s=settings.failure_ttl,
         fingerprint=engine.fingerprint,
+        overdue_s=settings.overdue_after,
+        overdue_share=settings.overdue_share,
+        modes=engine.modes,
     )
-    worker.begin()
+    try:
+        worker.begin()
+        store.reap(queues)  # as every beat does; what this user may not do comes out here
+    except ResponseError as error:
+        if (refusal := why_refused(error, address)) is not None:
+            raise SettingsError(refusal) from None
+        raise
     gc.collect()
     gc.freeze()  # the libraries and the model: to look through them takes longer than a step
     try:
@@ -65,7 +68,7 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         desk = QuestionDesk(client, engine, name)
         return IoLoop(engine, store, worker, mailbox, _limits(settings), desk).run()
     finally:
-        _say_goodbye(worker)
+        _say_goodbye(worker, store)
 
 
 def _limits(settings: WorkerSettings) -> LoopLimits:
@@ -73,26 +76,13 @@ def _limits(settings: WorkerSettings) -> LoopLimits:
         drain_s=settings.drain_timeout,
         beat_s=settings.lease / 6,
         outage_buffer_bytes=settings.outage_buffer_mb << 20,
+        is_burst=settings.burst,
     )
 
 
-def _wait_for(client: Redis) -> None:
-    """Wait for Redis at the start; raises RedisError when it does not come."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            client.ping()
-        except RedisError as error:
-            if time.monotonic() > deadline:
-                raise
-            log.warning("waiting for Redis: %s", error)
-            time.sleep(1.0)
-        else:
-            return
-
-
-def _say_goodbye(worker: BatchWorker) -> None:
+def _say_goodbye(worker: BatchWorker, store: JobStore) -> None:
     try:
         worker.end()
+        store.reap_worker(worker.name)  # takes us off the API's list
     except RedisError as error:
         log.warning("Redis is away, RQ will notice our death by itself: %s", error)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from worker.wire.known_settings import PREFIX, check_names
+from worker.wire.redis_url import RedisUrlError, read_redis_url
 
 Positive = Annotated[int, Meta(ge=1)]
 Amount = Annotated[int, Meta(ge=0)]
@@ -57,6 +58,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     apd_threshold: Share | None = None
     result_ttl: Positive = 3600
     failure_ttl: Positive = 86400
+    overdue_after: Annotated[float, Meta(ge=0)] = 30.0
+    overdue_share: Annotated[float, Meta(gt=0, le=1)] = 0.125
+    burst: bool = False
     lease: Seconds = 30.0
     drain_timeout: Annotated[float, Meta(ge=0)] = 20.0
     outage_buffer_mb: Positive = 64
@@ -99,8 +103,10 @@ def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
 
 
 def _checked(settings: WorkerSettings) -> WorkerSettings:
-    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingsError("VDIFF_REDIS_URL must begin with redis://, rediss:// or unix://")
+    try:
+        read_redis_url(settings.redis_url)
+    except RedisUrlError as error:
+        raise SettingsError(str(error)) from None
     if settings.hybrid_mode == "apd" and not settings.enable_apd:
         raise SettingsError("VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false exclude each other")
     for name in ("entropy_high", "entropy_low"):

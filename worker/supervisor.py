@@ -18,6 +18,7 @@ from worker.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from worker.front_door import FrontDoor
 from worker.job_store import JobStore
 from worker.part import Part
+from worker.redis_connection import connect
 from worker.serve_plan import ServePlan
 from worker.wire.logs import set_up_logs
 
@@ -76,7 +77,7 @@ class Supervisor:
             part.start_if_due()
         if not self._is_announced and self._door.is_ready():
             self._is_announced = True
-            sys.stdout.write(self._door.announcement(self._redis_url))
+            sys.stdout.write(self._door.announcement(self._queue.url if self._queue else None))
             sys.stdout.flush()
 
     def _note_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -95,7 +96,7 @@ class Supervisor:
     def _take_back_jobs(self, dead_worker: str) -> None:
         """Requeue a dead worker's jobs now; without this they wait for its leases to run out."""
         try:
-            with redis.Redis.from_url(self._redis_url) as client:
+            with connect(self._redis_url) as client:
                 reaped = JobStore(client, dead_worker).reap_worker(dead_worker)
         except redis.RedisError as error:
             log.warning("the dead worker's jobs wait for its leases to end: %s", error)

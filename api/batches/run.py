@@ -54,6 +54,10 @@ LOOKS_AT_ONCE = 16
 TIMED_OUT = 504
 
 
+_CANCELLED = "batch_cancelled", "This request was cancelled before it was answered."
+_EXPIRED = "batch_expired", "The batch expired before this request was answered."
+
+
 class Desks(NamedTuple):
     """What a batch is worked on with."""
 
@@ -77,7 +81,7 @@ class BatchRun:
         self._spec = batch.spec
         self._state = batch.state
         self._epoch = epoch
-        self._is_cancelled = batch.is_cancelled
+        self._is_cancelled = False  # until Redis says so at the first word of ours
         self._input = desks.files.disk.path(batch.spec.input_file_id)
         self._part = desks.files.disk.part(batch.batch_id, epoch)
         self._done: set[int] = set()
@@ -246,7 +250,8 @@ class BatchRun:
         except JobNotFoundError as error:
             return of_refusal(number, name, line, error)
         if job.status == "canceled":
-            return of_end(number, name, line, "batch_cancelled", "The request was cancelled.")
+            why = self._why_it_ended if self._must_end else _CANCELLED
+            return of_end(number, name, line, *why)
         # A job's time is its batch's.
         is_late = job.response is not None and job.response.status_code == TIMED_OUT
         if job.status == "expired" or is_late:
@@ -284,9 +289,7 @@ class BatchRun:
 
     @property
     def _why_it_ended(self) -> tuple[str, str]:
-        if self._is_cancelled:
-            return "batch_cancelled", "The batch was cancelled before this request was answered."
-        return "batch_expired", "The batch expired before this request was answered."
+        return _CANCELLED if self._is_cancelled else _EXPIRED
 
     async def _enter(self, status: str) -> None:
         self._state.status = status

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from api.errors import InvalidRequestError
-from api.jobs import Sender, chat_job
+from api.jobs import Sender, chat_job, tier_used
 from api.response_api.items import messages_of
 from api.response_api.objects import Asked
 from api.schemas import (
@@ -141,7 +141,7 @@ def asked_of(wanted: ResponseRequest, job: GenerateJob) -> str:
         previous_response_id=wanted.previous_response_id,
         prompt_cache_key=wanted.prompt_cache_key,
         safety_identifier=wanted.safety_identifier,
-        service_tier=wanted.service_tier or "auto",
+        service_tier=tier_used(wanted) or "auto",
         store=wanted.store is not False,
         temperature=job.sampling.temperature,
         text={"format": text_format},

@@ -69,13 +69,25 @@ def perturbed_logits(
     """
     if table.all_greedy:
         return logits
-    temperature = table.temperature.masked_fill(table.is_greedy, 0.0)[sequence_index, None]
-    noise = noise_rows(table, sequence_index, positions, logits.shape[-1], noise_cache)
-    perturbed = logits + temperature * noise
+    perturbed = logits + scaled_noise(
+        table, sequence_index, positions, logits.shape[-1], noise_cache
+    )
     if table.any_filter:
         refused = _filtered(logits, table, sequence_index) == -torch.inf
         perturbed.masked_fill_(refused & ~table.is_greedy[sequence_index, None], -torch.inf)
     return perturbed
+
+
+def scaled_noise(
+    table: SamplingTable,
+    sequence_index: Tensor,
+    positions: Tensor,
+    vocab_size: int,
+    noise_cache: NoiseCache | None = None,
+) -> Tensor:
+    """T * G of every row, [R, V]; 0 of greedy ones."""
+    temperature = table.temperature.masked_fill(table.is_greedy, 0.0)[sequence_index, None]
+    return temperature * noise_rows(table, sequence_index, positions, vocab_size, noise_cache)
 
 
 def processed_logprobs(

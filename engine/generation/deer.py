@@ -33,7 +33,7 @@ class Deer(DraftAndVerify):
         self.judge.note(drafted)
         return self.verify(sequences, self._drafts(sequences, drafted))
 
-    def plan(self, sequences: Seq[Sequence]) -> list[int]:
+    def plan(self, sequences: Seq[Sequence]) -> Seq[int]:
         lengths = super().plan(sequences)
         if self._cutter is not None:
             self._whole = self.lengths.fixed | {

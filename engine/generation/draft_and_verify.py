@@ -106,7 +106,7 @@ class DraftAndVerify(GenerationStrategy):
                 rows.append(self.draft_rows(sequence, length))
         return rows
 
-    def plan(self, sequences: Seq[Sequence]) -> list[int]:
+    def plan(self, sequences: Seq[Sequence]) -> Seq[int]:
         """Tokens to draft for each; 0 where that does not pay, or the client has given a draft."""
         return self.lengths.plan(sequences)
 
@@ -174,21 +174,20 @@ class DraftAndVerify(GenerationStrategy):
 
     def _accept_undrafted(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
         """What the verifier has drawn by itself."""
-        planner, count = self.lengths.planner, len(outputs)
-        planner.count_committed(count)
+        count = len(outputs)
+        self.lengths.planner.take_undrafted(count)
         self.stats.num_verify_steps += count
         self.stats.num_undrafted_steps += count
         for output in outputs:
-            planner.take(output.rows.sequence.sequence_id, 0, 0)
             output.rows.sequence.record_draft(0, 0)
         return [output.token_ids for output in outputs]
 
     def _count(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         planner = self.lengths.planner
-        planner.count_committed(1 + num_accepted)
         self.stats.num_verify_steps += 1
         is_predicted = bool(predicted_draft(sequence))
         if is_predicted:
+            planner.count_committed(1 + num_accepted)
             self.stats.num_predicted_tokens += num_drafted
         else:
             cut_off = self.cut_off(sequence, num_drafted) if num_drafted else ()

@@ -39,15 +39,23 @@ class Forwards:
     def draft(self, blocks: Seq[Rows]) -> list[RowsOutput]:
         """Of the drafter: a block a sequence."""
         spans = [Span(r.token_ids, r.start, r.sequence.page_ids) for r in blocks]
-        logits = self._runner.draft(spans, [rows.num_logits for rows in blocks])
+        lengths = [rows.num_logits for rows in blocks]
         picks = [draft_pick(rows) for rows in blocks]
-        if not self._runner.chains_drafts:
+        anchors = [r.token_ids[0] for r in blocks]
+        runner, bias = self._runner, self._runner.next_token_bias
+        noise = None
+        if runner.draws_drafts:
+            noise = self._sampler.noise_alone(picks, runner.vocab_size)
+        if noise is not None:
+            logits, tokens = runner.draft_drawn(spans, lengths, noise)
+        elif not runner.chains_drafts:
+            logits = runner.draft(spans, lengths)
             tokens = self._sampler.sample(logits, picks)
             return self._with_logprobs(_outputs(blocks, logits, tokens), picks)
-        anchors = [r.token_ids[0] for r in blocks]
-        bias = self._runner.next_token_bias
-        chain = self._runner.draw_chained if self._runner.uses_kernels else None
-        tokens = self._sampler.sample_chained(logits, picks, anchors, bias, chain)
+        else:
+            logits = runner.draft(spans, lengths)
+            chain = runner.draw_chained if runner.uses_kernels else None
+            tokens = self._sampler.sample_chained(logits, picks, anchors, bias, chain)
         if not any(rows.wants_logits or rows.wants_logprobs for rows in blocks):
             return _outputs(blocks, logits, tokens)
         plain = torch.split(logits, [rows.num_logits for rows in blocks])

@@ -88,7 +88,7 @@ class SpecDiff(DraftAndVerify):
         finished = [seq for seq in sequences if seq.sequence_id not in again]
         return [*again.values(), *self._verify_finished(finished)]
 
-    def plan(self, sequences: Seq[Sequence]) -> list[int]:
+    def plan(self, sequences: Seq[Sequence]) -> Seq[int]:
         lengths = super().plan(sequences)
         if self._pace is None:
             return lengths

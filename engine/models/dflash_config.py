@@ -69,6 +69,11 @@ class DFlashConfig:
         shared = (self.input_embedding_scale, self.output_multiplier, self.final_logit_softcapping)
         return not self.sliding_layers and not self.causal and shared == (1.0, 1.0, None)
 
+    @property
+    def shapes_logits(self) -> bool:
+        """Whether it draws from anything else than what the output head says."""
+        return self.output_multiplier != 1.0 or self.final_logit_softcapping is not None
+
     def window(self, layer: int) -> int | None:
         """A row of this layer sees what is less than so far away; None: everything."""
         return self.sliding_window if layer in self.sliding_layers else None

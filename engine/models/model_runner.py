@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from engine.base import BaseStats
-from engine.models.attention import Backend, gather_pages
+from engine.models.attention import Backend
+from engine.models.block_attention import BlockAttention
 from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
 from engine.models.compiled import CompiledDrafter
 from engine.models.cpu_kernels import cpu_kernels
-from engine.models.dflash import DFlashConfig, DFlashDrafter
+from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
 from engine.models.fused_drafter import fuse_drafter
 from engine.models.kv_pool import KvPool, KvShape
@@ -156,6 +156,12 @@ class ModelRunner:
         assert self._kernels is not None
         return self._kernels.draw_chained(scores, lengths, anchors)
 
+    @property
+    def draws_drafts(self) -> bool:
+        """Whether `draft_drawn` is there: where the logits are those that drafts are drawn from."""
+        has_kernels = self._kernels is not None and self.chains_drafts
+        return has_kernels and self.drafter is not None and not self.drafter.config.shapes_logits
+
     @torch.inference_mode()
     def verify(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
         """One packed verifier forward; returns the logits of the given rows of the pack, [R, V]."""
@@ -178,8 +184,7 @@ class ModelRunner:
         always has its trained size; a shorter draft only saves the output head.
         """
         assert self.drafter is not None
-        self.counts.num_draft_forwards += 1
-        self.counts.num_draft_rows += sum(len(block.token_ids) for block in blocks)
+        self._count_draft(blocks)
         if self._kernels is not None:
             return self.drafter.shape_logits(self._kernels.draft(blocks, lengths))
         assert self._context_pool is not None
@@ -188,13 +193,28 @@ class ModelRunner:
         width = token_ids.shape[1]
         positions = starts[:, None] + torch.arange(width, device=self.device)
         config = self.drafter.config
-        attend = _BlockAttention(self._context_pool, blocks, starts, width, config)
+        attend = BlockAttention(self._context_pool, blocks, starts, width, config)
         embeds = self.verifier.embed(token_ids.flatten(), config.input_embedding_scale)
         draft = self._compiled_drafter or self.drafter
         hidden = draft(embeds, positions.flatten(), attend)
         wanted = [i * width + k for i, length in enumerate(lengths) for k in range(1, length + 1)]
         logits = self.verifier.logits(hidden[torch.tensor(wanted).to(self.device)])
         return self.drafter.shape_logits(logits)
+
+    def draft_drawn(
+        self, blocks: Seq[Span], lengths: Seq[int], noise: Tensor
+    ) -> tuple[Tensor, list[list[int]]]:
+        """As `draft`, and the tokens of each draft: `draw_chained` of logits + noise in one call.
+
+        noise: [sum(lengths), V], or [0, V] where there is none.
+        """
+        assert self._kernels is not None
+        self._count_draft(blocks)
+        return self._kernels.draft_drawn(blocks, lengths, noise)
+
+    def _count_draft(self, blocks: Seq[Span]) -> None:
+        self.counts.num_draft_forwards += 1
+        self.counts.num_draft_rows += sum(len(block.token_ids) for block in blocks)
 
     @torch.inference_mode()
     def denoise(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
@@ -239,54 +259,3 @@ class ModelRunner:
         for layer in range(self.drafter.config.num_layers):
             keys, values = self.drafter.context_kv(layer, context, batch.positions)
             self._context_pool.write(layer, batch.slots, keys, values)
-
-
-class _BlockAttention:
-    """Each block sees the cached context before its anchor, and all of itself, or what is near."""
-
-    def __init__(
-        self, pool: KvPool, blocks: Seq[Span], starts: Tensor, width: int, config: DFlashConfig
-    ) -> None:
-        self._pool = pool
-        self._width = width
-        self._config = config
-        self._masks: dict[tuple[int | None, bool], Tensor] = {}
-        num_pages = max(1, max(-(-block.start // pool.page_size) for block in blocks))
-        rows = [list(block.page_ids[:num_pages]) for block in blocks]
-        padded = [row + [0] * (num_pages - len(row)) for row in rows]
-        self._pages = torch.tensor(padded).to(starts.device)
-        slots = torch.arange(num_pages * pool.page_size, device=starts.device)
-        is_context = slots < starts[:, None]  # [S, K]
-        own = torch.ones(len(blocks), width, dtype=torch.bool, device=starts.device)
-        self._known = torch.cat((is_context, own), dim=1)[:, None]  # [S, 1, K + B]
-        self._rows = starts[:, None] + torch.arange(width, device=starts.device)  # [S, B]
-        self._keys = torch.cat((slots.expand(len(blocks), -1), self._rows), dim=1)
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [S * B, Hq, D], k and v: [S * B, Hkv, D] -> [S * B, Hq, D]"""
-        queries, own_keys, own_values = (
-            x.reshape(-1, self._width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
-        )
-        keys = torch.cat((gather_pages(self._pool.keys(layer), self._pages), own_keys), dim=2)
-        values = torch.cat((gather_pages(self._pool.values(layer), self._pages), own_values), dim=2)
-        out = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=self._mask(layer).expand(-1, -1, self._width, -1),
-            enable_gqa=queries.shape[1] != keys.shape[1],
-        )
-        return out.transpose(1, 2).flatten(0, 1)
-
-    def _mask(self, layer: int) -> Tensor:
-        """[S, 1, 1 or B, K + B]; made once a forward for each kind of layer."""
-        kind = (self._config.window(layer), self._config.is_causal(layer))
-        if kind not in self._masks:
-            seen, (window, is_causal) = self._known, kind
-            ahead = self._keys[:, None] - self._rows[:, :, None]  # [S, B, K + B]
-            if window is not None:
-                seen = seen & (ahead.abs() < window)
-            if is_causal:
-                seen = seen & (ahead <= 0)
-            self._masks[kind] = seen[:, None]
-        return self._masks[kind]

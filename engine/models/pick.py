@@ -27,6 +27,11 @@ class Pick(NamedTuple):
     num_written: int | None = None
 
     @property
+    def num_written_tokens(self) -> int:
+        """How many of the output's tokens penalties know of."""
+        return self.sequence.num_output_tokens if self.num_written is None else self.num_written
+
+    @property
     def output_token_ids(self) -> list[int]:
         """What penalties know of the output."""
         return self.sequence.output_token_ids[: self.num_written]

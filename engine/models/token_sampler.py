@@ -19,6 +19,7 @@ from engine.decoding.sampler import (
     perturbed_logits,
     processed_logprobs,
     sample,
+    scaled_noise,
 )
 from engine.decoding.sampling_table import Entry, SamplingTable
 from engine.models.chain_order import ChainOrder
@@ -122,14 +123,25 @@ class TokenSampler:
     ) -> list[list[int]]:
         """Like `sample`, but each token of a pick is drawn in the light of the one before it.
 
-        `bias` maps the tokens before, [N], to what they add to the logits of the next, [N, V];
-        `anchors` are the tokens before each pick's first. `chain` does the same in one call, where
-        there is no grammar to be asked after each token.
+        `bias` maps the tokens before, [N], to what they add to the next logits, [N, V]; `anchors`
+        are those before each pick's first. `chain` does it in one call, where no grammar is asked.
         """
         logits = self.process(logits, picks)
         if chain is not None and not any(map(draft_grammar, picks)):
             return chain(self._perturbed(logits, picks), [p.num_rows for p in picks], anchors)
         return self._chain(logits, picks, anchors, bias)
+
+    def noise_alone(self, picks: Seq[Pick], vocab_size: int) -> Tensor | None:
+        """What the logits of drafts lack to be drawn from: T * G, [R, V]; [0, V]: all are greedy.
+
+        None where processors or filters must see them before.
+        """
+        _, table, is_plain = self._batch(picks)
+        if table.any_filter or not is_plain:
+            return None
+        if table.all_greedy:
+            return torch.empty(0, vocab_size)
+        return scaled_noise(table, *self._rows(picks), vocab_size, self._noise_cache)
 
     def _chain(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
@@ -281,12 +293,8 @@ def _split(drawn: Tensor, picks: Seq[Pick]) -> list[list[int]]:
     return tokens
 
 
-def _num_written(pick: Pick) -> int:
-    return pick.sequence.num_output_tokens if pick.num_written is None else pick.num_written
-
-
 def _needs_processing(pick: Pick) -> bool:
     # A chunk of a prompt may have no row: the row before it is another sequence's.
-    sequence = pick.sequence
-    has_own = sequence.grammar is not None or pick.temperature != 1.0
-    return pick.num_rows > 0 and (has_own or needs_processing(sequence.params, _num_written(pick)))
+    params = pick.sequence.params
+    has_own = pick.sequence.grammar is not None or pick.temperature != 1.0
+    return pick.num_rows > 0 and (has_own or needs_processing(params, pick.num_written_tokens))

@@ -29,6 +29,7 @@ def gateway(shared_gateway: FakeGateway) -> FakeGateway:
     shared_gateway.script = polite
     shared_gateway.known = [MODEL]
     shared_gateway.refusal = None
+    shared_gateway.served = True
     shared_gateway.jobs.clear()
     shared_gateway.priorities.clear()
     shared_gateway.cancelled.clear()

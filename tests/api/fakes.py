@@ -79,6 +79,7 @@ class FakeGateway:
     priorities: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     refusal: Exception | None = None
+    served: bool = True
     closed: threading.Event = field(default_factory=threading.Event)
     api_id: str = "api0"
 
@@ -94,6 +95,9 @@ class FakeGateway:
 
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
         return self.known
+
+    async def is_served(self, model: str, *, is_fresh: bool = False) -> bool:
+        return self.served
 
     async def ask(self, model: str, about: Topic) -> Answered:
         self.asked.append((model, about))

@@ -209,6 +209,33 @@ def test_every_sampling_field_reaches_the_job(client: openai.OpenAI, gateway: Fa
     assert gateway.priorities == ["batch"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "priority", "used"),
+    [
+        ({"service_tier": "flex"}, "batch", "flex"),
+        ({"service_tier": "auto"}, "default", "default"),
+        ({"service_tier": "fast"}, "interactive", "priority"),
+        (
+            {"service_tier": "flex", "extra_body": {"priority": "interactive"}},
+            "interactive",
+            "priority",
+        ),
+        ({"extra_body": {"priority": "batch"}}, "batch", None),
+    ],
+)
+def test_the_answer_says_which_tier_it_was_served_in_where_one_was_asked_for(
+    client: openai.OpenAI, gateway: FakeGateway, asked: Any, priority: str, used: str | None
+) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=HELLO, **asked)
+    assert (answer.service_tier, gateway.priorities) == (used, [priority])
+    chunks = client.chat.completions.create(model="tiny", messages=HELLO, stream=True, **asked)
+    assert {chunk.service_tier for chunk in chunks} == {used}
+    text = client.completions.create(
+        model="tiny", prompt="Hi", extra_body={**asked.pop("extra_body", {}), **asked}
+    )
+    assert (text.model_extra or {}).get("service_tier") == used
+
+
 def test_a_seed_is_drawn_where_none_is_given(client: openai.OpenAI, gateway: FakeGateway) -> None:
     for _ in range(2):
         client.completions.create(model="tiny", prompt="Hi")

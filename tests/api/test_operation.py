@@ -5,7 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.api.fakes import FakeGateway, served
+from tests.api.fakes import MODEL, FakeGateway, served
+from worker.wire.messages import WorkerInfo
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True}
@@ -17,6 +18,22 @@ def test_ready_needs_a_live_worker_and_health_does_not() -> None:
         response = httpx.get(f"{url}/ready")
     assert response.status_code == 503
     assert response.json()["error"]["message"] == "No worker is alive."
+
+
+def test_a_worker_that_is_about_to_go_is_none_to_be_ready_with() -> None:
+    leaving = WorkerInfo("w1", MODEL, 8, is_draining=True)
+    with served(FakeGateway(live=[leaving])) as url:
+        assert httpx.get(f"{url}/ready").status_code == 503
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+    assert 'dfastllm_worker_draining{model_name="tiny",worker="w1"} 1.0' in lines
+
+
+def test_a_model_without_workers_is_known_and_unavailable() -> None:
+    with served(FakeGateway(served=False)) as url:
+        answer = httpx.post(url + CHAT, json=BODY)
+        unknown = httpx.post(url + CHAT, json=BODY | {"model": "other"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "15")
+    assert unknown.status_code == 404
 
 
 def test_metrics_count_what_happened() -> None:

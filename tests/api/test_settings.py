@@ -25,8 +25,10 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
     keys_file.write_text(f'[[keys]]\nsha256 = "{"a" * 64}"\n')
     environ = {
         "VDIFF_HOST": "0.0.0.0", "VDIFF_PORT": "0", "VDIFF_API_KEY": "a, b,",
-        "VDIFF_REDIS_URL": "u",
+        "VDIFF_REDIS_URL": "redis://u",
         "VDIFF_MAX_QUEUE_SIZE": "2", "VDIFF_REQUEST_TIMEOUT": "2.5",
+        "VDIFF_MAX_RUNNING_PER_KEY": "7", "VDIFF_MAX_QUEUED_PER_KEY": "8",
+        "VDIFF_WORKER_PATIENCE": "0",
         "VDIFF_RATE_LIMIT_REQUESTS": "3", "VDIFF_RATE_LIMIT_WINDOW": "4", "VDIFF_RESULT_TTL": "5",
         "VDIFF_FAILURE_TTL": "6", "VDIFF_LOG_LEVEL": "DEBUG",
         "VDIFF_JOB_TIMEOUT": "7", "VDIFF_MAX_QUEUE_TIME": "8",
@@ -42,6 +44,8 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
     assert settings.log_level == "debug"
     assert (settings.result_ttl, settings.failure_ttl, settings.max_queue_size) == (5, 6, 2)
     assert (settings.rate_limit_requests, settings.rate_limit_window) == (3, 4.0)
+    assert (settings.max_running_per_key, settings.max_queued_per_key) == (7, 8)
+    assert settings.worker_patience == 0
     assert (settings.job_timeout, settings.max_queue_time, settings.queue_limit_s) == (7, 8, 8)
     assert settings.webhook_secret == "x" * 24
     assert (settings.files_dir, settings.keys_file) == ("/f", str(keys_file))
@@ -62,6 +66,9 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
         ("VDIFF_REQUEST_TIMEOUT", "-1"),
         ("VDIFF_RATE_LIMIT_REQUESTS", "-1"),
         ("VDIFF_RATE_LIMIT_WINDOW", "0"),
+        ("VDIFF_MAX_RUNNING_PER_KEY", "-1"),
+        ("VDIFF_MAX_QUEUED_PER_KEY", "many"),
+        ("VDIFF_WORKER_PATIENCE", "-1"),
         ("VDIFF_RESULT_TTL", "0"),
         ("VDIFF_FAILURE_TTL", "1.5"),
         ("VDIFF_LOG_LEVEL", "loud"),

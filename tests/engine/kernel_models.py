@@ -105,6 +105,8 @@ def save_draft_kind(
     for name, weight in drafter.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
+    if drafter.markov is not None:  # a fresh one says nothing
+        torch.nn.init.normal_(drafter.markov.lm_head.weight, std=0.5)
     save_drafter(drafter, folder, dtype=DTYPES[dtype])
     return folder
 

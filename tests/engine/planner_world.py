@@ -21,7 +21,7 @@ from statistics import median
 from typing import NamedTuple, Protocol
 
 from engine.draft_planner import CostCurve
-from engine.plan_rests import Ask
+from engine.plan_stints import Ask
 from engine.step_costs import DraftCosts, StepShape
 from engine.step_planner import StepPlanner, StepTime
 
@@ -115,6 +115,11 @@ class World:
     noise: float = 0.12
     outliers: float = 0.01  # share of the steps that take two to eight times as long
     timed: Machine | None = None  # what start-up saw, where that was another machine
+    chill: float = 0.0
+    """Share of its time that a step without drafts takes longer after one with them; of the next
+    ones a fifth less each. What the drafter's weights have driven out of the caches comes back."""
+    plan_s: float = 0.0  # what a plan takes
+    lesson_s: float = 0.0  # what learning from a step takes
     score: Score = field(default_factory=Score)
     step: int = 0
 
@@ -123,6 +128,8 @@ class World:
         self._rates: list[float] = []  # of the fixed lengths, tokens a second
         self._num_started = 0
         self._live: list[_Live] = []
+        self._chilled = 0.0
+        self._thought_s = 0.0  # in the step under way
 
     @cached_property
     def planner(self) -> StepPlanner:
@@ -138,7 +145,10 @@ class World:
         for number in range(num_steps):
             self._fill()
             asks = [Ask(one.name, one.limit()) for one in self._live]
-            lengths = self.planner.plan(asks)
+            lengths = self.planner.plan([ask.sequence_id for ask in asks], asks.__getitem__)
+            if not self.planner.is_resting:
+                self._think(self.plan_s)
+            self._chilled = self.chill if any(lengths) else self._chilled * 0.8
             if number % (1 if self.at_once == 1 else _RATED_EVERY) == 0:
                 self._rates = self._rate_fixed()
             if number >= unscored:
@@ -152,6 +162,15 @@ class World:
         num_blocks = sum(length > 0 for length in lengths)
         return self.machine.rest(shape, self.step), self.machine.draft(num_blocks, self.step)
 
+    def _chilly(self, lengths: Seq[int]) -> tuple[float, float]:
+        """As it is after the steps before it; fixed lengths never follow on another kind."""
+        rest_s, draft_s = self.seconds(lengths)
+        return rest_s if draft_s else rest_s * (1.0 + self._chilled), draft_s
+
+    def _think(self, seconds: float) -> None:
+        self._thought_s += seconds
+        self.planner.charge(seconds)
+
     def _fill(self) -> None:
         while len(self._live) < self.at_once:
             self._num_started += 1
@@ -160,7 +179,7 @@ class World:
             self._live.append(_Live(str(self._num_started), fate, left))
 
     def _rate(self, lengths: Seq[int]) -> None:
-        own = sum(self.seconds(lengths))
+        own = sum(self._chilly(lengths)) + self._thought_s
         self.score.seconds += own
         self.score.num_tokens += self._gain(lengths)
         for length, rate in enumerate(self._rates):
@@ -177,7 +196,7 @@ class World:
         return sum(one.gains[n] for one, n in zip(self._live, lengths, strict=True))
 
     def _advance(self, lengths: Seq[int]) -> None:
-        rest_s, draft_s = (seconds * self._jitter() for seconds in self.seconds(lengths))
+        rest_s, draft_s = (seconds * self._jitter() for seconds in self._chilly(lengths))
         for one, length in zip(self._live, lengths, strict=True):
             num_accepted = 0
             while num_accepted < length and (
@@ -185,14 +204,15 @@ class World:
             ):
                 num_accepted += 1
             self.planner.take(one.name, length, num_accepted)
-            self.planner.count_committed(1 + num_accepted)
             one.num_left -= 1 + num_accepted
             if one.num_left <= 0:
                 self.planner.forget(one.name)
         shape = StepShape(len(lengths), len(lengths) + sum(lengths))
-        if draft_s:
-            self.draft_costs.update(sum(length > 0 for length in lengths), draft_s)
-        self.planner.observe(StepTime(shape, rest_s + draft_s, draft_s))
+        self._thought_s = 0.0
+        if self.planner.observe(StepTime(shape, rest_s + draft_s, draft_s)):
+            self._think(self.lesson_s)
+            if draft_s:
+                self.draft_costs.update(sum(length > 0 for length in lengths), draft_s)
         self._live = [one for one in self._live if one.num_left > 0]
 
     def _jitter(self) -> float:

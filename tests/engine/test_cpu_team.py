@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 
 from engine.models.cpu.attendance import Attendance
 from engine.models.cpu.kernel import kernel
-from engine.models.cpu.team import Team, meet, share
+from engine.models.cpu.team import Member, Team, begin, leave, meet, share
 
 LARGE = 10**9  # multiply-adds: worth a helper
 
@@ -21,6 +21,7 @@ LARGE = 10**9  # multiply-adds: worth a helper
 @kernel
 def pass_on(member, values, late):
     """Every member adds to all values in turn what it has read from the one before."""
+    begin(member)
     barrier = 1
     for turn in range(1, values.shape[0]):
         if turn % member.size == member.rank:
@@ -28,19 +29,22 @@ def pass_on(member, values, late):
                 values[0] = values[0] * 1.0
             values[turn] = values[turn - 1] + 1.0
         barrier = meet(member, barrier)
+    leave(member, barrier)
 
 
 @kernel
 def count_members(member, seen):
+    begin(member)
     seen[member.rank] = member.size
-    meet(member, 1)
+    leave(member, 1)
 
 
 @kernel
 def share_out(member, taken):
+    begin(member)
     first, end = share(taken.shape[0], member)
     taken[first:end] += 1
-    meet(member, 1)
+    leave(member, 1)
 
 
 @pytest.mark.parametrize("late", [0, 1_000_000], ids=["spinning", "sleeping"])
@@ -138,5 +142,6 @@ class _Slow:
 
     overloads: tuple[object, ...] = ()
 
-    def __call__(self, *_: object) -> None:
+    def __call__(self, member: Member, *_: object) -> None:
+        begin(member)
         time.sleep(0.02)

@@ -106,6 +106,33 @@ def test_drafters_of_other_shapes_draft_as_in_torch(
     same_drafts(runners, blocks, [7] * len(blocks))
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("is_noisy", [False, True])
+def test_drafts_that_are_drawn_at_once_are_those_drawn_one_after_the_other(
+    *, is_noisy: bool, num_threads: int, tmp_path: Path
+) -> None:
+    """By torch, of the same logits: each token in the light of the one before it."""
+    runner, _ = pair(tmp_path, num_threads=num_threads, markov_rank=8)
+    texts = make_texts(LENGTHS)
+    read(runner, texts, MIXED)
+    blocks = [block(texts[text], start, 8) for text, start in ANCHORS] * 7
+    lengths = [1 + i % 7 for i in range(len(blocks))]
+    noise = torch.randn(sum(lengths) if is_noisy else 0, VOCAB) * 0.3
+    logits, drawn = runner.draft_drawn(blocks, lengths, noise)
+    assert torch.equal(logits, runner.draft(blocks, lengths))
+    scores = logits + noise if is_noisy else logits
+    anchors = [one.token_ids[0] for one in blocks]
+    assert runner.draw_chained(scores, lengths, anchors) == drawn
+    num_turned = 0
+    for own, previous, found in zip(scores.split(lengths), anchors, drawn, strict=True):
+        for row, token_id in zip(own, found, strict=True):
+            biased = row + runner.next_token_bias(torch.tensor([previous]))[0]
+            assert biased[token_id] >= biased.max() - 1e-4
+            num_turned += token_id != int(row.argmax())
+            previous = token_id
+    assert num_turned > 20, "the test proves nothing"
+
+
 def test_a_draft_does_not_see_what_was_refused_before(tmp_path: Path) -> None:
     """Rows of refused drafts stay in the pages until they are written over."""
     runner, torch_runner = pair(tmp_path)

@@ -8,14 +8,14 @@ import pytest
 from engine.models.cpu.attention import attend, keep
 from engine.models.cpu.functions import exponential, gate, normalise, place_head, soften
 from engine.models.cpu.product import (
-    PANEL,
     Floats,
     is_bfloat16,
     multiply,
-    multiply_narrow,
+    multiply_panels,
     pack_panels,
     project,
 )
+from engine.models.cpu.tile import NARROW, TWO_NARROW, TWO_WIDE, WIDE
 
 RANDOM = np.random.default_rng(0)
 
@@ -34,26 +34,47 @@ def halves(array: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
 
 
 @pytest.mark.parametrize("is_half", [True, False], ids=["bfloat16", "float32"])
-@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize(
+    ("shape", "starts"),
+    [(NARROW, [0]), (WIDE, [0, 16]), (TWO_NARROW, [0, -31]), (TWO_WIDE, [0, 16, 37, 53])],
+)
 def test_a_product_of_any_number_of_rows_is_numpys_and_touches_nothing_beside_it(
-    width: int, is_half: bool
+    shape: int, starts: list[int], is_half: bool
 ) -> None:
-    run = multiply if width == PANEL else multiply_narrow
-    depth, lda, ldw, ldc, a0, w0, c0 = 41, 45, 50, 37, 3, 7, 5
+    """starts: where the columns of each vector begin, the first half's at 0."""
+    depth, lda, ldw, ldc, a0, w0, c0 = 41, 45, 90, 69, 3, 38, 5
+    apart, width = starts[len(starts) // 2], 16 * len(starts)
+    columns = [start + i for start in starts for i in range(16)]
     for num_rows in range(18):
         a, w = floats(a0 + num_rows * lda), bfloat16(floats(w0 + depth * ldw))
         for adds in (0, 1):
             before = floats(c0 + num_rows * ldc + 3)
             c = before.copy()
             given = halves(w) if is_half else w
-            run(a, a0, lda, num_rows, given, w0, ldw, depth, c, c0, ldc, adds)
+            multiply(shape, a, a0, lda, num_rows, given, w0, ldw, apart, depth, c, c0, ldc, adds)
             rows = a[a0:].reshape(num_rows, lda)[:, :depth].astype(np.float64)
             expected = before.copy()
             out = expected[c0 : c0 + num_rows * ldc].reshape(num_rows, ldc)
-            out[:, :width] = rows @ w[w0:].reshape(depth, ldw)[:, :width] + adds * out[:, :width]
+            weight = w[w0 + np.arange(depth)[:, None] * ldw + np.array(columns)]
+            out[:, :width] = rows @ weight + adds * out[:, :width]
             np.testing.assert_allclose(c, expected, atol=2e-5)
             out[:, :width] = c[c0 : c0 + num_rows * ldc].reshape(num_rows, ldc)[:, :width]
             assert np.array_equal(c, expected), "something beside the product was written"
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 11])
+def test_a_column_is_the_same_bits_in_a_tile_of_any_shape(num_rows: int) -> None:
+    depth, a = 41, floats(num_rows * 41)
+    w = bfloat16(floats(5 * depth * 32))
+    together = np.empty(num_rows * 160, np.float32)
+    size = depth * 32
+    multiply_panels(a, 0, depth, num_rows, w, 0, 32, size, depth, together, 0, 160, 5, 0)
+    for shape, width in ((NARROW, 16), (WIDE, 32)):
+        alone = np.empty(num_rows * 160, np.float32)
+        for column in range(0, 160, width):
+            start = column // 32 * size + column % 32
+            multiply(shape, a, 0, depth, num_rows, w, start, 32, 0, depth, alone, column, 160, 0)
+        assert np.array_equal(alone, together)
 
 
 @pytest.mark.parametrize("num_out", [32, 64, 80, 500])
@@ -87,11 +108,13 @@ def test_bfloat16_is_told_from_what_would_lose_bits() -> None:
 def test_the_exponential_is_right_to_some_units_in_the_last_place_and_held_at_its_ends() -> None:
     xs = np.linspace(-87, 88, 4001).astype(np.float32)
     # SwiGLU takes it in vectors: silu(-x) * -1 / x = 1 / (1 + e ** x).
-    out = np.empty(32, np.float32)
+    out = np.zeros((1, 3, 32), np.float32)
     for i in range(0, 4000, 32):
         part = xs[i : i + 32]
-        gate(-part, np.ones(32, np.float32), out)
-        np.testing.assert_allclose(out, -part / (1 + np.exp(part.astype(np.float64))), rtol=1e-6)
+        gate(np.stack((-part, np.ones(32, np.float32)))[None], 1, out)
+        np.testing.assert_allclose(
+            out[0, 1], -part / (1 + np.exp(part.astype(np.float64))), rtol=1e-6
+        )
     alone = np.array([exponential(x) for x in xs])
     np.testing.assert_allclose(alone, np.exp(xs.astype(np.float64)), rtol=5e-7)
     assert exponential(np.float32(-3e38)) == exponential(np.float32(-87)) > 0
@@ -116,7 +139,7 @@ def test_norms_and_rotations_are_the_textbooks() -> None:
     np.testing.assert_allclose(out, normed, rtol=2e-6)
     cos, sin, head = floats(48), floats(48), np.empty(96, np.float32)
     for norm, row in ((weight, normed[0]), (weight[:0], x[0])):
-        place_head(x[0], norm, eps, cos, sin, np.float32(0.3), head)
+        place_head(x.reshape(-1), 0, 96, norm, 0, eps, cos, sin, 0, np.float32(0.3), head, 0)
         first, second = row[:48], row[48:]
         expected = np.concatenate((first * cos - second * sin, second * cos + first * sin)) * 0.3
         np.testing.assert_allclose(head, expected, rtol=1e-5, atol=1e-6)
@@ -132,7 +155,7 @@ def test_attention_sees_neither_beyond_its_ends_nor_what_is_left_over_in_a_gap(
     k, v = floats(48, size), floats(48, size)
     for position in [*range(21), *range(32, 40)]:
         slot = int(blocks[position // 16]) * 16 + position % 16
-        keep(k[position], v[position], slot, 1, heads, keys, values)
+        keep(k[position], v.reshape(-1), position * size, size, slot, 1, heads, keys, values)
     queries, out = floats(3, size) * np.float32(3.0), np.empty((3, size), np.float32)
     lows, highs, gap = np.zeros(3, np.int64), np.array([40, 38, 33]), np.array([21, 32])
     scores = np.empty(3 * 48, np.float32)

@@ -14,23 +14,30 @@ import numpy as np
 import pytest
 import torch
 
-from engine.models.cpu.team import Member, Team, meet, share
+from engine.models.cpu.team import Member, Team, begin, leave, meet, share
 from tests.engine.kernel_models import load_runner, make_texts, read, save_kind
 
 pytestmark = pytest.mark.usefixtures("all_helpers")
 
+COUNTERS = np.zeros(17, np.int64), np.zeros(32, np.int64)
 LARGE = 10**9  # multiply-adds: worth a helper
 EXIT = """
 import sys
-from engine.models.cpu.team import Team, meet
+from engine.models.cpu.team import Team, begin, leave
 
 def kernel(member):
-    meet(member, 1)
+    begin(member)
+    leave(member, 1)
 
 team = Team(3)
 team.run(kernel, num_products=10**9)
 print("done", flush=True)
 """
+
+
+def come_and_go(member: Member, *args: object) -> None:
+    begin(member)
+    leave(member, 1)
 
 
 def wait_until_gone(threads: list[threading.Thread]) -> None:
@@ -46,13 +53,14 @@ def test_all_have_come_before_anyone_goes_on(size: int) -> None:
     wrong: list[int] = []
 
     def kernel(member: Member) -> None:
+        begin(member)
         barrier = 1
         for step in range(20):
             seen[member.rank, step] = 1
             barrier = meet(member, barrier)
             if not seen[:, step].all():
                 wrong.append(step)
-        meet(member, barrier)
+        leave(member, barrier)
 
     team = Team(size)
     for _ in range(3):
@@ -65,7 +73,7 @@ def test_all_have_come_before_anyone_goes_on(size: int) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
 def test_every_thing_is_in_one_members_share(count: int) -> None:
     for size in (1, 2, 3, 8):
-        parts = [share(count, Member(rank, size, np.zeros(17, np.int64))) for rank in range(size)]
+        parts = [share(count, Member(rank, size, *COUNTERS)) for rank in range(size)]
         assert [i for first, end in parts for i in range(first, end)] == list(range(count))
 
 
@@ -74,6 +82,7 @@ def test_what_one_thread_raises_is_raised_by_the_call_and_holds_nobody_up(fails:
     num_done: list[int] = []
 
     def kernel(member: Member) -> None:
+        begin(member)
         barrier = meet(member, 1)
         if member.rank == fails:
             raise MemoryError("no room")
@@ -88,7 +97,7 @@ def test_what_one_thread_raises_is_raised_by_the_call_and_holds_nobody_up(fails:
             with pytest.raises(MemoryError, match="no room"):
                 team.run(kernel, num_products=LARGE)
             assert sorted(num_done) == [rank for rank in range(3) if rank != fails]
-        team.run(lambda member: meet(member, 1), num_products=LARGE)
+        team.run(come_and_go, num_products=LARGE)
         is_well.append(True)
 
     is_well: list[bool] = []
@@ -104,12 +113,9 @@ def test_helpers_leave_with_their_team_and_keep_nothing_of_it() -> None:
     helpers = [thread for thread in threading.enumerate() if thread not in before]
     assert len(helpers) == 2
 
-    def use(member: Member, array: np.ndarray) -> None:
-        meet(member, 1)
-
     weights = np.zeros(8)
     trace = weakref.ref(weights)
-    team.run(use, weights, num_products=LARGE)
+    team.run(come_and_go, weights, num_products=LARGE)
     del weights
     deadline = time.monotonic() + 30
     while trace() is not None and time.monotonic() < deadline:

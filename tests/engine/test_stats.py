@@ -14,9 +14,9 @@ from engine.base import BaseCache, BaseStats, Cacheable, CacheStats, Generator, 
 from engine.entropy_controller import EntropyStats
 from engine.generation.draft_and_verify import DraftStats
 from engine.hybrid_engine import HybridStats
+from engine.plan_ledger import PlannerStats
 from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.sampling_params import SamplingParams
-from engine.step_planner import PlannerStats
 from tests.engine.engines import Ask, TinyModels, make_engine, run_all, tokens
 from tests.engine.tiny_diffusion import KINDS, twin_diffusion
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from random import Random
+from statistics import fmean
 
 import pytest
 
 from engine.draft_planner import CostCurve
-from engine.plan_rests import Ask
+from engine.plan_stints import Ask
 from engine.step_costs import DraftCosts, StepShape
 from engine.step_planner import StepPlanner, StepTime
 from tests.engine.planner_world import Fate, Fates, MadeUp, Recorded, Score, World
 
 PROMISE = 0.98
 """Of the better of no draft and the best fixed draft length."""
+
+SHORT_PROMISE = 0.97
+"""Where thought counts as well."""
 
 LINEAR = MadeUp(
     lambda seqs, rows: 2.7e-3 + 4e-4 * seqs + 2.5e-4 * rows, lambda n: 1.6e-3 + 2.5e-4 * n
@@ -88,7 +93,7 @@ def test_the_recorded_steps_need_a_choice() -> None:
     scores = {}
     for at_once in (4, 32):
         world = World(RECORDED, RECORDED.fates, at_once, seed=1)
-        world.planner.plan = lambda asks: [0] * len(asks)  # type: ignore[method-assign]
+        world.planner.plan = lambda ids, ask: [0] * len(ids)  # type: ignore[method-assign]
         scores[at_once] = world.run(100)
         assert scores[at_once].against_best == pytest.approx(scores[at_once].share(0))
     assert scores[4].share(0) < 0.9 and scores[32].share(7) < 0.9
@@ -104,10 +109,34 @@ def test_a_machine_that_changes_is_followed(change: tuple[float, float], at_once
 
 @pytest.mark.parametrize("at_once", [1, 16])
 def test_a_noisy_neighbour_and_a_wrong_start_up_are_overcome(at_once: int) -> None:
-    """Steps of half to twice the time, one in twenty several times that."""
-    world = World(LINEAR, TEXTS["middling"], at_once, seed=2, noise=0.3, outliers=0.05, timed=FLAT)
-    score = world.run(4000, unscored=1000)
-    assert score.against_best >= PROMISE, report(score)
+    """Steps of half to twice the time, one in twenty several times that: luck enough for a few."""
+    scores = []
+    for seed in range(2, 9):
+        machine, texts = LINEAR, TEXTS["middling"]
+        world = World(machine, texts, at_once, seed=seed, noise=0.3, outliers=0.05, timed=FLAT)
+        scores.append(world.run(3000, unscored=1000).against_best)
+    assert fmean(scores) >= PROMISE, scores
+    assert min(scores) >= 0.95, scores
+
+
+SHORT = MadeUp(lambda seqs, rows: 2.6e-4 + 5e-5 * rows, lambda n: 1.2e-4 + 2.3e-4 * n)
+"""Steps so short that thought is dear."""
+CHILL = {1: 0.1, 4: 0.3, 16: 0.6}
+"""By sequences at once, about as measured."""
+
+
+@pytest.mark.parametrize("texts", ["easy", "middling", "spread", "hard", "mixed"])
+@pytest.mark.parametrize("at_once", CHILL)
+def test_thought_and_trials_and_their_wake_take_little_of_short_steps(
+    texts: str, at_once: int
+) -> None:
+    """A plan takes a third of a step of one, and a step after a draft longer than others."""
+    plan_s = 1e-4 + 1.2e-5 * at_once
+    world = World(
+        SHORT, TEXTS[texts], at_once, seed=1, chill=CHILL[at_once], plan_s=plan_s, lesson_s=4e-5
+    )
+    score = world.run(8000 // at_once + 2000, unscored=1000)
+    assert score.against_best >= SHORT_PROMISE, report(score)
 
 
 def test_trials_cost_little_where_drafts_never_pay() -> None:
@@ -115,7 +144,7 @@ def test_trials_cost_little_where_drafts_never_pay() -> None:
     score = world.run(3000, unscored=300)
     assert score.best_length == 0
     assert 0.985 <= score.against_best < 1.0, "no trials at all would be no good either"
-    assert world.planner.stats.num_trials > 5
+    assert world.planner.ledger.stats.num_trials > 5
 
 
 def test_what_is_expected_is_what_comes() -> None:
@@ -123,8 +152,8 @@ def test_what_is_expected_is_what_comes() -> None:
     world.run(1500)
     world.planner.reset_stats()
     world.run(500)
-    stats = world.planner.stats
-    assert 100 < stats.num_measured_steps < stats.num_plans == 500
+    stats = world.planner.ledger.stats
+    assert 480 < stats.num_measured_steps < 520, "but for where the first and the last plan began"
     assert stats.sum_expected_tokens == pytest.approx(stats.sum_committed_tokens, rel=0.04)
     # Outliers, which expectations leave out, are a twentieth of the time.
     assert stats.sum_expected_s == pytest.approx(stats.sum_measured_s, rel=0.1)
@@ -151,12 +180,16 @@ def make_planner(machine: MadeUp = FLAT) -> StepPlanner:
     return StepPlanner(7, CostCurve(rows), drafts)
 
 
+def plan(planner: StepPlanner, asks: Seq[Ask]) -> list[int]:
+    return list(planner.plan([ask.sequence_id for ask in asks], asks.__getitem__))
+
+
 def test_lengths_that_clients_chose_are_kept_through_trials_and_rests() -> None:
     planner = make_planner()
     for step in range(200):
         asks = [Ask("none", 7, 0), Ask("three", 7, 3), Ask("there", 7, 5, needs_block=False)]
         asks += [Ask(str(number), min(7, 200 - step)) for number in range(5)]
-        lengths = planner.plan(asks)
+        lengths = plan(planner, asks)
         assert lengths[:3] == [0, 3, 5]
         assert all(length <= ask.limit for length, ask in zip(lengths, asks, strict=True))
         planner.observe(StepTime(StepShape(8, 8 + sum(lengths)), 9e-3, 1e-3))
@@ -169,7 +202,7 @@ def test_sequences_of_other_strategies_are_reckoned_with() -> None:
     planned = []
     for planner, num_others in ((alone, 0), (beside, 30)):
         for _ in range(100):
-            lengths = planner.plan([Ask("own", 7)])
+            lengths = plan(planner, [Ask("own", 7)])
             shape = StepShape(1 + num_others, 1 + num_others + sum(lengths))
             drafting_s = 2e-3 if any(lengths) else 0.0
             planner.observe(StepTime(shape, 1e-3 * shape.num_rows + drafting_s, drafting_s))
@@ -179,7 +212,7 @@ def test_sequences_of_other_strategies_are_reckoned_with() -> None:
 
 def test_nobody_to_plan_for_is_no_fault() -> None:
     planner = make_planner()
-    assert planner.plan([]) == []
+    assert plan(planner, []) == []
     planner.observe(StepTime(StepShape(0, 0), 1e-3, 0.0))
 
 

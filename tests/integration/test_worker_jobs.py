@@ -121,7 +121,6 @@ def test_a_job_that_nobody_streams_is_told_in_fewer_deltas(
     ("changes", "param", "code"),
     [
         ({"max_tokens": 5000}, "prompt", "context_length_exceeded"),
-        ({"mode": "unheard-of"}, "mode", "unknown_mode"),
         ({"temperature": -1.0}, "temperature", "invalid_value"),
     ],
 )

@@ -210,3 +210,9 @@ def test_a_wrong_setting_is_named_before_anything_starts(data_dir: Path) -> None
     assert done.returncode == 2
     assert "VDIFF_MAX_BATCH_SIZE" in done.stderr
     assert not data_dir.exists()
+
+
+def test_a_server_has_no_burst(data_dir: Path) -> None:
+    done = run_serve(VDIFF_DATA_DIR=str(data_dir), VDIFF_BURST="true")
+    assert done.returncode == 2
+    assert "VDIFF_BURST" in done.stderr

@@ -27,14 +27,23 @@ QUEUES = keys.queue_names(MODEL)
 INFO = WorkerInfo("w1", ModelInfo(MODEL, 2048, ["ar", "deer"], 1, "fingerprint"), 64)
 
 
-def make_job(job_id: str, *, stream: bool = True, api_id: str = "api1") -> GenerateJob:
+def make_job(
+    job_id: str,
+    *,
+    stream: bool = True,
+    api_id: str = "api1",
+    tenant: str = "tenant",
+    num_prompts: int = 1,
+    mode: str | None = None,
+) -> GenerateJob:
     return GenerateJob(
         job_id=job_id,
         api_id=api_id,
         model=MODEL,
-        tenant="tenant",
+        tenant=tenant,
+        mode=mode,
         created=time.time(),
-        input=Prompts([PROMPT]),
+        input=Prompts([PROMPT] * num_prompts),
         sampling=Sampling(seed=7),
         stream=stream,
     )
@@ -48,6 +57,8 @@ async def put(
     timeout_s: int = 60,
     max_queue_size: int = 1000,
     max_attempts: int = 2,
+    max_running: int = 0,
+    max_waiting: int = 0,
 ) -> int:
     """Enqueue a job, given or made by its name."""
     receipt = await queueing.enqueue(
@@ -59,6 +70,8 @@ async def put(
         max_queue_size=max_queue_size,
         max_attempts=max_attempts,
         failure_ttl_s=200,
+        max_running=max_running,
+        max_waiting=max_waiting,
     )
     return receipt.position
 

@@ -24,7 +24,7 @@ from worker.held_job import StepRecord
 from worker.job_store import JobStore
 from worker.serializer import RestrictedSerializer
 from worker.wire import codec, keys, queueing
-from worker.wire.messages import Accepted, Failed
+from worker.wire.messages import Accepted, Failed, ModelInfo, WorkerInfo
 
 pytestmark = pytest.mark.anyio
 
@@ -181,8 +181,31 @@ async def test_a_model_stays_known_when_its_last_worker_is_gone(
     assert await queueing.live_workers(async_redis) == [INFO]
     store.reap_worker("w1")
     assert await queueing.live_workers(async_redis) == []
-    assert await queueing.known_models(async_redis) == [INFO.model]
+    (known,) = await queueing.known_models(async_redis)
+    assert known.info == INFO.model
     assert 0 < await async_redis.ttl(f"dfl:model:{MODEL}") <= 86400
+
+
+async def test_a_model_is_what_its_live_workers_offer_together(
+    async_redis: redis.asyncio.Redis, redis_client: redis.Redis
+) -> None:
+    small = ModelInfo(MODEL, 1024, ["ar", "apd"], 2, "other")
+    leaving = ModelInfo(MODEL, 512, ["semi_ar"], 3, "third")
+    for number, info in enumerate((INFO.model, small, leaving)):
+        name = f"w{number}"
+        JobStore(redis_client, name).beat(
+            [], WorkerInfo(name, info, 8, is_draining=info is leaving)
+        )
+    (known,) = await queueing.known_models(async_redis)
+    assert (known.info.modes, known.info.max_model_len) == (["ar", "deer", "apd"], 1024)
+    assert known.silent_s == 0
+    JobStore(redis_client, "w0").reap_worker("w0")
+    (known,) = await queueing.known_models(async_redis)
+    assert (known.info.modes, known.silent_s) == (["ar", "apd"], 0)
+    JobStore(redis_client, "w1").reap_worker("w1")
+    (known,) = await queueing.known_models(async_redis)
+    assert known.info.modes == ["ar", "apd"]
+    assert 0 < known.silent_s < 60
 
 
 async def test_enqueueing_wakes_the_workers_of_that_queue(

@@ -73,6 +73,21 @@ def test_training_commands_become_their_module_with_all_flags(command: str, modu
     assert run_python(code).stderr.strip() == f"-P -m {module} --threads 1 --help"
 
 
+@pytest.mark.parametrize(
+    ("part", "module"), [("serve", "worker.cli serve"), ("api", "api"), ("worker", "worker")]
+)
+def test_flags_with_secrets_leave_the_command_line_before_anything_runs(
+    part: str, module: str
+) -> None:
+    code = (
+        "import os, sys, worker.cli\n"
+        "os.execv = lambda path, arguments: sys.exit(' '.join(arguments[1:]))\n"
+        f"sys.argv = ['dfastllm', {part!r}, '--redis-url', 'redis://:s3cr3t@h/0']\n"
+        "worker.cli.main()"
+    )
+    assert run_python(code).stderr.strip() == f"-P -m {module}"
+
+
 def test_train_drafter_really_starts() -> None:
     done = run_cli("train-drafter", "--verifier", "no/such/model", "--data", "none.jsonl")
     assert done.returncode == 2

@@ -11,6 +11,9 @@ DFL_PREFIX = "dfl"
 
 PRIORITIES = ("interactive", "default", "batch")
 
+MODEL_TTL_S = 86400
+"""How long a model stays known after its last worker's beat."""
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -28,6 +31,11 @@ def queue_name(model: str, priority: str = "default") -> str:
 def queue_names(model: str) -> tuple[str, ...]:
     """Return a model's queues, the most urgent first: the order in which a worker claims."""
     return tuple(queue_name(model, priority) for priority in PRIORITIES)
+
+
+def offer(mode: str) -> str:
+    """Return how a mode is written where jobs and workers are matched."""
+    return _safe(mode).replace(".", "~2e")
 
 
 def queue(name: str) -> str:

@@ -40,6 +40,16 @@ _ALL = (
         "CORS_ORIGINS", (API,), "none", "comma-separated origins whose web pages may ask; * for all"
     ),
     _setting("MAX_QUEUE_SIZE", (API,), "1000", "requests that may wait before the API answers 429"),
+    _setting(
+        "MAX_RUNNING_PER_KEY", (API,), "0: any", "requests of one key that may run, on all workers"
+    ),
+    _setting("MAX_QUEUED_PER_KEY", (API,), "0: any", "requests of one key that may wait, or 429"),
+    _setting(
+        "WORKER_PATIENCE",
+        (API,),
+        "60",
+        "seconds that a model's requests may still wait once its last worker has gone; then 503",
+    ),
     _setting("REQUEST_TIMEOUT", (API,), "300", "seconds until a request is given up"),
     _setting("RATE_LIMIT_REQUESTS", (API,), "0: off", "requests a key may send in one window"),
     _setting("RATE_LIMIT_TOKENS", (API,), "0: off", "tokens a key may ask for in one window"),
@@ -63,7 +73,7 @@ _ALL = (
         "REDIS_URL",
         _BOTH,
         "redis://127.0.0.1:6379/0; serve: its own",
-        "Redis >= 7.0 or Valkey that holds the queue",
+        "Redis >= 7.0 or Valkey that holds the queue: redis://, rediss://, unix://, redis+sentinel://",
     ),
     _setting("RESULT_TTL", _BOTH, "3600", "seconds a finished job can be read again"),
     _setting("FAILURE_TTL", _BOTH, "86400", "seconds a failed job can be looked at"),
@@ -176,6 +186,14 @@ _ALL = (
         "from the strategy",
         "apd by confidence: tokens stand while the model is this sure",
     ),
+    _setting(
+        "OVERDUE_AFTER",
+        (WORKER,),
+        "30",
+        "seconds that more urgent requests may keep less urgent ones waiting; 0: for ever",
+    ),
+    _setting("OVERDUE_SHARE", (WORKER,), "0.125", "share of the places that they get from then on"),
+    _setting("BURST", (WORKER,), "false", "end once the queue is empty and all is done"),
     _setting("LEASE", (WORKER,), "30", "seconds after which a silent worker's jobs go to another"),
     _setting("DRAIN_TIMEOUT", (WORKER,), "20", "seconds a stopping worker lets its jobs run on"),
     _setting(

@@ -15,6 +15,12 @@ from redis.exceptions import NoScriptError
 
 from worker.wire import codec, keys
 
+SHARED = ("lib", "fair")
+"""Parts of every script; the later ones may call the earlier ones."""
+_MORE_PARTS = {"claim": ("route", "urgency"), "reap": ("route",)}
+PARTS = (*SHARED, "route", "urgency")
+"""What is no script by itself."""
+
 
 class Script(NamedTuple):
     text: str
@@ -23,10 +29,12 @@ class Script(NamedTuple):
 
 @cache
 def load(name: str) -> Script:
-    """Return a script with the shared functions of `lib.lua` put in after its `#!lua` line."""
+    """Return a script with the parts that it uses put in after its `#!lua` line."""
     folder = files("worker.wire") / "scripts"
     shebang, body = (folder / f"{name}.lua").read_text("utf-8").split("\n", 1)
-    text = f"{shebang}\n{(folder / 'lib.lua').read_text('utf-8')}\n{body}"
+    parts = (*SHARED, *_MORE_PARTS.get(name, ()))
+    shared = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
+    text = f"{shebang}\n{shared}\n{body}"
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

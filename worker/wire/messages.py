@@ -151,6 +151,7 @@ class JobRecord(Struct, frozen=True, omit_defaults=True):
     draft_events: bool = False  # chunks say what was drafted and what of it stood
     diffusing: bool = False  # chunks are snapshots of the whole text, not additions to it
     response: str = ""  # JSON: what a response (/v1/responses) repeats of its request
+    service_tier: str = ""  # the one that is used, where the request named any
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
@@ -300,3 +301,4 @@ class WorkerInfo(Struct, frozen=True, omit_defaults=True):
     num_running: int = 0
     num_waiting: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    is_draining: bool = False  # it finishes what it has, and takes nothing new

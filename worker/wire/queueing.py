@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
@@ -28,6 +29,7 @@ class QueueingError(Exception):
       + DuplicateJobError
       + KeyReusedError
       + QueueFullError
+        + TenantQueueFullError
       + StoreFullError
     """
 
@@ -49,6 +51,10 @@ class QueueFullError(QueueingError):
         self.retry_after_s = retry_after_s
 
 
+class TenantQueueFullError(QueueFullError):
+    """As many jobs of this tenant wait as may wait of one."""
+
+
 class StoreFullError(QueueingError):
     """Redis is at its memory limit; jobs that are in it go on."""
 
@@ -56,8 +62,8 @@ class StoreFullError(QueueingError):
 class JobState(NamedTuple):
     """What has become of a job, in RQ's words, with what its worker last said."""
 
-    status: str  # queued, started, finished, failed, stopped, canceled
-    position: int | None  # how many jobs stand before it, while it is queued
+    status: str  # queued, deferred, started, finished, failed, stopped, canceled
+    position: int | None  # how many jobs will be taken before it, while it waits
     accepted: Accepted | None  # the worker's answer, once given
     ending: Event | None  # Finished, Failed or Rejected, once it has ended
     wait_s: float | None = None  # estimated, until a worker takes it; None: unknown
@@ -85,6 +91,26 @@ class Receipt(NamedTuple):
     is_joined: bool = False
 
 
+class KnownModel(NamedTuple):
+    """A model, and what its live workers offer together."""
+
+    info: ModelInfo
+    silent_s: float  # seconds since a worker of it spoke; 0 while one lives and takes jobs
+
+    @classmethod
+    def of(
+        cls, last_words: ModelInfo, silent_s: float, offers: Mapping[str, list[ModelInfo]]
+    ) -> KnownModel:
+        """Join the offers of a model's workers: a mode that one has, a length that all take."""
+        models = offers.get(last_words.name)
+        if not models:
+            return cls(last_words, max(0.0, silent_s))
+        modes = dict.fromkeys(mode for model in models for mode in model.modes)
+        max_model_len = min(model.max_model_len for model in models)
+        joined = msgspec.structs.replace(last_words, modes=list(modes), max_model_len=max_model_len)
+        return cls(joined, 0.0)
+
+
 async def enqueue(
     redis: Redis,
     job: GenerateJob,
@@ -96,11 +122,14 @@ async def enqueue(
     max_attempts: int,
     failure_ttl_s: int = 86400,
     terms: Terms = NO_TERMS,
+    max_running: int = 0,
+    max_waiting: int = 0,
 ) -> Receipt:
     """Enqueue a job in one round trip, unless its idempotency key has made one already.
 
-    Raises `DuplicateJobError`, `KeyReusedError`, `QueueFullError` or `StoreFullError`, and then
-    changes nothing.
+    `max_running` and `max_waiting` are for all jobs of its tenant together; 0 is no limit.
+    Raises `DuplicateJobError`, `KeyReusedError`, `QueueFullError`, `TenantQueueFullError` or
+    `StoreFullError`, and then changes nothing.
     """
     fields = rq_hash.new_job(
         job,
@@ -109,6 +138,8 @@ async def enqueue(
         result_ttl_s=result_ttl_s,
         failure_ttl_s=failure_ttl_s,
         max_attempts=max_attempts,
+        max_running=max_running,
+        max_waiting=max_waiting,
         record=terms.record,
     )
     arguments: dict[str, object] = {
@@ -120,6 +151,10 @@ async def enqueue(
         "result_ttl": result_ttl_s,
         "keep": timeout_s + result_ttl_s,
         "max_queue_size": max_queue_size,
+        "tenant": job.tenant,
+        "cost": rq_hash.num_places(job),
+        "max_running": max_running,
+        "max_waiting": max_waiting,
         **_of_terms(terms, job, timeout_s, timeout_s + max(result_ttl_s, failure_ttl_s)),
     }
     try:
@@ -130,6 +165,8 @@ async def enqueue(
         raise DuplicateJobError(job.job_id)
     if outcome == b"reused":
         raise KeyReusedError
+    if outcome == b"full of own":
+        raise TenantQueueFullError(length, _retry_after_s(length, num_recent))
     if outcome == b"full":
         raise QueueFullError(length, _retry_after_s(length, num_recent))
     if outcome == b"joined":
@@ -178,10 +215,18 @@ async def live_workers(redis: Redis) -> list[WorkerInfo]:
     return [codec.decode_worker_info(value) for value in values]
 
 
-async def known_models(redis: Redis) -> list[ModelInfo]:
+async def known_models(redis: Redis) -> list[KnownModel]:
     """Return the models that a worker has offered within the last day."""
-    values = await lua.acall(redis, "listed", {"index": "models", "kind": "model"})
-    return [codec.decode_model_info(value) for value in values]
+    models, workers = await lua.acall(redis, "models", {"model_ttl": keys.MODEL_TTL_S})
+    offers: dict[str, list[ModelInfo]] = {}
+    for value in workers:
+        worker = codec.decode_worker_info(value)
+        if not worker.is_draining:
+            offers.setdefault(worker.model.name, []).append(worker.model)
+    return [
+        KnownModel.of(codec.decode_model_info(value), float(silent_s), offers)
+        for value, silent_s in models
+    ]
 
 
 async def queue_lengths(redis: Redis, queues: Sequence[str]) -> dict[str, int]:

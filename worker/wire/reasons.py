@@ -30,4 +30,5 @@ LOST = _reason(500, "worker_lost", "the worker died, and no attempt is left")
 UNLIKE = _reason(
     500, "worker_lost", "the worker died, and none of equal weights is there to continue its output"
 )
+LACKING = _reason(503, "no_such_worker", "no worker is left that offers the mode of the request")
 CANCELLED = _reason(499, "cancelled", "the request was cancelled")

@@ -8,8 +8,8 @@ from base64 import b64encode
 
 import msgspec
 
-from worker.wire import codec, lua
-from worker.wire.messages import Chat, GenerateJob, JobRecord
+from worker.wire import codec, keys, lua
+from worker.wire.messages import Chat, GenerateJob, JobRecord, Prompts
 
 WEBHOOK_KEEP_S = 12 * 3600
 """How long at least a job that owes a webhook stays after its end: longer than the last try."""
@@ -28,6 +28,8 @@ def new_job(
     result_ttl_s: int,
     failure_ttl_s: int,
     max_attempts: int,
+    max_running: int = 0,
+    max_waiting: int = 0,
     record: JobRecord,
 ) -> list[msgspec.Raw | str | int]:
     """Return the fields and values of a queued job's hash, in turn, without the request."""
@@ -54,9 +56,20 @@ def new_job(
         "dfl_tenant": job.tenant,
         "dfl_job": codec.for_lua(record),
     }
-    if record.webhook is not None:
-        fields["dfl_hook_ttl"] = WEBHOOK_KEEP_S
+    optional: dict[str, str | int | None] = {
+        "dfl_cost": None if num_places(job) == 1 else num_places(job),
+        "dfl_mode": None if job.mode is None else keys.offer(job.mode),
+        "dfl_max_running": max_running or None,
+        "dfl_max_waiting": max_waiting or None,
+        "dfl_hook_ttl": None if record.webhook is None else WEBHOOK_KEEP_S,
+    }
+    fields |= {name: value for name, value in optional.items() if value is not None}
     return [part for pair in fields.items() for part in pair]
+
+
+def num_places(job: GenerateJob) -> int:
+    """Return how many sequences a job runs: so many places of a batch it takes."""
+    return job.n * (len(job.input.prompts) if isinstance(job.input, Prompts) else 1)
 
 
 def return_value(result: bytes | None) -> str:

@@ -11,22 +11,26 @@ import numpy as np
 
 from engine.models.cpu.functions import LOWEST, soften
 from engine.models.cpu.kernel import kernel
-from engine.models.cpu.product import PANEL, multiply, multiply_narrow
-from engine.models.cpu.tile import LANES
+from engine.models.cpu.lanes import scale_into
+from engine.models.cpu.product import PANEL, multiply, multiply_panels
+from engine.models.cpu.tile import LANES, NARROW, TWO_NARROW
 
 BLOCK = LANES
 """Positions of a block."""
 
 
 @kernel
-def keep(key, value, slot, head, num_heads, keys, values):
-    """Write one position's key and value [D] of a head; slots count positions over all blocks."""
-    size = key.shape[0]
+def keep(key, value, v0, size, slot, head, num_heads, keys, values):
+    """Write one position's key and value of a head, `size` floats; slots count over all blocks.
+
+    key: [D]; value: flat, from v0 on.
+    """
     block, place = divmod(slot, BLOCK)
     start = (block * num_heads + head) * size * BLOCK
     for i in range(size):
         keys[start + i * BLOCK + place] = key[i]
-        values[start + place * size + i] = value[i]
+    for i in range(0, size, LANES):
+        scale_into(value, v0 + i, np.float32(1.0), values, start + place * size + i)
 
 
 @kernel
@@ -38,43 +42,82 @@ def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, sco
     """
     num_rows, size = queries.shape
     first, last = lows.min() // BLOCK, (highs.max() + BLOCK - 1) // BLOCK
-    width = (last - first) * BLOCK
-    flat, mixed = queries.reshape(-1), out.reshape(-1)
+    width, mixed = (last - first) * BLOCK, out.reshape(-1)
+    _score(queries, first, last, blocks, head, num_heads, keys, scores)
+    totals = _weigh(num_rows, lows, highs, gap, first * BLOCK, width, scores)
     for number in range(first, last):
         start = (blocks[number] * num_heads + head) * size * BLOCK
         column = (number - first) * BLOCK
-        multiply_narrow(flat, 0, size, num_rows, keys, start, BLOCK, size, scores, column, width, 0)
-    totals = np.empty(num_rows, np.float32)
-    for n in range(num_rows):
-        row = scores[n * width : (n + 1) * width]
-        low, high = lows[n] - first * BLOCK, highs[n] - first * BLOCK
-        # Left in and taken off the sum later, what stands there could outweigh all that is seen.
-        for i in range(gap[0] - first * BLOCK, gap[1] - first * BLOCK):
-            row[i] = LOWEST
-        row[:low] = np.float32(0.0)
-        row[high:] = np.float32(0.0)
-        totals[n] = soften(row[low:high])
-        for i in range(gap[0] - first * BLOCK, gap[1] - first * BLOCK):
-            row[i] = np.float32(0.0)
-    for number in range(first, last):
-        start = (blocks[number] * num_heads + head) * size * BLOCK
-        column = (number - first) * BLOCK
-        for i in range(0, size, PANEL):
-            multiply(
-                scores,
-                column,
-                width,
-                num_rows,
-                values,
-                start + i,
-                size,
-                BLOCK,
-                mixed,
-                i,
-                size,
-                number - first,
-            )
+        multiply_panels(
+            scores,
+            column,
+            width,
+            num_rows,
+            values,
+            start,
+            size,
+            PANEL,
+            BLOCK,
+            mixed,
+            0,
+            size,
+            size // PANEL,
+            number - first,
+        )
     for n in range(num_rows):
         factor = np.float32(1.0) / totals[n]
-        for i in range(size):
-            out[n, i] *= factor
+        for i in range(n * size, (n + 1) * size, LANES):
+            scale_into(mixed, i, factor, mixed, i)
+
+
+@kernel
+def _score(queries, first, last, blocks, head, num_heads, keys, scores):
+    """Scores [N, positions of the blocks] of keys in blocks `first` to `last`."""
+    num_rows, size = queries.shape
+    flat, width = queries.reshape(-1), (last - first) * BLOCK
+    for number in range(first, last, 2):
+        start = (blocks[number] * num_heads + head) * size * BLOCK
+        column, apart, shape = (number - first) * BLOCK, 0, NARROW
+        if number + 1 < last:
+            apart = (blocks[number + 1] - blocks[number]) * num_heads * size * BLOCK
+            shape = TWO_NARROW
+        multiply(
+            shape,
+            flat,
+            0,
+            size,
+            num_rows,
+            keys,
+            start,
+            BLOCK,
+            apart,
+            size,
+            scores,
+            column,
+            width,
+            0,
+        )
+
+
+@kernel
+def _weigh(num_rows, lows, highs, gap, start, width, scores):
+    """Scores [N, width] of positions from `start` on become numerators; returns their sums, [N].
+
+    0 is what a row does not see.
+    """
+    totals = np.empty(num_rows, np.float32)
+    for n in range(num_rows):
+        zero, end = n * width - start, (n + 1) * width  # zero: where position 0 would be
+        low, high = zero + lows[n], zero + highs[n]
+        gap_low, gap_high = zero + gap[0], zero + gap[1]
+        # Left in and taken off the sum later, what stands there could outweigh all that is seen.
+        for i in range(gap_low, gap_high):
+            scores[i] = LOWEST
+        for i in range(n * width, low):
+            scores[i] = np.float32(0.0)
+        for i in range(high, end):
+            scores[i] = np.float32(0.0)
+        totals[n] = soften(scores[low:high])
+        for i in range(gap_low, gap_high):
+            scores[i] = np.float32(0.0)
+    return totals

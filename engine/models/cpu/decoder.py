@@ -10,8 +10,10 @@ import numpy.typing as npt
 from engine.models.cpu.attention import BLOCK, attend, keep
 from engine.models.cpu.functions import gate, normalise, place_head
 from engine.models.cpu.kernel import kernel
-from engine.models.cpu.product import PANEL, Floats, Panels, multiply, project
+from engine.models.cpu.lanes import scale_into
+from engine.models.cpu.product import PANEL, Floats, Panels, multiply_panels, project
 from engine.models.cpu.team import meet, share
+from engine.models.cpu.tile import LANES
 
 Ints = npt.NDArray[np.int64]
 _MAX_ROWS = 16  # of a span that attend together: their scores stay in the cache
@@ -65,6 +67,13 @@ class Buffers(NamedTuple):
     qkv: Floats
     mixed: Floats
     active: Floats
+
+
+def new_buffers(x: Floats, shape: Shape) -> Buffers:
+    """Room for a forward over the rows x."""
+    q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    sizes = (q_size + 2 * kv_size, q_size, shape.intermediate)
+    return Buffers(x, *(np.empty((len(x), size), np.float32) for size in sizes))
 
 
 class Cache(NamedTuple):
@@ -131,27 +140,14 @@ def _feed_forward(member, normed, layer, shape, gate_up, active):
     pair = np.empty((num_rows, 2 * PANEL), np.float32)
     a, c = normed.reshape(-1), pair.reshape(-1)
     size, num_panels = depth * PANEL, shape.intermediate // PANEL
+    pairs, out = pair.reshape(num_rows, 2, PANEL), active.reshape(num_rows, num_panels, PANEL)
     first, end = share(num_panels, member)
     for panel in range(first, end):
         start = 2 * (layer * num_panels + panel) * size
-        for i in range(2):
-            multiply(
-                a,
-                0,
-                depth,
-                num_rows,
-                gate_up,
-                start + i * size,
-                PANEL,
-                depth,
-                c,
-                i * PANEL,
-                2 * PANEL,
-                0,
-            )
-        for t in range(num_rows):
-            part = active[t, panel * PANEL : (panel + 1) * PANEL]
-            gate(pair[t, :PANEL], pair[t, PANEL:], part)
+        multiply_panels(
+            a, 0, depth, num_rows, gate_up, start, PANEL, size, depth, c, 0, 2 * PANEL, 2, 0
+        )
+        gate(pairs, panel, out)
 
 
 @kernel
@@ -184,7 +180,11 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
     lows, ends = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
     scores = np.empty(num_rows * (rows.ends.max() + 2 * BLOCK), np.float32)
     window, scale = weights.windows[layer], weights.scales[layer]
-    norms = weights.head_norm[layer]
+    norms = weights.head_norm[layer].reshape(-1)
+    qkv, mixed = buffers.qkv.reshape(-1), buffers.mixed.reshape(-1)
+    qkv_size, mixed_size = buffers.qkv.shape[1], buffers.mixed.shape[1]
+    cos, sin = cache.cos.reshape(-1), cache.sin.reshape(-1)
+    placed, found = queries.reshape(-1), out.reshape(-1)
     begin, end = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
     for unit in range(begin, end):
         span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
@@ -194,9 +194,20 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
             for t in range(start, min(start + _MAX_ROWS, rows.spans[span + 1])):
                 at = rows.positions[t]
                 for g in range(head * group, (head + 1) * group):
-                    q = buffers.qkv[t, g * size : (g + 1) * size]
-                    cos, sin = cache.cos[at], cache.sin[at]
-                    place_head(q, norms[g], weights.eps, cos, sin, scale, queries[count])
+                    place_head(
+                        qkv,
+                        t * qkv_size + g * size,
+                        size,
+                        norms,
+                        g * size,
+                        weights.eps,
+                        cos,
+                        sin,
+                        at,
+                        scale,
+                        placed,
+                        count * size,
+                    )
                     lows[count] = max(rows.origins[t] - window + 1, 0) if window else 0
                     ends[count] = rows.ends[t]
                     count += 1
@@ -215,18 +226,24 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
             )
             for i in range(count):
                 t, g = start + i // group, head * group + i % group
-                buffers.mixed[t, g * size : (g + 1) * size] = out[i]
+                for at in range(0, size, LANES):
+                    place = t * mixed_size + g * size + at
+                    scale_into(found, i * size + at, np.float32(1.0), mixed, place)
 
 
 @kernel
 def keep_head(layer, span, head, shape, weights, rows, cache, projected, k0, v0):
     """Write one head's keys and values of a span's rows: columns k0 and v0 of `projected`."""
     size, key = shape.head_dim, np.empty(shape.head_dim, np.float32)
-    norm = weights.head_norm[layer, shape.num_heads + head]
-    blocks = rows.blocks[rows.tables[span] : rows.tables[span + 1]]
+    norms, norm = weights.head_norm[layer].reshape(-1), (shape.num_heads + head) * size
+    cos, sin = cache.cos.reshape(-1), cache.sin.reshape(-1)
+    keys, values = cache.keys[layer], cache.values[layer]
+    flat, width = projected.reshape(-1), projected.shape[1]
+    first = rows.tables[span]
     for t in range(rows.spans[span], rows.spans[span + 1]):
-        k, v = projected[t, k0 : k0 + size], projected[t, v0 : v0 + size]
         at, place = rows.positions[t], rows.places[t]
-        place_head(k, norm, weights.eps, cache.cos[at], cache.sin[at], np.float32(1.0), key)
-        slot = blocks[place // BLOCK] * BLOCK + place % BLOCK
-        keep(key, v, slot, head, shape.num_kv_heads, cache.keys[layer], cache.values[layer])
+        start = t * width + k0
+        one = np.float32(1.0)
+        place_head(flat, start, size, norms, norm, weights.eps, cos, sin, at, one, key, 0)
+        slot = rows.blocks[first + place // BLOCK] * BLOCK + place % BLOCK
+        keep(key, flat, t * width + v0, size, slot, head, shape.num_kv_heads, keys, values)

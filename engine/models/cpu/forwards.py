@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 import numpy as np
 
+from engine.models.cpu.chain import draw
 from engine.models.cpu.decoder import Ints, keep_head, run_layers, write_logits
 from engine.models.cpu.functions import normalise
 from engine.models.cpu.kernel import kernel
 from engine.models.cpu.product import PANEL, Floats, Panels, project
-from engine.models.cpu.team import meet, share
+from engine.models.cpu.team import begin, leave, meet, share
 
 
 class Head(NamedTuple):
@@ -19,6 +21,13 @@ class Head(NamedTuple):
     panels: Panels
     chosen: Ints  # [R]
     logits: Floats  # [R, V], V a multiple of 32
+
+
+def new_head(panels: Panels, rows: Seq[int], vocab_size: int) -> Head:
+    """Room for the logits of some rows."""
+    width = -(-vocab_size // PANEL) * PANEL
+    logits = np.empty((len(rows), width), np.float32)
+    return Head(panels, np.array(rows, np.int64), logits)
 
 
 class Taps(NamedTuple):
@@ -47,18 +56,33 @@ def read_text(
     draft_cache,
 ):
     """All layers, logits of some rows, and the drafter's context of every row."""
+    begin(member)
     barrier = run_layers(member, shape, weights, rows, cache, buffers, taps.layers, taps.hidden, 1)
     barrier = write_logits(member, buffers.x, weights, head, barrier)
     if taps.norm.shape[0]:
-        _write_context(member, draft_shape, draft_weights, rows, draft_cache, taps, barrier)
+        barrier = _write_context(
+            member, draft_shape, draft_weights, rows, draft_cache, taps, barrier
+        )
+    leave(member, barrier)
 
 
 @kernel
 def draft_blocks(member, shape, weights, rows, cache, buffers, head):
     """The drafter over its blocks; logits of the wanted masks."""
+    begin(member)
     nothing, room = np.empty(0, np.int64), np.empty((0, 0), np.float32)
     barrier = run_layers(member, shape, weights, rows, cache, buffers, nothing, room, 1)
-    write_logits(member, buffers.x, weights, head, barrier)
+    leave(member, write_logits(member, buffers.x, weights, head, barrier))
+
+
+@kernel
+def draw_drafts(member, shape, weights, rows, cache, buffers, head, markov, drafts):
+    """As `draft_blocks`, and the tokens of the drafts."""
+    begin(member)
+    nothing, room = np.empty(0, np.int64), np.empty((0, 0), np.float32)
+    barrier = run_layers(member, shape, weights, rows, cache, buffers, nothing, room, 1)
+    barrier = write_logits(member, buffers.x, weights, head, barrier)
+    leave(member, draw(member, head.logits, markov, drafts, barrier))
 
 
 @kernel
@@ -82,3 +106,4 @@ def _write_context(member, shape, weights, rows, cache, taps, barrier):
             k0 = head * shape.head_dim
             keep_head(layer, span, head, shape, weights, rows, cache, taps.kv, k0, kv_size + k0)
         barrier = meet(member, barrier)
+    return barrier

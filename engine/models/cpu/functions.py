@@ -10,7 +10,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from engine.models.cpu.kernel import reordering_kernel
+from engine.models.cpu.lanes import make_rotation, sum_of_squares
 from engine.models.cpu.product import PANEL
+from engine.models.cpu.tile import LANES
 
 # log2(e), and ln(2) in two parts, so that x - n ln(2) loses nothing (Cody and Waite).
 _LOG2_E = np.float32(1.44269504)
@@ -25,6 +27,8 @@ _ONE = np.float32(1.0)
 # left out is below a unit in the last place.
 _C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(1 / n) for n in (2, 6, 24, 120, 720, 5040))
 
+_rotate, _rotate_weighted = make_rotation(is_weighted=False), make_rotation(is_weighted=True)
+
 
 @intrinsic
 def _power_of_two(typing_context, exponent):
@@ -36,6 +40,21 @@ def _power_of_two(typing_context, exponent):
         return builder.bitcast(builder.shl(biased, int32(23)), ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def larger(typing_context, a, b):
+    """The larger of two float32, neither of them no number.
+
+    Said on the choice itself, which numba's own maximum leaves out: only so does LLVM take the
+    maximum of a row in vectors.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        is_first = builder.fcmp_ordered(">", *args, flags=("nnan", "nsz"))
+        return builder.select(is_first, *args, flags=("nnan", "nsz"))
+
+    return types.float32(types.float32, types.float32), generate
 
 
 @reordering_kernel
@@ -62,33 +81,39 @@ def normalise(x, weight, eps, out):
 
 
 @reordering_kernel
-def place_head(x, weight, eps, cos, sin, scale, out):
-    """One head [D] normed (if `weight` is not empty), rotated by halves, and scaled into `out`."""
-    half = x.shape[0] // 2
-    # Slices, because an index that might be negative keeps LLVM from making vectors.
-    first, second, out_first, out_second = x[:half], x[half:], out[:half], out[half:]
+def place_head(x, x0, size, weight, w0, eps, cos, sin, at, scale, out, out0):
+    """One head, `size` floats from x0 on: normed, rotated by halves, and scaled into `out`.
+
+    weight: flat, from w0 on; empty where there is no norm. cos, sin: flat, [positions, size / 2],
+    of which row `at` is taken. size is a multiple of 32.
+    """
+    half = size // 2
     if weight.shape[0]:
         total = np.float32(0.0)
-        for i in range(x.shape[0]):
-            total += x[i] * x[i]
-        scale *= _ONE / np.sqrt(total / np.float32(x.shape[0]) + eps)
-        first_weight, second_weight = weight[:half], weight[half:]
-        for i in range(half):
-            a, b = first[i] * first_weight[i], second[i] * second_weight[i]
-            out_first[i] = (a * cos[i] - b * sin[i]) * scale
-            out_second[i] = (b * cos[i] + a * sin[i]) * scale
+        for i in range(0, size, LANES):
+            total += sum_of_squares(x, x0 + i)
+        scale *= _ONE / np.sqrt(total / np.float32(size) + eps)
+        for i in range(0, half, LANES):
+            place = at * half + i
+            _rotate_weighted(
+                x, x0 + i, half, weight, w0 + i, cos, place, sin, place, scale, out, out0 + i
+            )
     else:
-        for i in range(half):
-            a, b = first[i], second[i]
-            out_first[i] = (a * cos[i] - b * sin[i]) * scale
-            out_second[i] = (b * cos[i] + a * sin[i]) * scale
+        for i in range(0, half, LANES):
+            place = at * half + i
+            _rotate(x, x0 + i, half, weight, 0, cos, place, sin, place, scale, out, out0 + i)
 
 
 @reordering_kernel
-def gate(gates, ups, out):
-    """silu(gates) * ups, all [32]: LLVM knows the length, and makes no loop for a rest."""
-    for i in range(PANEL):
-        out[i] = gates[i] / (_ONE + exponential(-gates[i])) * ups[i]
+def gate(pairs, panel, out):
+    """silu(gates) * ups: rows of a panel of gates and one of ups, [T, 2, 32], to out[:, panel].
+
+    LLVM knows the length of a panel, and makes no loop for a rest. out: [T, panels, 32].
+    """
+    for t in range(pairs.shape[0]):
+        for i in range(PANEL):
+            x = pairs[t, 0, i]
+            out[t, panel, i] = x / (_ONE + exponential(-x)) * pairs[t, 1, i]
 
 
 @reordering_kernel
@@ -96,7 +121,7 @@ def soften(scores):
     """Softmax numerators in place; returns their sum."""
     largest = LOWEST
     for i in range(scores.shape[0]):
-        largest = max(largest, scores[i])
+        largest = larger(largest, scores[i])
     total = np.float32(0.0)
     for i in range(scores.shape[0]):
         scores[i] = exponential(scores[i] - largest)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.models.cpu.kernel import kernel
-from engine.models.cpu.tile import LANES, make_tile
+from engine.models.cpu.tile import LANES, TWO_WIDE, WIDE, make_tile
 
 Floats = npt.NDArray[np.float32]
 Panels = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
@@ -14,8 +14,7 @@ Panels = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 PANEL = 2 * LANES
 """Columns of a panel."""
 
-_tile_1x1, _tile_2x1, _tile_4x1, _tile_8x1 = (make_tile(n, 1) for n in (1, 2, 4, 8))
-_tile_1x2, _tile_2x2, _tile_4x2, _tile_8x2 = (make_tile(n, 2) for n in (1, 2, 4, 8))
+_tile_1, _tile_2, _tile_4, _tile_8 = (make_tile(num_rows) for num_rows in (1, 2, 4, 8))
 
 
 def pack_panels(weight: Floats, *, as_bfloat16: bool) -> Panels:
@@ -36,37 +35,37 @@ def is_bfloat16(weight: Floats) -> bool:
 
 
 @kernel
-def multiply(a, a0, lda, num_rows, w, w0, ldw, depth, c, c0, ldc, adds):
-    """Rows times 32 columns; see `make_tile` for the arguments, of which a, w and c are flat."""
+def multiply(shape, a, a0, lda, num_rows, w, w0, ldw, apart, depth, c, c0, ldc, adds):
+    """Rows times a shape's columns; see `make_tile` for the arguments: a, w and c are flat."""
+    # Eight rows have sums enough with half of the columns, which then stay in the nearest cache.
+    num_halves, eight = (2, WIDE) if shape == TWO_WIDE else (1, shape)
     m = 0
-    while m + 8 <= num_rows:
-        _tile_8x2(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
-        m += 8
+    for half in range(num_halves):
+        m, w1, c1 = 0, w0 + half * apart, c0 + half * PANEL
+        while m + 8 <= num_rows:
+            a1 = a0 + m * lda
+            _tile_8(eight, a, a1, lda, w, w1, ldw, apart, depth, c, c1 + m * ldc, ldc, adds)
+            m += 8
     if m + 4 <= num_rows:
-        _tile_4x2(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
+        a1, c1 = a0 + m * lda, c0 + m * ldc
+        _tile_4(shape, a, a1, lda, w, w0, ldw, apart, depth, c, c1, ldc, adds)
         m += 4
     if m + 2 <= num_rows:
-        _tile_2x2(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
+        a1, c1 = a0 + m * lda, c0 + m * ldc
+        _tile_2(shape, a, a1, lda, w, w0, ldw, apart, depth, c, c1, ldc, adds)
         m += 2
     if m < num_rows:
-        _tile_1x2(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
+        a1, c1 = a0 + m * lda, c0 + m * ldc
+        _tile_1(shape, a, a1, lda, w, w0, ldw, apart, depth, c, c1, ldc, adds)
 
 
 @kernel
-def multiply_narrow(a, a0, lda, num_rows, w, w0, ldw, depth, c, c0, ldc, adds):
-    """As `multiply`, times 16 columns."""
-    m = 0
-    while m + 8 <= num_rows:
-        _tile_8x1(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
-        m += 8
-    if m + 4 <= num_rows:
-        _tile_4x1(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
-        m += 4
-    if m + 2 <= num_rows:
-        _tile_2x1(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
-        m += 2
-    if m < num_rows:
-        _tile_1x1(a, a0 + m * lda, lda, w, w0, ldw, depth, c, c0 + m * ldc, ldc, adds)
+def multiply_panels(a, a0, lda, num_rows, w, w0, ldw, apart, depth, c, c0, ldc, count, adds):
+    """Rows times `count` panels, each `apart` from the one before it."""
+    for panel in range(0, count, 2):
+        shape = TWO_WIDE if panel + 2 <= count else WIDE
+        w1, c1 = w0 + panel * apart, c0 + panel * PANEL
+        multiply(shape, a, a0, lda, num_rows, w, w1, ldw, apart, depth, c, c1, ldc, adds)
 
 
 @kernel
@@ -75,8 +74,20 @@ def project(x, depth, w, w0, out, num_out, first, end, adds):
 
     x and out are [T, depth] and [T, num_out]; w is flat, the matrix begins at w0.
     """
-    num_rows = x.shape[0]
-    a, c = x.reshape(-1), out.reshape(-1)
-    for panel in range(first, end):
-        start = w0 + panel * depth * PANEL
-        multiply(a, 0, depth, num_rows, w, start, PANEL, depth, c, panel * PANEL, num_out, adds)
+    size = depth * PANEL
+    multiply_panels(
+        x.reshape(-1),
+        0,
+        depth,
+        x.shape[0],
+        w,
+        w0 + first * size,
+        PANEL,
+        size,
+        depth,
+        out.reshape(-1),
+        first * PANEL,
+        num_out,
+        end - first,
+        adds,
+    )

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import partial
@@ -20,11 +21,15 @@ from engine.models.cpu.kernel import kernel
 
 _SPINS = 2000
 """Looks at a barrier before its thread sleeps: about 50 microseconds on x86."""
+_LINGERS = 6000
+"""As many between two kernels: what a step does in Python from one to the next."""
 _MIN_PRODUCTS = 4_000_000
 """Multiply-adds that a helper is woken for, which takes as long as the half of them."""
 _ARRIVALS, _SLEEPERS, _SIZE = 0, 16, 17
 """Counters of a run: how often somebody came to a barrier; how many sleep there, 128 bytes on, so
 that they share no cache line."""
+_BELL, _ASLEEP = 32, 16
+"""Counters of a helper's bell: how often it was rung; whether the helper sleeps beside it."""
 _OPEN = (1 << 62) + (1 << 31)
 """Arrivals that hold nobody up: after a failure there is no one to wait for. Nor do their lower 32
 bits, which sleepers compare, ever look like a number of arrivals."""
@@ -35,7 +40,55 @@ class Member(NamedTuple):
 
     rank: int
     size: int
-    counters: npt.NDArray[np.int64]  # [17]
+    counters: npt.NDArray[np.int64]  # [17], of this run
+    bells: npt.NDArray[np.int64]  # [size of the whole team * 32]
+
+
+@kernel
+def begin(member):
+    """Let the helpers come: what a kernel does first of all.
+
+    Only now has the calling thread let go of Python's lock, which each of them needs on its way.
+    """
+    if member.rank == 0:
+        for rank in range(1, member.size):
+            _ring(member.bells, rank)
+
+
+@kernel
+def leave(member, number):
+    """The last barrier, `number`; a helper then looks out for the next kernel for a while.
+
+    Else it would at once fight with the calling thread for Python's lock, and then go to sleep:
+    to wake it takes longer than a small kernel.
+    """
+    bells, place = member.bells, member.rank * _BELL
+    heard: int = load(bells, place)
+    meet(member, number)
+    if member.rank:
+        spins = 0
+        while spins < _LINGERS and load(bells, place) == heard:
+            spins += 1
+            pause()
+
+
+@kernel
+def _ring(bells, rank):
+    place = rank * _BELL
+    add(bells, place, 1)
+    if load(bells, place + _ASLEEP):
+        wake(bells, place)
+
+
+@kernel
+def _listen(bells, rank, heard):
+    """Sleep until the bell has been rung more than `heard` times; returns how often it was."""
+    place = rank * _BELL
+    store(bells, place + _ASLEEP, 1)
+    while load(bells, place) == heard:
+        sleep_while(bells, place, heard)
+    store(bells, place + _ASLEEP, 0)
+    return load(bells, place)
 
 
 @kernel
@@ -81,7 +134,7 @@ def _open(counters):
     wake(counters, _ARRIVALS)
 
 
-_Calls = queue.SimpleQueue[Callable[[], object] | None]
+_Calls = deque[Callable[[], object] | None]
 
 
 class Team:
@@ -90,17 +143,17 @@ class Team:
     def __init__(self, size: int) -> None:
         self.size = size
         self._attendance = Attendance(size)
-        self._calls: list[_Calls] = []
+        self._bells = np.zeros(size * _BELL, np.int64)
+        self._helpers: list[_Helper] = []
         self._clocks: list[int] = []
         for rank in range(1, size):
-            calls: _Calls = queue.SimpleQueue()
-            name = f"kernel-{rank}"
-            thread = threading.Thread(target=_serve, args=(calls,), name=name, daemon=True)
+            helper = _Helper(self._bells, rank)
+            thread = threading.Thread(target=helper.serve, name=f"kernel-{rank}", daemon=True)
             thread.start()
             assert thread.ident is not None
             self._clocks.append(time.pthread_getcpuclockid(thread.ident))
-            self._calls.append(calls)
-            weakref.finalize(self, calls.put, None)
+            self._helpers.append(helper)
+            weakref.finalize(self, helper.take, None)
 
     @property
     def num_called(self) -> int:
@@ -108,7 +161,7 @@ class Team:
         return self._attendance.num_called(time.perf_counter())
 
     def run(self, kernel: Any, *args: Any, num_products: int) -> None:
-        """Call kernel(member, *args) on every thread; it must end with a barrier of its own.
+        """Call kernel(member, *args) on every thread; `begin` is its first word, `leave` its last.
 
         num_products: about how many multiply-adds it does. Few are not worth a helper, and of a
         helper that has no core the calling thread does the work. What it raises on one of them is
@@ -117,7 +170,7 @@ class Team:
         size = self.num_called if self.size > 1 and num_products >= _MIN_PRODUCTS else 1
         counters = np.zeros(_SIZE, np.int64)
         if size == 1:
-            kernel(Member(0, 1, counters), *args)
+            kernel(Member(0, 1, counters, self._bells), *args)
             return
         num_compiled = _num_compiled(kernel)
         started, ran = time.perf_counter(), self._cpu_seconds(size)
@@ -131,12 +184,12 @@ class Team:
         self, kernel: Any, args: Seq[Any], size: int, counters: npt.NDArray[np.int64]
     ) -> None:
         failures: list[BaseException] = []
-        helpers = self._calls[: size - 1]
+        helpers = self._helpers[: size - 1]
         try:
-            for rank, calls in enumerate(helpers, 1):
-                member = Member(rank, size, counters)
-                calls.put(partial(_take_part, kernel, member, args, failures))
-            kernel(Member(0, size, counters), *args)
+            for helper in helpers:
+                member = Member(helper.rank, size, counters, self._bells)
+                helper.calls.append(partial(_take_part, kernel, member, args, failures))
+            kernel(Member(0, size, counters, self._bells), *args)
         except BaseException:
             _open(counters)
             _settle(helpers)
@@ -163,16 +216,36 @@ def _take_part(
         _open(member.counters)
 
 
-def _settle(helpers: Seq[_Calls]) -> None:
+def _settle(helpers: Seq[_Helper]) -> None:
     """Wait until these are idle."""
     idle: queue.SimpleQueue[None] = queue.SimpleQueue()
-    for calls in helpers:
-        calls.put(partial(idle.put, None))
+    for helper in helpers:
+        helper.take(partial(idle.put, None))
     for _ in helpers:
         idle.get()
 
 
-def _serve(calls: _Calls) -> None:
-    while (call := calls.get()) is not None:
-        call()
-        del call  # or the last forward's arrays, and a whole model, would stay until the next
+class _Helper:
+    """What a thread is told to do, and the bell beside which it sleeps."""
+
+    def __init__(self, bells: npt.NDArray[np.int64], rank: int) -> None:
+        self.rank = rank
+        self.calls: _Calls = deque()
+        """Made when the bell rings."""
+        self._bells = bells
+
+    def take(self, call: Callable[[], object] | None) -> None:
+        """Make a call now; None: end."""
+        self.calls.append(call)
+        _ring(self._bells, self.rank)
+
+    def serve(self) -> None:
+        heard = 0
+        while True:
+            while self.calls:
+                call = self.calls.popleft()
+                if call is None:
+                    return
+                call()
+                del call  # or the last forward's arrays, and a whole model, would stay
+            heard = int(_listen(self._bells, self.rank, heard))

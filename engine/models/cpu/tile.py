@@ -1,4 +1,4 @@
-"""The one inner loop of all matrix products: a tile of a few rows by one or two vectors of columns.
+"""The one inner loop of all matrix products: a tile of a few rows by a few vectors of columns.
 
 Written in LLVM's intermediate language, because the accumulators must stay in registers, which no
 compiler promises for arrays. A weight stored as bfloat16 is widened as it is loaded: its float32
@@ -28,34 +28,56 @@ _HALVES = ir.VectorType(ir.IntType(16), LANES)
 _ZEROS = ir.Constant(_FLOATS, [0.0] * LANES)
 
 
-def make_tile(num_rows: int, num_vectors: int) -> Any:
-    """An intrinsic `tile(a, a0, lda, w, w0, ldw, depth, c, c0, ldc, adds)`.
+NARROW, WIDE, TWO_NARROW, TWO_WIDE = range(4)
+"""Shapes of a tile: 16 columns, or 32 side by side; or twice as many, in two places of the weight.
+
+Rows that are few need many columns: a sum waits four cycles for the one before it, and a core can
+begin two in each.
+"""
+_NUM_VECTORS = {NARROW: (1, 1), WIDE: (1, 2), TWO_NARROW: (2, 1), TWO_WIDE: (2, 2)}
+_MAX_SUMS = 16  # or the registers would not hold what they are made of
+
+
+def make_tile(num_rows: int) -> Any:
+    """An intrinsic `tile(shape, a, a0, lda, w, w0, ldw, apart, depth, c, c0, ldc, adds)`.
 
     c[c0 + m * ldc + n] = sum over k < depth of a[a0 + m * lda + k] * w[w0 + k * ldw + n], for m <
-    num_rows and n < num_vectors * LANES; added to what is there where `adds` is not 0. a and c are
-    float32; w is float32, or uint16 that holds bfloat16. All are indexed flat; depth is at least 1.
+    num_rows and all columns n of the shape; added to what is there where `adds` is not 0. The
+    second half of the columns of `TWO_` shapes begins at w[w0 + apart]. a and c are float32; w is
+    float32, or uint16 that holds bfloat16. All are indexed flat; depth is at least 1. Of shapes
+    with more than 16 sums of vectors there is no tile.
     """
 
     @intrinsic
-    def tile(typing_context, a, a0, lda, w, w0, ldw, depth, c, c0, ldc, adds):
+    def tile(typing_context, shape, a, a0, lda, w, w0, ldw, apart, depth, c, c0, ldc, adds):
         index = types.intp
-        signature = types.void(a, index, index, w, index, index, index, c, index, index, index)
+        strides = (index, index)
+        signature = types.void(index, a, *strides, w, *strides, index, index, c, *strides, index)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds = signature.args
             a_data, w_data, c_data = (
-                context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 3, 7)
+                context.make_array(kinds[i])(context, builder, args[i]).data for i in (1, 4, 9)
             )
-            _Tile(builder, num_rows, num_vectors).emit(
-                builder.gep(a_data, [args[1]]),
-                args[2],
-                builder.gep(w_data, [args[4]]),
-                args[5],
-                args[6],
-                builder.gep(c_data, [args[8]]),
-                args[9],
-                args[10],
+            places = (
+                builder.gep(a_data, [args[2]]),
+                args[3],
+                builder.gep(w_data, [args[5]]),
+                *args[6:9],
+                builder.gep(c_data, [args[10]]),
+                *args[11:],
             )
+            after = builder.append_basic_block("after")
+            choice = builder.switch(args[0], after)
+            for number, (num_parts, num_vectors) in _NUM_VECTORS.items():
+                if num_rows * num_parts * num_vectors > _MAX_SUMS:
+                    continue
+                block = builder.append_basic_block("shape")
+                choice.add_case(_INT64(number), block)
+                builder.position_at_end(block)
+                _Tile(builder, num_rows, num_parts, num_vectors).emit(*places)
+                builder.branch(after)
+            builder.position_at_end(after)
             return context.get_dummy_value()
 
         return signature, generate
@@ -66,16 +88,26 @@ def make_tile(num_rows: int, num_vectors: int) -> Any:
 class _Tile:
     """Emits the loop into a function that is being built."""
 
-    def __init__(self, builder: Any, num_rows: int, num_vectors: int) -> None:
+    def __init__(self, builder: Any, num_rows: int, num_parts: int, num_vectors: int) -> None:
         self._b = builder
-        self._places = [(m, v) for m in range(num_rows) for v in range(num_vectors)]
-        self._num_rows, self._num_vectors = num_rows, num_vectors
+        self._columns = [(part, v) for part in range(num_parts) for v in range(num_vectors)]
+        self._places = [(m, n) for m in range(num_rows) for n in range(len(self._columns))]
+        self._num_rows = num_rows
         kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
         name = f"llvm.fma.v{LANES}f32"
         self._fma = cgutils.get_or_insert_function(builder.module, kind, name)
 
     def emit(
-        self, a: Any, lda: Any, w: Any, ldw: Any, depth: Any, c: Any, ldc: Any, adds: Any
+        self,
+        a: Any,
+        lda: Any,
+        w: Any,
+        ldw: Any,
+        apart: Any,
+        depth: Any,
+        c: Any,
+        ldc: Any,
+        adds: Any,
     ) -> None:
         b = self._b
         before, loop, after = b.block, b.append_basic_block("depth"), b.append_basic_block("done")
@@ -85,11 +117,11 @@ class _Tile:
         k = b.phi(_INT64)
         k.add_incoming(_INT64(0), before)
         sums = [b.phi(_FLOATS) for _ in self._places]
-        columns = self._load_columns(w, b.mul(k, ldw))
-        factors = [self._spread(b.load(b.gep(row, [k]))) for row in rows]
+        columns = self._load_columns(w, b.mul(k, ldw), apart)
+        factors = [spread(b, b.load(b.gep(row, [k]))) for row in rows]
         new = [
-            b.call(self._fma, [factors[m], columns[v], old])
-            for (m, v), old in zip(self._places, sums, strict=True)
+            b.call(self._fma, [factors[m], columns[n], old])
+            for (m, n), old in zip(self._places, sums, strict=True)
         ]
         following = b.add(k, _INT64(1))
         k.add_incoming(following, loop)
@@ -100,11 +132,12 @@ class _Tile:
         b.position_at_end(after)
         self._store(new, c, ldc, b.icmp_signed("!=", adds, _INT64(0)))
 
-    def _load_columns(self, w: Any, offset: Any) -> list[Any]:
+    def _load_columns(self, w: Any, offset: Any, apart: Any) -> list[Any]:
         b, found = self._b, []
         is_half = w.type.pointee.width == 16 if isinstance(w.type.pointee, ir.IntType) else False
-        for v in range(self._num_vectors):
-            place = b.gep(w, [b.add(offset, _INT64(v * LANES))])
+        for part, v in self._columns:
+            start = b.add(offset, _INT64(v * LANES))
+            place = b.gep(w, [b.add(start, apart) if part else start])
             if is_half:
                 half = b.load(b.bitcast(place, _HALVES.as_pointer()), align=2)
                 wide = b.shl(b.zext(half, _INTS), ir.Constant(_INTS, [16] * LANES))
@@ -113,16 +146,17 @@ class _Tile:
                 found.append(b.load(b.bitcast(place, _FLOATS.as_pointer()), align=4))
         return found
 
-    def _spread(self, scalar: Any) -> Any:
-        """One float in every lane."""
-        b, undefined = self._b, ir.Constant(_FLOATS, ir.Undefined)
-        single = b.insert_element(undefined, scalar, ir.IntType(32)(0))
-        return b.shuffle_vector(single, undefined, ir.Constant(_INTS, [0] * LANES))
-
     def _store(self, sums: list[Any], c: Any, ldc: Any, adds: Any) -> None:
         b = self._b
-        for (m, v), value in zip(self._places, sums, strict=True):
-            offset = b.add(b.mul(ldc, _INT64(m)), _INT64(v * LANES))
+        for (m, n), value in zip(self._places, sums, strict=True):
+            offset = b.add(b.mul(ldc, _INT64(m)), _INT64(n * LANES))
             place = b.bitcast(b.gep(c, [offset]), _FLOATS.as_pointer())
             before = b.select(adds, b.load(place, align=4), _ZEROS)
             b.store(b.fadd(before, value), place, align=4)
+
+
+def spread(builder: Any, scalar: Any) -> Any:
+    """One float in every lane."""
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    single = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(_INTS, [0] * LANES))

@@ -8,6 +8,7 @@ local function renew(job)
   redis.call('HSET', execution_key(job), 'id', job.execution, 'job_id', job.id,
     'created_at', job.started, 'last_heartbeat', now, 'worker_name', args.worker)
   redis.call('EXPIRE', execution_key(job), lease_ttl)
+  fair.hold_place(job)
   redis.call('ZADD', rq .. ':executions:' .. job.id, now + args.lease + 60, job.execution)
   redis.call('EXPIRE', rq .. ':executions:' .. job.id, lease_ttl + 60)
   redis.call('HSET', job_key(job.id), 'last_heartbeat', args.iso)
@@ -43,7 +44,14 @@ for _, member in ipairs(redis.call('SMEMBERS', worker .. ':executions')) do
 end
 
 list('workers', 'worker', args.worker, args.info, lease_ttl)
-list('models', 'model', args.model, args.model_info, args.model_ttl)
+if not args.is_draining then -- who is about to go offers nothing
+  list('models', 'model', args.model, args.model_info, args.model_ttl)
+  local offers = dfl .. ':offers:' .. args.pool
+  for _, name in ipairs({kind_of(args.fingerprint), unpack(args.offers)}) do
+    redis.call('ZADD', offers, now + args.lease, name)
+  end
+  redis.call('EXPIRE', offers, lease_ttl)
+end
 local registered = redis.call('EXISTS', worker)
 if registered == 1 then
   redis.call('HSET', worker, 'last_heartbeat', args.iso)

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
 local job = read_job(args.id)
 if args.tenant and redis.call('HGET', job_key(args.id), 'dfl_tenant') ~= args.tenant then return 0 end
-if job.status == 'queued' then
+if fair.is_waiting(job) then
   leave_queue(job)
+  fair.refund(job)
   cancel(job)
   publish_frames()
   return 1

@@ -10,10 +10,10 @@ end
 local function look_at_waiting(id)
   local job = read_job(id)
   redis.call('ZREM', waiting, id)
-  if job.status ~= 'queued' and job.status ~= 'started' then return end
+  if not fair.is_waiting(job) and job.status ~= 'started' then return end
   local limits = redis.call('HMGET', job_key(id), 'dfl_start_by', 'dfl_deadline')
   local why = why_late(limits)
-  if why and job.status == 'queued' then
+  if why and fair.is_waiting(job) then
     leave_queue(job)
     finish(job, failure(job, why))
   elseif not why and limits[2] then

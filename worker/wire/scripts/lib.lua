@@ -3,6 +3,7 @@ local args = cmsgpack.unpack(ARGV[1])
 local rq, dfl = args.rq, args.dfl
 local clock = redis.call('TIME') -- one clock for all leases, whatever the hosts' clocks say
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local fair = {} -- filled by fair.lua, which comes after this
 
 local function job_key(id) return rq .. ':job:' .. id end
 local function log_key(id) return dfl .. ':log:' .. id end
@@ -11,7 +12,7 @@ local function execution_key(job) return rq .. ':execution:' .. job.id .. ':' ..
 local function read_job(id)
   local field = redis.call('HMGET', job_key(id), 'status', 'origin', 'worker_name', 'timeout',
     'result_ttl', 'failure_ttl', 'retries_left', 'dfl_api', 'dfl_execution', 'dfl_started',
-    'dfl_cancel', 'dfl_hook_ttl')
+    'dfl_cancel', 'dfl_hook_ttl', 'dfl_tenant', 'dfl_cost', 'dfl_max_running', 'dfl_max_waiting')
   local failure_ttl = tonumber(field[6] or args.failure_ttl or 86400)
   return {
     id = id, status = field[1], queue = field[2] or '', worker = field[3] or '',
@@ -20,6 +21,8 @@ local function read_job(id)
     keep = tonumber(field[4] or 3600) + failure_ttl, -- longer than it can run
     retries_left = tonumber(field[7] or 0), api = field[8], execution = field[9] or '',
     started = tonumber(field[10] or 0), cancelled = field[11], hook_ttl = tonumber(field[12] or 0),
+    tenant = field[13], cost = tonumber(field[14] or 1), max_running = tonumber(field[15]),
+    is_counted = field[16],
   }
 end
 
@@ -62,13 +65,14 @@ local function failure(job, why)
   return {status = 'failed', event = event, exc = why.exc}
 end
 
--- Remove what says that `job.worker` is running the job.
+-- Remove what says that `job.worker` is running the job; others of its key may have its place.
 local function leave(job)
   if job.execution == '' then return end
   local member = job.id .. ':' .. job.execution
   redis.call('ZREM', rq .. ':wip:' .. job.queue, member)
   redis.call('DEL', execution_key(job), rq .. ':executions:' .. job.id)
   redis.call('SREM', rq .. ':worker:' .. job.worker .. ':executions', member)
+  fair.leave_place(job)
 end
 
 -- A worker is busy while it runs anything. HSET on a hash that has expired would bring it back.
@@ -129,6 +133,7 @@ local function finish(job, ending)
   local failed = ending.status == 'failed' or ending.status == 'stopped'
   ending.ttl = math.max(1, failed and job.failure_ttl or job.result_ttl, job.hook_ttl)
   leave(job)
+  fair.note_not_waiting(job)
   redis.call('HSET', job_key(job.id), 'status', ending.status, 'ended_at', args.iso,
     'dfl_ending', ending.event, 'dfl_ended_by', job.execution)
   -- Without its deadlines, so that an operator can requeue it later.
@@ -152,8 +157,9 @@ end
 local function requeue(job)
   leave(job)
   redis.call('HSET', job_key(job.id), 'status', 'queued', 'enqueued_at', args.iso,
-    'started_at', '', 'worker_name', '')
+    'started_at', '', 'worker_name', '', 'dfl_turn', fair.FIRST)
   redis.call('HDEL', job_key(job.id), 'dfl_execution')
+  fair.note_requeued(job)
   redis.call('LPUSH', rq .. ':queue:' .. job.queue, job.id)
   redis.call('PUBLISH', dfl .. ':wake:' .. job.queue, job.queue)
 end
@@ -172,12 +178,18 @@ local function bury(job, requeued, failed)
   end
 end
 
+-- How it is written that a worker can go on with what such weights have begun.
+local function kind_of(fingerprint)
+  return 'kind-' .. string.gsub(fingerprint, '[^%w_-]', '_')
+end
+
 local function split_member(member)
   return string.match(member, '^([^:]+):(.+)$')
 end
 
 local function leave_queue(job)
   redis.call('LREM', rq .. ':queue:' .. job.queue, 0, job.id)
+  fair.undefer(job)
 end
 
 -- All queues of the model of `queue`, the most urgent first.
@@ -200,9 +212,9 @@ local function position_at(queue, place)
   return place
 end
 
-local function position_of(id, queue)
-  local place = redis.call('LPOS', rq .. ':queue:' .. queue, id)
-  return place and position_at(queue, place)
+local function position_of(job)
+  local place = fair.num_before(job)
+  return place and position_at(job.queue, place)
 end
 
 -- How many sequences the living workers of a queue run at once.

@@ -23,9 +23,31 @@ local function trim(queue)
   redis.call('ZREMRANGEBYSCORE', rq .. ':canceled:' .. queue, '-inf', now - args.canceled_ttl)
 end
 
-for _, queue in ipairs(args.queues) do
+-- Jobs that wait for others of their key, and whom the end of their time finds there.
+local function look_at_deferred(queue)
+  for _, id in ipairs(redis.call('ZRANGE', rq .. ':deferred:' .. queue, 0, 31)) do
+    local job, deadline = read_job(id), redis.call('HGET', job_key(id), 'dfl_deadline')
+    if job.status ~= 'deferred' then
+      redis.call('ZREM', rq .. ':deferred:' .. queue, id)
+    elseif deadline and tonumber(deadline) < now then
+      fair.undefer(job)
+      finish(job, failure(job, args.expired))
+    end
+  end
+end
+
+local function look_after(queue)
   reap(queue)
+  look_at_deferred(queue)
   trim(queue)
+end
+
+for _, queue in ipairs(route.special_queues()) do
+  look_after(queue)
+  route.fail_unserved(queue)
+end
+for _, queue in ipairs(args.queues) do
+  look_after(queue)
   for _, key in ipairs(redis.call('SMEMBERS', rq .. ':workers:' .. queue)) do
     if redis.call('EXISTS', key) == 0 then
       redis.call('SREM', rq .. ':workers:' .. queue, key)
@@ -33,5 +55,6 @@ for _, queue in ipairs(args.queues) do
     end
   end
 end
+fair.repair_lanes()
 publish_frames()
 return {requeued, failed}

@@ -2,5 +2,5 @@
 local job = read_job(args.id)
 if not job.status then return {} end
 local field = redis.call('HMGET', job_key(args.id), 'dfl_answer', 'dfl_ending')
-local position = job.status == 'queued' and position_of(job.id, job.queue)
+local position = position_of(job)
 return {job.status, position, field[1], field[2], position and wait_of(job, position)}

@@ -1,0 +1,160 @@
+"""Runs a drafter's blocks through the kernels, and draws their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.models.cpu.attention import BLOCK
+from engine.models.cpu.chain import Drafts, Markov, draw_chains
+from engine.models.cpu.decoder import Cache, Shape, Weights, new_buffers
+from engine.models.cpu.forwards import Head, Taps, draft_blocks, draw_drafts, new_head
+from engine.models.cpu.packed_model import Moved, PackedLayers, PackedModel, are_bfloat16
+from engine.models.cpu.product import PANEL, Floats, is_bfloat16, pack_panels
+from engine.models.cpu.rows import num_scratch_blocks, pack_drafts
+from engine.models.cpu.team import Team
+from engine.models.dflash import DFlashDrafter
+from engine.models.packing import Span
+
+_MAX_DRAFTS = 64  # a forward; the keys of so many blocks have room behind the context's
+
+
+class DraftSide(NamedTuple):
+    """What a verifier's forward needs of the drafter."""
+
+    shape: Shape
+    weights: Weights
+    cache: Cache
+
+
+class DrafterKernels:
+    """A DFlash drafter's forwards, and the keys and values of its context."""
+
+    def __init__(
+        self, drafter: DFlashDrafter, model: PackedModel, num_pages: int, page_size: int, team: Team
+    ) -> None:
+        config = drafter.config
+        layers = list(drafter.layers)
+        rope: Any = layers[0].rope
+        is_half = are_bfloat16(layers, drafter.fc.weight)
+        self.packed = PackedLayers(layers, drafter.norm.weight, rope.tables, as_bfloat16=is_half)
+        self._model, self._team, self._page_size = model, team, page_size
+        self._scale = np.float32(config.input_embedding_scale)
+        self._scratch = num_pages * page_size // BLOCK
+        own = _MAX_DRAFTS * num_scratch_blocks(config.block_size)
+        self._kept = self.packed.new_cache(self._scratch + own)
+        self._tapped = np.array(config.target_layer_ids, np.int64)
+        self._fc = self.packed.pack(drafter.fc.weight.detach().numpy()).reshape(-1)
+        self._norm = drafter.hidden_norm.weight.detach().numpy()
+        self._markov: Markov | None = None
+        if drafter.markov is not None:
+            output = drafter.markov.lm_head.weight.detach().numpy()
+            half = is_bfloat16(output)
+            self._markov = Markov(
+                drafter.markov.embed_previous.weight.detach().numpy(),
+                pack_panels(output, as_bfloat16=half).reshape(-1),
+            )
+        drafter.layers = nn.ModuleList([Moved()])
+
+    @property
+    def num_bytes(self) -> int:
+        markov = sum(weight.nbytes for weight in self._markov or ())
+        return self.packed.num_bytes + self._fc.nbytes + markov
+
+    def side(self, num_positions: int) -> DraftSide:
+        cache = self.packed.with_rotation(self._kept, num_positions)
+        return DraftSide(self.packed.shape, self.packed.weights, cache)
+
+    def taps(self, num_rows: int) -> Taps:
+        shape = self.packed.shape
+        kv_size = 2 * shape.num_kv_heads * shape.head_dim
+        sizes = (len(self._tapped) * shape.hidden, shape.hidden, kv_size)
+        hidden, features, kv = (np.empty((num_rows, size), np.float32) for size in sizes)
+        return Taps(self._tapped, hidden, self._fc, self._norm, features, kv)
+
+    def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
+        """One drafter forward over whole blocks: logits of the first masks of each."""
+        parts = []
+        for part in _parts(blocks):
+            args, head, num_products = self._forward(blocks[part], lengths[part])
+            self._team.run(draft_blocks, *args, num_products=num_products)
+            parts.append(self._logits(head))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def draft_drawn(
+        self, blocks: Seq[Span], lengths: Seq[int], noise: Tensor
+    ) -> tuple[Tensor, list[list[int]]]:
+        """As `draft`, and the tokens as by `draw_chained` of logits + noise, [R, V] or [0, V]."""
+        assert self._markov is not None
+        parts, tokens, start = [], [], 0
+        for part in _parts(blocks):
+            args, head, num_products = self._forward(blocks[part], lengths[part])
+            end = start + len(head.chosen)
+            anchors = [block.token_ids[0] for block in blocks[part]]
+            drafts = self._drafts(lengths[part], anchors, noise[start:end])
+            num_products += len(head.chosen) * len(self._markov.head)
+            self._team.run(draw_drafts, *args, self._markov, drafts, num_products=num_products)
+            parts.append(self._logits(head))
+            tokens += _tokens(drafts)
+            start = end
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)), tokens
+
+    def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
+        """scores: [R, V], noise included -> the tokens of each draft, one after the other."""
+        assert self._markov is not None
+        drafts = self._drafts(lengths, anchors, scores[:0])
+        num_products = len(scores) * len(self._markov.head)
+        padded = _padded(scores)
+        self._team.run(draw_chains, padded, self._markov, drafts, num_products=num_products)
+        return _tokens(drafts)
+
+    def _drafts(self, lengths: Seq[int], anchors: Seq[int], noise: Tensor) -> Drafts:
+        starts = np.array([0, *accumulate(lengths)])
+        room = (2, self._team.size, len(lengths))
+        return Drafts(
+            self._model.vocab_size,
+            starts,
+            np.array(anchors),
+            _padded(noise),
+            np.empty(starts[-1], np.int64),
+            np.empty(room, np.float32),
+            np.empty(room, np.int64),
+        )
+
+    def _forward(self, blocks: Seq[Span], lengths: Seq[int]) -> tuple[tuple[Any, ...], Head, int]:
+        """What a forward's kernel is given, its logits' place, and how many multiply-adds it is."""
+        rows = pack_drafts(blocks, self._page_size, self._scratch)
+        width = len(blocks[0].token_ids)
+        token_ids = [token_id for block in blocks for token_id in block.token_ids]
+        wanted = [i * width + k for i, length in enumerate(lengths) for k in range(1, length + 1)]
+        head = new_head(self._model.head, wanted, self._model.vocab_size)
+        x = self._model.embedding[token_ids] * self._scale
+        cache = self.packed.with_rotation(self._kept, max(block.end for block in blocks))
+        shape = self.packed.shape
+        args = (shape, self.packed.weights, rows, cache, new_buffers(x, shape), head)
+        num_products = len(x) * self.packed.num_weights + len(wanted) * len(self._model.head)
+        return args, head, num_products
+
+    def _logits(self, head: Head) -> Tensor:
+        return torch.from_numpy(head.logits)[:, : self._model.vocab_size]
+
+
+def _parts(blocks: Seq[Span]) -> list[slice]:
+    return [slice(i, i + _MAX_DRAFTS) for i in range(0, len(blocks), _MAX_DRAFTS)]
+
+
+def _padded(rows: Tensor) -> Floats:
+    """[R, V] with V filled up to whole panels."""
+    missing = -rows.shape[1] % PANEL
+    padded = torch.nn.functional.pad(rows, (0, missing)) if missing else rows
+    return np.ascontiguousarray(padded.numpy())
+
+
+def _tokens(drafts: Drafts) -> list[list[int]]:
+    token_ids: list[int] = drafts.drawn.tolist()
+    return [token_ids[first:end] for first, end in pairwise(drafts.starts.tolist())]

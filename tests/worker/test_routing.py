@@ -1,0 +1,153 @@
+"""Workers of one model that offer different things: each job goes to one who can run it."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+import redis.asyncio
+from rq import Queue
+
+from tests.wire.samples import INFO, QUEUE, QUEUES, delta, finished, make_job, put
+from tests.worker.leases import outlive_the_lease, status_of
+from worker.held_job import StepRecord
+from worker.job_store import JobStore
+from worker.serializer import RestrictedSerializer
+from worker.wire import queueing
+from worker.wire.messages import Failed
+
+pytestmark = pytest.mark.anyio
+
+Client = redis.asyncio.Redis
+
+
+@pytest.fixture
+def plain(redis_client: redis.Redis) -> JobStore:
+    """A worker without a drafter."""
+    return alive(JobStore(redis_client, "plain", modes=["ar"], fingerprint="one"))
+
+
+@pytest.fixture
+def drafting(redis_client: redis.Redis) -> JobStore:
+    return alive(JobStore(redis_client, "drafting", modes=["ar", "deer"], fingerprint="two"))
+
+
+def alive(store: JobStore) -> JobStore:
+    store.beat([], INFO)
+    return store
+
+
+def claim(store: JobStore, limit: int = 10) -> list[str]:
+    return [one.job.job_id for one in store.claim(QUEUES, limit)]
+
+
+async def test_a_job_waits_for_a_worker_that_has_its_mode(
+    async_redis: Client, plain: JobStore, drafting: JobStore
+) -> None:
+    await put(async_redis, make_job("deer", mode="deer"))
+    await put(async_redis, make_job("ar", mode="ar"))
+    await put(async_redis, make_job("any"))
+    assert claim(plain) == ["ar", "any"]
+    assert claim(plain) == []
+    assert await status_of(async_redis, "deer") == "queued"
+    await put(async_redis, make_job("later"))
+    assert claim(drafting) == ["deer", "later"]
+
+
+async def test_a_job_on_its_way_to_another_worker_is_where_rq_says_it_is(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore, drafting: JobStore
+) -> None:
+    await put(async_redis, make_job("one", mode="deer"))
+    await put(async_redis, make_job("two", mode="deer"))
+    claim(plain)
+    queues = {q.name: q for q in Queue.all(redis_client, serializer=RestrictedSerializer)}
+    special = queues[f"{QUEUE}.deer"]
+    assert special.get_job_ids() == ["one", "two"]
+    state = await queueing.job_state(async_redis, "two")
+    assert state is not None and state.position == 1
+    assert await queueing.cancel(async_redis, "one")
+    assert claim(drafting) == ["two"]
+    assert special.started_job_registry.get_job_ids() == ["two"]
+    drafting.emit(StepRecord(endings=[finished("two", 0)]))
+    assert special.finished_job_registry.get_job_ids() == ["two"]
+    redis_client.zadd(f"rq:finished:{QUEUE}.deer", {"two": 1})
+    plain.reap(QUEUES)
+    assert special.finished_job_registry.get_job_ids() == []
+
+
+async def test_keys_share_the_way_to_another_worker_too(
+    async_redis: Client, plain: JobStore, drafting: JobStore
+) -> None:
+    for number in range(6):
+        await put(async_redis, make_job(f"a{number}", mode="deer", tenant="a"))
+    claim(plain)
+    await put(async_redis, make_job("b0", mode="deer", tenant="b"))
+    claim(plain)
+    assert claim(drafting) == ["a0", "b0", "a1", "a2", "a3", "a4", "a5"]
+    await put(async_redis, make_job("c0", tenant="c"))
+    await put(async_redis, make_job("c1", tenant="c"))
+    await put(async_redis, make_job("d0", tenant="d"))
+    assert claim(drafting) == ["c0", "d0", "c1"]
+
+
+async def test_the_wait_for_a_worker_ends_when_none_is_left(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore
+) -> None:
+    drafting = alive(JobStore(redis_client, "d", modes=["ar", "deer"], lease_s=0.25))
+    await put(async_redis, make_job("a", mode="deer"))
+    claim(plain)
+    assert plain.reap(QUEUES) == ([], [])
+    assert await status_of(async_redis, "a") == "queued"
+    assert claim(drafting) == ["a"]
+    outlive_the_lease()
+    assert plain.reap(QUEUES) == (["a"], [])
+    await put(async_redis, make_job("b", mode="deer"))
+    claim(plain)
+    plain.reap(QUEUES)
+    for name in "ab":
+        state = await queueing.job_state(async_redis, name)
+        assert state is not None and isinstance(state.ending, Failed)
+        assert (state.ending.status, state.ending.code) == (503, "no_such_worker")
+
+
+async def test_begun_output_waits_for_equal_weights_that_live(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore, drafting: JobStore
+) -> None:
+    twin = alive(JobStore(redis_client, "twin", modes=["ar", "deer"], fingerprint="two"))
+    await put(async_redis, make_job("a", mode="deer"))
+    await put(async_redis, make_job("b"))
+    assert claim(drafting) == ["a", "b"]
+    drafting.emit(StepRecord(deltas=[delta("a", 0), delta("b", 0)]))
+    drafting.release(["a", "b"])
+    assert claim(plain) == []
+    special = redis_client.smembers(f"dfl:special:{QUEUES[0]}")
+    assert special == {f"{QUEUE}.kind-two".encode(), f"{QUEUE}.deer.kind-two".encode()}
+    claims = twin.claim(QUEUES, 10)
+    assert {one.job.job_id: one.deltas for one in claims} == {
+        "a": [delta("a", 0)],
+        "b": [delta("b", 0)],
+    }
+
+
+async def test_a_job_that_waits_for_its_worker_is_not_starved_either(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore
+) -> None:
+    drafting = JobStore(redis_client, "d", modes=["ar", "deer"], overdue_s=1e-6, overdue_share=0.25)
+    alive(drafting)
+    for number in range(10):
+        await put(async_redis, make_job(f"b{number}", mode="deer"), queue=QUEUES[2])
+    claim(plain)
+    served = []
+    for number in range(40):
+        await put(async_redis, make_job(f"i{number}"), queue=QUEUES[0])
+        served += claim(drafting, 1)
+    assert sum(name.startswith("b") for name in served) == pytest.approx(10, abs=1)
+
+
+async def test_a_draining_worker_offers_nothing(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore
+) -> None:
+    leaving = JobStore(redis_client, "leaving", modes=["deer"])
+    leaving.beat([], INFO.__class__(INFO.name, INFO.model, 8, is_draining=True))
+    await put(async_redis, make_job("a", mode="deer"))
+    assert claim(plain) == []
+    assert await status_of(async_redis, "a") == "failed"
