@@ -13,7 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
 from api.auth import add_headers
-from api.errors import ApiError, ClientGoneError
+from api.errors import ApiError, ClientGoneError, InvalidRequestError
 from api.generation import Generation
 from api.metrics import JobObserver
 from api.sending import past_the_layers
@@ -94,7 +94,10 @@ async def _respond(
 ) -> Response[Any]:
     try:
         if generation.job.stream:
-            return await _open_stream(request, services, generation, observer, shown)
+            after = -1
+            if generation.is_joined:  # sent again by a client whose stream was cut
+                after = event_index(request.headers.get("last-event-id"))
+            return await _open_stream(request, services, generation, observer, shown, after)
         return Response(await unless_gone(request, _gather(generation, observer, shown)))
     finally:
         if not observer.is_handed_over:
@@ -107,7 +110,7 @@ async def _open_stream(
     generation: Generation,
     observer: JobObserver,
     shown: Presentation,
-    after: int = -1,
+    after: int,
 ) -> Response[Any]:
     settings = services.settings
     # A busy queue must not look like a dead server: after a while the stream opens anyway.
@@ -115,6 +118,17 @@ async def _open_stream(
     observer.is_handed_over = True
     events = shown.events(generation, observer, settings, after)
     return EventStream(events, on_end=lambda: _end(generation, observer))
+
+
+def event_index(given: str | None) -> int:
+    """Return the index of the last delta that a client has, by its Last-Event-ID; -1 for none."""
+    if given is None or not given.strip():
+        return -1
+    if not given.isascii() or not given.isdigit() or len(given) > 18:
+        raise InvalidRequestError(
+            "Last-Event-ID must be an id of this job's events.", code="invalid_header"
+        )
+    return int(given)
 
 
 def _end(generation: Generation, observer: JobObserver) -> None:

@@ -48,14 +48,14 @@ def _url(view: JobView) -> str:
 
 
 def _status(view: JobView) -> JobStatus:
+    if view.status not in _ENDED:
+        return "running" if view.status == "started" else "queued"
     match view.ending:
         case Failed(code="queue_timeout"):
             return "expired"
         case Failed(code="timeout") if view.started_at is None:
             return "expired"
-    if view.status in _ENDED:
-        return _ENDED[view.status]
-    return "running" if view.status == "started" else "queued"
+    return _ENDED[view.status]
 
 
 def _progress(view: JobView, deltas: list[Delta]) -> JobProgress:

@@ -11,7 +11,7 @@ from litestar.openapi.spec import Example
 from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter, RawBody
 
 from api import openapi_examples as examples
-from api.answering import AnyRequest, follow
+from api.answering import AnyRequest, event_index, follow
 from api.auth import add_headers, admit, charge, require_key
 from api.decoding import decode_request
 from api.endpoints import ENDPOINTS, Endpoint, Prepared, prepare
@@ -21,6 +21,8 @@ from api.job_desk import JobDesk
 from api.job_schemas import Job, JobList, JobRequest
 from api.jobs import Sender
 from api.openapi import body_of
+from api.response_api.request import PREFIX as RESPONSE_ID
+from api.response_controller import AS_RESPONSE
 from api.services import AppServices, Services
 from api.webhook_target import webhook_of
 from worker.wire.job_views import MAX_LISTED
@@ -58,7 +60,7 @@ class JobController(Controller):
     async def submit_job(
         self, request: AnyRequest, body: RawBody, services: AppServices
     ) -> Response[Any]:
-        """Enqueue any request of /v1/completions or /v1/chat/completions as a job."""
+        """Enqueue a request of another endpoint as a job: completions, chats, responses."""
         desk, tenant = _desk(services), request.state.tenant
         content_type = request.headers.get("content-type", "")
         wanted = decode_request(body, content_type, JobRequest)
@@ -115,8 +117,9 @@ class JobController(Controller):
         last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
     ) -> Response[Any]:
         """Stream a job's answer as its endpoint would, from its beginning or after an event."""
-        after = _event_id(last_event_id)
-        return await follow(request, services, job_id, request.state.tenant, after)
+        after = event_index(last_event_id)
+        shown = AS_RESPONSE if job_id.startswith(RESPONSE_ID) else None
+        return await follow(request, services, job_id, request.state.tenant, after, shown)
 
 
 def _desk(services: Services) -> JobDesk:
@@ -165,12 +168,3 @@ def _endpoint(url: str) -> Endpoint:
             f"'url' must be one of {', '.join(ENDPOINTS)}, not '{url[:100]}'.", param="url"
         )
     return ENDPOINTS[url]
-
-
-def _event_id(given: str | None) -> int:
-    """Return the index of the last delta that a client has; -1 for none."""
-    if given is None or not given.strip():
-        return -1
-    if not given.isascii() or not given.isdigit() or len(given) > 18:
-        raise InvalidRequestError("Last-Event-ID must be an id of this job's events.")
-    return int(given)

@@ -81,7 +81,7 @@ class ResponseController(Controller):
         if is_background and not job.stream:
             receipt = await services.gateway.enqueue(job, priority_of(wanted), terms)
             return Response(await _desk(services).look(receipt.job_id, tenant))
-        return await answer(request, services, job, priority_of(wanted), terms, _AS_RESPONSE)
+        return await answer(request, services, job, priority_of(wanted), terms, AS_RESPONSE)
 
     @get("/{response_id:str}", guards=[require_key], responses={200: _BODY, **_NOT_FOUND})
     async def get_response(
@@ -97,7 +97,7 @@ class ResponseController(Controller):
         found = await _desk(services).look(response_id, tenant)
         if not is_stream:
             return Response(found)
-        return await follow(request, services, response_id, tenant, starting_after, _AS_RESPONSE)
+        return await follow(request, services, response_id, tenant, starting_after, AS_RESPONSE)
 
     @post(
         "/{response_id:str}/cancel",
@@ -163,4 +163,4 @@ def _writer_of(generation: Generation) -> ResponseWriter:
     return ResponseWriter(generation.job, asked)
 
 
-_AS_RESPONSE = Presentation(_events, _body)
+AS_RESPONSE = Presentation(_events, _body)

@@ -34,6 +34,7 @@ MAX_ATTEMPTS = 10  # the last one 8 hours after the first
 MAX_PAUSE_S = 7200.0
 MAX_AT_ONCE = 16
 MAX_BODY_BYTES = 1024 * 1024  # a larger one goes without the answer
+SHUTDOWN_S = 2.0
 GONE = 410  # the receiver wants no more of it
 
 
@@ -63,7 +64,8 @@ class WebhookSender:
         tasks = [self._loop, *self._deliveries]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # What it was sending is due again when its lease runs out: no reason to wait for long.
+        await asyncio.wait(tasks, timeout=SHUTDOWN_S)
         await self._http.aclose()
 
     async def _run(self) -> None:

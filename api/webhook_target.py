@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +21,7 @@ MAX_URL_LENGTH = 2048
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Reachable at a public address, but answered by the host's own cloud, with its secrets.
 _METADATA = frozenset({ipaddress.ip_address("168.63.129.16")})
@@ -92,7 +94,7 @@ def _check_url(url: str, networks: Sequence[str]) -> httpx.URL:
         raise RefusedTargetError(f"is no URL: {error}") from None
     if parsed.scheme != "https" and not (parsed.scheme == "http" and networks):
         raise RefusedTargetError("must begin with https://")
-    if not parsed.host or parsed.userinfo:
+    if not _HOST.fullmatch(parsed.raw_host.decode()) or parsed.userinfo:
         raise RefusedTargetError("must name a host, without user or password")
     try:
         address = ipaddress.ip_address(parsed.host)

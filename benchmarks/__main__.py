@@ -21,6 +21,7 @@ TABLES = {
     "entropy": "length, steps and fallback by entropy against each fixed setting, one process",
     "serving": "the same over HTTP, through the queue: tokens/s, time to first token, pace",
     "prefix": "time to first token by the length of a prefix, cold and warm",
+    "prefix_sharing": "time to first token by where a prefix lies: computed, Redis, host, device",
     "queue_path": "what HTTP and the queue add: latency, Redis traffic, jobs/s (no model)",
     "scale_out": "1 to 4 workers without a pace on one Redis, and its own limit (no model)",
     "scale_out_paced": "1 to 4 workers that stream at 5 ms a step on one Redis (no model)",

@@ -16,7 +16,10 @@ from benchmarks.options import Options
 from worker.cpu_threads import THREADS_NAME, available_cores
 
 ROOT = Path(__file__).parent.parent
-_SECRETS = ("VDIFF_API_KEY", "VDIFF_REDIS_URL")
+_SECRETS = (
+    *("VDIFF_API_KEY", "VDIFF_REDIS_URL"),
+    *("VDIFF_PREFIX_CACHE_REDIS_URL", "VDIFF_PREFIX_CACHE_SECRET"),
+)
 _PACKAGES = ("torch", "transformers", "rq", "redis", "litestar", "uvicorn")
 
 

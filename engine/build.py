@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +12,14 @@ from engine.cache.prefix_cache import PrefixCache
 from engine.continuous_batching import BatcherConfig, ContinuousBatchingEngine, RequestBatcher
 from engine.decoding.noise import gumbel
 from engine.dfastllm_engine import DFastLLMEngine
-from engine.engine_config import DTYPES, EMBEDDED, EMBEDDED_NAME, EngineConfig, resolve
+from engine.engine_config import (
+    DTYPES,
+    EMBEDDED,
+    EMBEDDED_NAME,
+    EngineConfig,
+    fingerprint,
+    resolve,
+)
 from engine.generation.registry import load_strategies, missing_roles, strategy_kinds
 from engine.generation.step_runner import StepRunner
 from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyContext
@@ -23,6 +27,7 @@ from engine.models.attention_choice import AttentionChoice, AttentionNeed, choos
 from engine.models.causal_lm import UnsupportedModelError
 from engine.models.compiled import check_compiler
 from engine.models.cpu_kernels import kernel_gumbel
+from engine.models.device_pages import lower_floors, page_tag
 from engine.models.forward_costs import denoise_costs, draft_costs, verify_costs
 from engine.models.kv_pool import bytes_per_token
 from engine.models.loader import Models, check_models, load_models
@@ -93,11 +98,12 @@ def assemble_engine(
     available = _available(models)
     strategies = load_strategies(context, available, config.disabled_modes)
     pool = PagePool(num_pages, runner.page_size)
+    floors = lower_floors(runner, context.verify_costs, config.host_cache_bytes)
     step_tokens = config.max_step_tokens or (2048 if runner.device.type == "cuda" else 256)
     batcher = RequestBatcher(
         BatcherConfig(config.max_batch_size, step_tokens),
         pool,
-        PrefixCache(pool, enabled=config.prefix_cache),
+        PrefixCache(pool, enabled=config.prefix_cache, floors=floors),
         strategies,
     )
     steps = StepRunner(runner, sampler, strategies)
@@ -109,8 +115,13 @@ def assemble_engine(
         max_model_len=max_model_len,
         default_mode=_default_mode(config, strategies, available),
         modes=tuple(sorted(strategies)),
-        fingerprint=_fingerprint(config, uses_kernels=runner.uses_kernels),
+        fingerprint=fingerprint(config, uses_kernels=runner.uses_kernels),
         defaults=config.options,
+        page_tag=page_tag(
+            runner,
+            [folder for folder in (config.model_path, config.drafter_path) if folder],
+            [config.dtype, attention.name, config.compile, config.use_8bit],
+        ),
     )
 
 
@@ -266,23 +277,6 @@ def _strategy_context(
     )
     runner.counts.reset()  # what was run to measure costs served nobody
     return context
-
-
-def _fingerprint(config: EngineConfig, *, uses_kernels: bool) -> str:
-    """Equal for two workers only where a rerun on the other gives the same tokens."""
-    digest = hashlib.blake2b(digest_size=12)
-    for folder in config.folders:
-        for file in sorted(Path(folder).glob("*")):
-            if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja"):
-                digest.update(file.name.encode())
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    options = replace(config.options, draft_length=None)  # which no token hangs on
-    modes = [config.default_mode, repr(options)]
-    chosen = [config.dtype, config.device, config.compile, config.use_8bit, *modes]
-    chosen.append(uses_kernels)
-    digest.update(json.dumps(chosen).encode())
-    return digest.hexdigest()
 
 
 def _log_choices(models: Models, attention: AttentionChoice, num_pages: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from engine.base import BaseStats
+from engine.cache.arrivals import Arrivals
 from engine.cache.page_pool import OutOfPagesError, PagePool
 from engine.cache.prefix_cache import PrefixCache
 from engine.generation.step_clock import Schedule
@@ -69,22 +71,27 @@ class RequestBatcher:
         self.running: list[Sequence] = []  # in order of admission
         self.pool = pool
         self.prefix_cache = prefix_cache
+        self.arrivals = Arrivals(prefix_cache)
         self.strategies = strategies
         self._ended_before_start: list[Sequence] = []
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running or self._ended_before_start)
+        return bool(self.waiting or self.running or self.arrivals or self._ended_before_start)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; one whose replay has ended it only waits to be reported."""
-        (self._ended_before_start if sequence.is_finished else self.waiting).append(sequence)
+        if sequence.is_finished:
+            self._ended_before_start.append(sequence)
+        elif not (self._reads_cache(sequence) and self.arrivals.expect(sequence)):
+            self.waiting.append(sequence)
 
     def abort(self, sequence_id: str) -> None:
         """Forget a sequence, wherever it is; its pages are free at once."""
         self._ended_before_start = [
             seq for seq in self._ended_before_start if seq.sequence_id != sequence_id
         ]
+        self.arrivals.discard(sequence_id)
         for sequence in [*self.running, *self.waiting]:
             if sequence.sequence_id == sequence_id:
                 self._remove(sequence)
@@ -128,6 +135,7 @@ class RequestBatcher:
 
     def _admit(self) -> None:
         """Give free places to waiting sequences, first come first served."""
+        self.waiting.extendleft(reversed(self.arrivals.take()))
         while self.waiting and len(self.running) < self.config.max_batch_size:
             sequence = self.waiting[0]
             if not self._has_room_for(sequence):
@@ -151,9 +159,11 @@ class RequestBatcher:
         return max(0, -(-num_positions // self.pool.page_size) - len(sequence.page_ids))
 
     def _read_cache(self, sequence: Sequence) -> None:
-        if not (sequence.may_read_cache and self._shares_pages(sequence)):
+        if not self._reads_cache(sequence):
             return
-        pages, digests = self.prefix_cache.match(sequence.token_ids, sequence.cache_salt)
+        pages, digests = self.prefix_cache.match(
+            sequence.token_ids, sequence.cache_salt, self.arrivals.pages_of(sequence)
+        )
         sequence.page_ids, sequence.page_digests = pages, digests
         sequence.num_computed = len(pages) * self.pool.page_size
         if not sequence.num_preemptions:  # else it may find what it has computed itself
@@ -167,6 +177,9 @@ class RequestBatcher:
     def _is_prefilling(self, sequence: Sequence) -> bool:
         """Whether the verifier has something to read before the strategy's next step."""
         return self.strategies[sequence.mode].reads_prompt(sequence) and sequence.is_prefilling
+
+    def _reads_cache(self, sequence: Sequence) -> bool:
+        return sequence.may_read_cache and self._shares_pages(sequence)
 
     def _shares_pages(self, sequence: Sequence) -> bool:
         strategy = self.strategies[sequence.mode]
@@ -258,7 +271,7 @@ class ContinuousBatchingEngine:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.batcher.waiting)
+        return len(self.batcher.waiting) + len(self.batcher.arrivals)
 
     def add(self, sequence: Sequence) -> None:
         self.batcher.add(sequence)
@@ -269,7 +282,15 @@ class ContinuousBatchingEngine:
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
         scheduled = self.batcher.schedule()
+        num_rows = sum(count for _, count in scheduled.prefills)
+        arrivals = self.batcher.arrivals
+        arrivals.begin_step(num_rows)
+        if not (scheduled.decoding or num_rows):
+            arrivals.nap()
+        started = time.perf_counter()
         commits = self.runner.run(scheduled)
+        seconds = time.perf_counter() - started
+        arrivals.note_step(num_rows, len(scheduled.decoding), seconds)
         return self.batcher.postprocess(commits)
 
     def get_stats(self) -> dict[str, Any]:

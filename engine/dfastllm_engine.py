@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.base import HasStats
+from engine.cache.page_store import PageStore
 from engine.continuous_batching import ContinuousBatchingEngine
 from engine.decoding.logit_processors import check_vocab
 from engine.models.model_runner import ModelRunner
@@ -54,12 +55,15 @@ class DFastLLMEngine:
         modes: tuple[str, ...],
         fingerprint: str,
         defaults: GenerationOptions = NO_OPTIONS,
+        page_tag: bytes = b"",
     ) -> None:
         self.tokenizer = tokenizer
         self.model_name = model_name
         self.max_model_len = max_model_len
         self.modes = modes
         self.fingerprint = fingerprint
+        self.page_tag = page_tag
+        """Equal for two engines only where equal prefixes have equal pages."""
         self._default_mode = default_mode
         self._defaults = defaults
         self._batching = batching
@@ -74,6 +78,18 @@ class DFastLLMEngine:
     @property
     def max_batch_size(self) -> int:
         return self._batching.batcher.config.max_batch_size
+
+    @property
+    def page_bytes(self) -> int | None:
+        """What a store keeps of a page; None: no page of this engine can be shared."""
+        floors = self._batching.batcher.prefix_cache.floors
+        return None if floors is None else floors.page_bytes
+
+    def use_page_store(self, store: PageStore) -> None:
+        """Share prefixes through a store from now on."""
+        floors = self._batching.batcher.prefix_cache.floors
+        assert floors is not None, "no page of this engine can be shared"
+        floors.store = store
 
     @property
     def has_work(self) -> bool:
@@ -184,7 +200,8 @@ class DFastLLMEngine:
         batcher = self._batching.batcher
         counts = {
             **asdict(batcher.stats),
-            **asdict(batcher.prefix_cache.stats),
+            **batcher.prefix_cache.get_stats(),
+            **batcher.arrivals.get_stats(),
             **asdict(self._runner.counts),
         }
         gauges = {
@@ -203,7 +220,8 @@ class DFastLLMEngine:
 
     def reset_stats(self) -> None:
         self._batching.batcher.stats.reset()
-        self._batching.batcher.prefix_cache.stats.reset()
+        self._batching.batcher.prefix_cache.reset_stats()
+        self._batching.batcher.arrivals.stats.reset()
         self._runner.counts.reset()
         for strategy in self._batching.batcher.strategies.values():
             if isinstance(strategy, HasStats):

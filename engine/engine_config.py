@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from engine.entropy_controller import EntropyConfig
+from engine.models.checkpoint import folder_digest
 from engine.models.diffusion_lm import is_diffusion_lm
 from engine.request.options import GenerationOptions
 
@@ -43,6 +46,7 @@ class EngineConfig:
     disabled_modes: frozenset[str] = frozenset()  # not offered, whatever the models allow
     max_draft_length: int = 15
     prefix_cache: bool = True
+    host_cache_bytes: int = 0  # for pages that the device has forgotten
     self_test: bool = True
     compile: bool = False  # through torch.compile, once at the start
     use_8bit: bool = False  # weights in int8, activations too while they are multiplied
@@ -97,3 +101,16 @@ def _sort_models(config: EngineConfig) -> EngineConfig:
     elif alone is not None and config.diffusion_path is None and is_diffusion_lm(Path(alone)):
         config = replace(config, model_path=None, diffusion_path=alone)
     return config
+
+
+def fingerprint(config: EngineConfig, *, uses_kernels: bool) -> str:
+    """Equal for two workers only where a rerun on the other gives the same tokens."""
+    digest = hashlib.blake2b(digest_size=12)
+    for folder in config.folders:
+        digest.update(folder_digest(Path(folder)))
+    options = replace(config.options, draft_length=None)  # which no token hangs on
+    modes = [config.default_mode, repr(options)]
+    chosen = [config.dtype, config.device, config.compile, config.use_8bit, *modes]
+    chosen.append(uses_kernels)
+    digest.update(json.dumps(chosen).encode())
+    return digest.hexdigest()

@@ -43,6 +43,7 @@ def _work(settings: WorkerSettings, name: str | None) -> int:
     from worker.batch_worker import unique_name
     from worker.engine_config import engine_config
     from worker.service import serve
+    from worker.shared_prefixes import shared_prefixes
 
     log.info("settings that differ from the defaults: %s", changed_settings(settings) or "none")
     try:
@@ -52,7 +53,8 @@ def _work(settings: WorkerSettings, name: str | None) -> int:
         raise SettingsError(f"{cause}{error}") from error
     except (OSError, UnsupportedModelError) as error:
         raise SettingsError(f"the model cannot be used: {error}") from error
-    return serve(engine, settings, name or unique_name())
+    with shared_prefixes(engine, settings):
+        return serve(engine, settings, name or unique_name())
 
 
 if __name__ == "__main__":

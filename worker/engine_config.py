@@ -25,6 +25,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         kv_memory_bytes=None if settings.kv_cache_mb is None else settings.kv_cache_mb << 20,
         prefix_cache=settings.prefix_cache,
+        host_cache_bytes=settings.prefix_cache_host_mb << 20,
         num_threads=settings.cpu_threads,
         cpu_kernels=settings.cpu_kernels,
         compile=settings.compile,

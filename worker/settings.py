@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from worker.wire.known_settings import PREFIX, check_names
+from worker.wire.redis_url import NAME as URL_NAME
 from worker.wire.redis_url import RedisUrlError, read_redis_url
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -48,6 +49,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_step_tokens: Positive | None = None
     kv_cache_mb: Positive | None = None
     prefix_cache: bool = True
+    prefix_cache_host_mb: Amount = 0
+    prefix_cache_redis_mb: Amount = 0
+    prefix_cache_redis_url: str | None = None
+    prefix_cache_ttl: Positive = 3600
+    prefix_cache_secret: str | None = None
     adaptive_entropy: bool = False
     entropy_high: Annotated[float, Meta(ge=0)] | None = None
     entropy_low: Annotated[float, Meta(ge=0)] | None = None
@@ -82,14 +88,15 @@ def read_settings(environ: Mapping[str, str]) -> WorkerSettings:
 
 
 def changed_settings(settings: WorkerSettings) -> dict[str, Any]:
-    """Return what differs from the defaults, for the log; never the queue's URL (a password)."""
+    """Return what differs from the defaults, for the log; never what is or holds a secret."""
     return {
         field.name: value
         for field in msgspec.structs.fields(WorkerSettings)
-        if field.name != "redis_url" and (value := getattr(settings, field.name)) != field.default
+        if field.name not in _SECRET and (value := getattr(settings, field.name)) != field.default
     }
 
 
+_SECRET = frozenset({"redis_url", "prefix_cache_redis_url", "prefix_cache_secret"})
 _TYPES = get_type_hints(WorkerSettings, include_extras=True)
 
 
@@ -103,10 +110,12 @@ def _parse(text: str, field: msgspec.structs.FieldInfo) -> Any:
 
 
 def _checked(settings: WorkerSettings) -> WorkerSettings:
-    try:
-        read_redis_url(settings.redis_url)
-    except RedisUrlError as error:
-        raise SettingsError(str(error)) from None
+    for name in ("redis_url", "prefix_cache_redis_url"):
+        _check_url(getattr(settings, name), PREFIX + name.upper())
+    for name in ("prefix_cache_host_mb", "prefix_cache_redis_mb"):
+        if getattr(settings, name) and not settings.prefix_cache:
+            full = PREFIX + name.upper()
+            raise SettingsError(f"{full}: means nothing with {PREFIX}PREFIX_CACHE=false")
     if settings.hybrid_mode == "apd" and not settings.enable_apd:
         raise SettingsError("VDIFF_HYBRID_MODE=apd and VDIFF_ENABLE_APD=false exclude each other")
     for name in ("entropy_high", "entropy_low"):
@@ -115,3 +124,11 @@ def _checked(settings: WorkerSettings) -> WorkerSettings:
                 f"{PREFIX}{name.upper()}: means nothing without {PREFIX}ADAPTIVE_ENTROPY=true"
             )
     return settings
+
+
+def _check_url(url: str | None, name: str) -> None:
+    try:
+        if url is not None:
+            read_redis_url(url)
+    except RedisUrlError as error:
+        raise SettingsError(str(error).replace(URL_NAME, name)) from None

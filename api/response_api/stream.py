@@ -58,7 +58,8 @@ def _events_of(event: Delta | Finished, writer: ResponseWriter) -> list[Event]:
 
 def _written(events: Iterable[Event], after: int) -> bytes:
     return b"".join(
-        b"event: %b\ndata: %b\n\n" % (event.type.encode(), _encode(event))
+        b"id: %d\nevent: %b\ndata: %b\n\n"
+        % (event.sequence_number, event.type.encode(), _encode(event))
         for event in events
         if event.sequence_number > after
     )

@@ -6,8 +6,10 @@ Layout as Hugging Face writes it: `config.json`, and `model.safetensors` or the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,24 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 class UnsupportedModelError(ValueError):
     """A checkpoint that this engine cannot run truthfully; the message says why."""
+
+
+def folder_digest(folder: Path) -> bytes:
+    """Of all that a folder's output can depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(folder.glob("*")):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja"):
+            digest.update(file.name.encode())
+            stat = file.stat()
+            digest.update(_file_digest(file, stat.st_mtime_ns, stat.st_size))
+    return digest.digest()
+
+
+@lru_cache(maxsize=256)
+def _file_digest(file: Path, mtime_ns: int, size: int) -> bytes:
+    """Read once while the file stays as it is: it may be large, and is asked about twice."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").digest()
 
 
 def read_config(folder: Path, what: str = "model") -> dict[str, Any]:

@@ -66,6 +66,10 @@ class KvPool:
         """[pages, page_size, Hkv, D]"""
         return self._values[layer]
 
+    def planes(self) -> list[Tensor]:
+        """Views of all memory, [pages, bytes] uint8 each."""
+        return [pages.flatten(1).view(torch.uint8) for pages in (*self._keys, *self._values)]
+
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store rows; slots: [T] (page * page_size + offset), keys and values: [T, Hkv, D]."""
         self._keys[layer].flatten(0, 1).index_copy_(0, slots, keys)

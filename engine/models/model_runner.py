@@ -118,6 +118,14 @@ class ModelRunner:
             self._compiled_drafter = CompiledDrafter(self.drafter, self.device)
 
     @property
+    def page_planes(self) -> list[Tensor]:
+        """All that a page always holds, as views of the pools: [pages, bytes] uint8 each."""
+        if self._kernels is not None:
+            return self._kernels.page_planes(self.num_pages)
+        pools = (self._pool, self._context_pool)
+        return [plane for pool in pools if pool is not None for plane in pool.planes()]
+
+    @property
     def uses_kernels(self) -> bool:
         return self._kernels is not None
 

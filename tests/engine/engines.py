@@ -19,6 +19,7 @@ from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyCo
 from engine.models.attention import sdpa_backend
 from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
+from engine.models.device_pages import lower_floors
 from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
 from engine.models.loader import load_pair
@@ -83,6 +84,7 @@ def make_engine(
     min_prefill_tokens: int = 16,
     max_model_len: int = 256,
     prefix_cache: bool = True,
+    host_bytes: int = 0,
     extra: dict[str, GenerationStrategy] | None = None,
 ) -> DFastLLMEngine:
     """An engine with `num_pages` usable pages; `extra` adds strategies to the installed ones."""
@@ -100,10 +102,11 @@ def make_engine(
         **load_strategies(strategy_context(models, max_model_len), available(models)),
         **(extra or {}),
     }
+    floors = lower_floors(runner, [(1, 1.0)], host_bytes)  # to fetch always pays
     batcher = RequestBatcher(
         BatcherConfig(max_batch_size, max_step_tokens, min_prefill_tokens),
         pool,
-        PrefixCache(pool, enabled=prefix_cache),
+        PrefixCache(pool, enabled=prefix_cache, floors=floors),
         strategies,
     )
     steps = StepRunner(runner, TokenSampler(models.tokenizer, CPU), strategies)

@@ -1,11 +1,14 @@
 """Pages under any order of arrivals, growth, forks, aborts and pressure: none lost, none mixed up.
 
 Each sequence does to pool and cache what the engine does for it; beside them the test keeps what
-every page was last written with, and holds each hit against that.
+every page was last written with, and holds each hit against that. What is forgotten goes to host
+memory, which is small as well, and comes back from there.
 """
 
 from __future__ import annotations
 
+from ast import literal_eval
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -13,6 +16,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.cache.fetch_rule import FetchRule
+from engine.cache.host_page import HostPage
+from engine.cache.lower_floors import LowerFloors
 from engine.cache.page_pool import OutOfPagesError, PagePool
 from engine.cache.prefix_cache import PrefixCache
 
@@ -36,16 +42,32 @@ class Holder:
         self.num_computed = len(self.pages) * PAGE_SIZE
 
 
+@dataclass
+class WrittenPages:
+    """Stands for the device's memory: what a page was last written with."""
+
+    written: dict[int, tuple[str, tuple[int, ...]]]
+    page_bytes: int = 1
+
+    def read(self, page_ids: Seq[int]) -> list[HostPage]:
+        return [HostPage.of(repr(self.written[page]).encode()) for page in page_ids]
+
+    def write(self, page_ids: Seq[int], pages: Seq[HostPage]) -> None:
+        for page_id, page in zip(page_ids, pages, strict=True):
+            self.written[page_id] = literal_eval(bytes(page.view()).decode())
+
+
 class SharedPages(RuleBasedStateMachine):
     """Few pages and few different tokens, so that prefixes meet and memory runs out."""
 
-    @initialize(num_pages=st.integers(2, 12))
-    def make(self, num_pages: int) -> None:
+    @initialize(num_pages=st.integers(2, 12), host_bytes=st.sampled_from([0, 100, 10_000]))
+    def make(self, num_pages: int, host_bytes: int) -> None:
         self.pool = PagePool(num_pages + 1, PAGE_SIZE)
-        self.cache = PrefixCache(self.pool)
         self.holders: list[Holder] = []
         self.written: dict[int, tuple[str, tuple[int, ...]]] = {}
         """Of every page the salt and the whole prefix up to the last token written into it."""
+        self.floors = LowerFloors(WrittenPages(self.written), FetchRule(1, 1.0), host_bytes)
+        self.cache = PrefixCache(self.pool, floors=self.floors)
 
     @rule(prompt=TOKENS, salt=st.sampled_from(SALTS), count=CHUNKS)
     def add(self, prompt: list[int], salt: str, count: int) -> None:

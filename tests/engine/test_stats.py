@@ -11,6 +11,7 @@ import pytest
 
 import engine
 from engine.base import BaseCache, BaseStats, Cacheable, CacheStats, Generator, HasStats
+from engine.cache.arrivals import ArrivalStats
 from engine.entropy_controller import EntropyStats
 from engine.generation.draft_and_verify import DraftStats
 from engine.hybrid_engine import HybridStats
@@ -18,10 +19,11 @@ from engine.plan_ledger import PlannerStats
 from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import Ask, TinyModels, make_engine, run_all, tokens
+from tests.engine.shelf_store import ShelfStore
 from tests.engine.tiny_diffusion import KINDS, twin_diffusion
 
 SOURCES = Path(engine.__file__).parent
-COUNTED_BY_THEIR_OWN_TESTS = {CacheStats, EntropyStats, HybridStats, PlannerStats}
+COUNTED_BY_THEIR_OWN_TESTS = {ArrivalStats, CacheStats, EntropyStats, HybridStats, PlannerStats}
 
 
 def stats_kinds(kind: type[BaseStats] = BaseStats) -> Iterator[type[BaseStats]]:
@@ -52,7 +54,8 @@ def test_statistics_are_sums_and_reset_to_zero(kind: type[BaseStats]) -> None:
 
 def test_every_field_is_written_by_a_busy_engine(models: TinyModels) -> None:
     both = twin_diffusion(models, KINDS["ours"])
-    busy = make_engine(both, num_pages=36)
+    busy = make_engine(both, num_pages=36, host_bytes=1 << 16)
+    busy.use_page_store(ShelfStore())
     expected = run_all(make_engine(models), [ask(0, "ar")])[0].token_ids
     foretold = GenerationOptions(prediction=tuple(expected))
     drafted = GenerationOptions(draft_length=3)
@@ -68,6 +71,7 @@ def test_every_field_is_written_by_a_busy_engine(models: TinyModels) -> None:
             assert any(counted[name] for name in found), f"{kind.__name__}.{field.name}"
     busy.reset_stats()
     gauges = {"num_pages", "num_pages_held", "num_requests_running", "num_requests_waiting"}
+    gauges |= {"num_host_pages", "num_host_bytes", "num_shelved_pages"}
     of_planner = re.compile(r"(deer|spec_diff)_planner_(un)?drafted_(step_s|tokens_per_s)$")
     counts = {name: n for name, n in busy.get_stats().items() if not of_planner.match(name)}
     assert len(counts) + 8 == len(counted)

@@ -15,7 +15,8 @@ from redis.retry import Retry
 from tests.acl_server import ACL, ROOT, client_of, rendered, running_acl_server
 from tests.valkey import Valkey, running_valkey
 from tests.worker_bench import QUEUE
-from worker.wire import keys, lua
+from worker.job_store import JobStore
+from worker.wire import keys
 
 CALL = re.compile(r"redis\.p?call\(\s*['\"](\w+)")
 REFUSED = "(?i)no permission|the user executing the script can't"  # 7.0 has other words
@@ -83,20 +84,8 @@ def test_each_role_may_run_every_command_of_its_scripts(server: Valkey) -> None:
 
 
 def test_the_api_cannot_claim_a_job(server: Valkey) -> None:
-    arguments = {
-        "queues": [QUEUE],
-        "limit": 1,
-        "lease": 30.0,
-        "execution": "x",
-        "worker": "thief",
-        "foreign": {},
-        "expired": {},
-        "fingerprint": "",
-        "unlike": {},
-        "frame_head": "",
-    }
     with client_of(server, "api") as client, pytest.raises(ResponseError, match=REFUSED):
-        lua.call(client, "claim", arguments)
+        JobStore(client, "thief").claim([QUEUE], 1)
 
 
 def test_metrics_may_count_what_waits_and_nothing_more(server: Valkey) -> None:

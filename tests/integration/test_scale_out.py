@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from api.app import create_app
-from api.auth import tenant_of
+from api.key_ring import Limits, ring_of
 from api.settings import ApiSettings
 from tests.api.fakes import serving
 from tests.api.scripted_worker import wait_until
@@ -176,7 +176,8 @@ def test_keys_share_the_workers_and_none_has_more_running_than_it_may(
     assert statuses[200] >= 8 and statuses[200] + statuses[429] == 20
     assert all(answer.json()["error"]["code"] == "key_queue_full" for answer in refused)
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    assert _most_at_once(redis_client, tenant_of("Bearer one", ("one",))) == 2
+    tenant = ring_of(("one",), "", Limits()).tenant_of("Bearer one").name
+    assert _most_at_once(redis_client, tenant) == 2
 
 
 def test_a_key_has_its_places_back_after_the_death_of_a_worker(

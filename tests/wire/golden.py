@@ -15,6 +15,7 @@ from worker.wire.messages import (
     GenerateJob,
     GenerationStats,
     Grammar,
+    JobRecord,
     LogEntry,
     ModelInfo,
     Options,
@@ -27,6 +28,7 @@ from worker.wire.messages import (
     Tools,
     Trace,
     Usage,
+    Webhook,
     WorkerInfo,
 )
 
@@ -253,6 +255,15 @@ MESSAGES: dict[str, tuple[object, str]] = {
         (
             "91919aa564656c7461a26a310401924142a24142a473746f70919441c40141cbbfe000000000"
             "0000919342c40142cbbff0000000000000c0c0"
+        ),
+    ),
+    "job record": (
+        JobRecord("f00d", True, True, "c1", {"k": "v"}, Webhook("https://h/", "s")),
+        (
+            "86b273797374656d5f66696e6765727072696e74a466303064ad696e636c7564655f75736167"
+            "65c3b072657475726e5f746f6b656e5f696473c3a9637573746f6d5f6964a26331a86d657461"
+            "6461746181a16ba176a7776562686f6f6b82a375726caa68747470733a2f2f682fa673656372"
+            "6574a173"
         ),
     ),
     "worker": (

@@ -215,7 +215,7 @@ async def test_rq_dashboard_tells_the_truth(
     async_redis: redis.asyncio.Redis, valkey: Valkey, store: JobStore
 ) -> None:
     await _one_of_each(async_redis, store)
-    with _dashboard(valkey.url) as get:
+    with dashboard(valkey.url) as get:
         (queue,) = msgspec.json.decode(get("/0/data/queues.json"))["queues"]
         counts = {name: queue[f"{name}_job_registry_count"] for name in _EXPECTED}
         assert (queue["name"], queue["count"], counts) == (QUEUE, 2, _EXPECTED)
@@ -239,16 +239,17 @@ _EXPECTED = {"started": 1, "finished": 1, "failed": 2, "canceled": 1, "deferred"
 
 
 @contextmanager
-def _dashboard(redis_url: str) -> Iterator[Any]:
-    """Run the real rq-dashboard; yields a function that gets a page, which must be there."""
+def dashboard(redis_url: str) -> Iterator[Any]:
+    """Run the real rq-dashboard; yields a function that gets a page, or posts to it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     command = [str(BIN / "rq-dashboard"), "-b", "127.0.0.1", "-p", str(port), "-u", redis_url]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def get(path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as response:
+    def get(path: str, data: bytes | None = None) -> bytes:
+        url = f"http://127.0.0.1:{port}{path}"
+        with urllib.request.urlopen(url, data, timeout=20) as response:
             return bytes(response.read())
 
     try:

@@ -43,11 +43,20 @@ def test_values_are_read_in_their_types() -> None:
         ("VDIFF_LEASE", "0"),
         ("VDIFF_COMPILE", "perhaps"),
         ("VDIFF_REDIS_URL", "localhost"),
+        ("VDIFF_PREFIX_CACHE_REDIS_URL", "localhost"),
+        ("VDIFF_PREFIX_CACHE_TTL", "0"),
+        ("VDIFF_PREFIX_CACHE_HOST_MB", "-1"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         read_settings({name: value})
+
+
+@pytest.mark.parametrize("name", ["PREFIX_CACHE_HOST_MB", "PREFIX_CACHE_REDIS_MB"])
+def test_a_lower_floor_needs_the_prefix_cache(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"VDIFF_{name}.*VDIFF_PREFIX_CACHE=false"):
+        read_settings({f"VDIFF_{name}": "8", "VDIFF_PREFIX_CACHE": "false"})
 
 
 def test_an_unknown_name_is_refused_with_a_guess_at_what_was_meant() -> None:
@@ -151,7 +160,14 @@ def test_a_wrong_address_is_refused_without_showing_its_password() -> None:
 
 
 def test_the_log_shows_what_was_changed_but_no_address() -> None:
-    settings = read_settings({"VDIFF_REDIS_URL": "redis://:secret@host", "VDIFF_LEASE": "9"})
+    settings = read_settings(
+        {
+            "VDIFF_REDIS_URL": "redis://:secret@host",
+            "VDIFF_PREFIX_CACHE_REDIS_URL": "redis://:secret@another",
+            "VDIFF_PREFIX_CACHE_SECRET": "secret",
+            "VDIFF_LEASE": "9",
+        }
+    )
     assert changed_settings(settings) == {"lease": 9.0}
 
 
@@ -191,6 +207,7 @@ REACHING_THE_ENGINE = {
     "MAX_STEP_TOKENS": "32",
     "KV_CACHE_MB": "7",
     "PREFIX_CACHE": "false",
+    "PREFIX_CACHE_HOST_MB": "9",
     "ADAPTIVE_ENTROPY": "true",
     "DIFFUSION_STEPS": "4",
     "BLOCK_SIZE": "4",
@@ -201,6 +218,8 @@ REACHING_THE_ENGINE = {
 OF_THE_PROCESS = {
     *("REDIS_URL", "RESULT_TTL", "FAILURE_TTL", "LOG_LEVEL", "LOG_FORMAT"),
     *("LEASE", "DRAIN_TIMEOUT", "OUTAGE_BUFFER_MB", "OVERDUE_AFTER", "OVERDUE_SHARE", "BURST"),
+    *("PREFIX_CACHE_REDIS_MB", "PREFIX_CACHE_REDIS_URL"),
+    *("PREFIX_CACHE_TTL", "PREFIX_CACHE_SECRET"),
 }
 
 

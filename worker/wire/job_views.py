@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.asyncio import Redis
 
-from worker.wire import codec, keys, lua
+from worker.wire import codec, keys, lua, queueing
 from worker.wire.messages import Accepted, Event, GenerateJob, JobRecord
 
 MAX_LISTED = 100
@@ -78,7 +78,7 @@ async def view(redis: Redis, job_id: str, tenant: str) -> JobView | None:
         wait_s=_number(wait),
         ttl_s=ttl,
         accepted=accepted if isinstance(accepted, Accepted) else None,
-        ending=codec.decode_event(ending) if ending else None,
+        ending=codec.decode_event(ending) if ending and status in queueing.ENDED else None,
         started_at=_unix_time(started_at),
         ended_at=_unix_time(ended_at),
         attempt=int(attempt or 0),

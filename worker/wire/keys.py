@@ -114,5 +114,10 @@ def command_channel(worker_name: str) -> str:
     return f"{RQ_PREFIX}:pubsub:{worker_name}"
 
 
+def page(namespace: str, digest: bytes) -> str:
+    """Name one page of the shared prefix cache."""
+    return f"{DFL_PREFIX}:kv:{namespace}:{digest.hex()}"
+
+
 def _safe(model: str) -> str:
     return _UNSAFE.sub(lambda match: "".join(f"~{b:02x}" for b in match[0].encode()), model)

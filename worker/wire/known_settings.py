@@ -146,6 +146,31 @@ _ALL = (
     _setting("MAX_STEP_TOKENS", (WORKER,), "auto", "token budget of one engine step"),
     _setting("KV_CACHE_MB", (WORKER,), "auto", "memory for the KV cache, in MiB"),
     _setting("PREFIX_CACHE", (WORKER,), "true", "share the KV of equal prompt beginnings"),
+    _setting(
+        "PREFIX_CACHE_HOST_MB",
+        (WORKER,),
+        "0",
+        "host memory for KV that the device has forgotten, in MiB; 0: off",
+    ),
+    _setting(
+        "PREFIX_CACHE_REDIS_MB",
+        (WORKER,),
+        "0",
+        "memory of Redis for KV that all workers share, in MiB (docs/prefix-cache.md); 0: off",
+    ),
+    _setting(
+        "PREFIX_CACHE_REDIS_URL",
+        (WORKER,),
+        "that of the queue",
+        "Redis >= 7.0 or Valkey for this KV alone",
+    ),
+    _setting("PREFIX_CACHE_TTL", (WORKER,), "3600", "seconds that unread KV stays in Redis"),
+    _setting(
+        "PREFIX_CACHE_SECRET",
+        (WORKER,),
+        "none",
+        "seals KV in Redis: without it nobody can plant any; none: corruption alone is noticed",
+    ),
     _setting("ADAPTIVE_ENTROPY", (WORKER,), "false", "cut and pace drafts by their own entropy"),
     _setting(
         "ENTROPY_HIGH",

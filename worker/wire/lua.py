@@ -38,13 +38,16 @@ def load(name: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def call(client: Redis, name: str, arguments: Mapping[str, object]) -> Any:
-    """Run a script; one round trip, two when Redis has forgotten the text."""
+def call(client: Redis, name: str, arguments: Mapping[str, object], *contents: bytes) -> Any:
+    """Run a script; one round trip, two when Redis has forgotten the text.
+
+    `contents` follow the arguments as they are: what is large is not packed anew.
+    """
     script, packed = load(name), _pack(arguments)
     try:
-        return client.evalsha(script.sha, 0, packed)
+        return client.evalsha(script.sha, 0, packed, *contents)
     except NoScriptError:
-        return client.eval(script.text, 0, packed)
+        return client.eval(script.text, 0, packed, *contents)
 
 
 async def acall(client: redis.asyncio.Redis, name: str, arguments: Mapping[str, object]) -> Any:

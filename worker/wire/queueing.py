@@ -21,6 +21,9 @@ from worker.wire.messages import (
     WorkerInfo,
 )
 
+ENDED = frozenset((b"finished", b"failed", b"stopped", b"canceled"))
+"""RQ's words for jobs that have come to an end."""
+
 
 class QueueingError(Exception):
     """A job could not be enqueued.
@@ -204,7 +207,7 @@ async def job_state(redis: Redis, job_id: str) -> JobState | None:
         status.decode(),
         position,
         accepted if isinstance(accepted, Accepted) else None,
-        codec.decode_event(ending) if ending else None,
+        codec.decode_event(ending) if ending and status in ENDED else None,  # or requeued since
         None if wait is None else float(wait),
     )
 

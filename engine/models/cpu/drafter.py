@@ -66,6 +66,9 @@ class DrafterKernels:
         markov = sum(weight.nbytes for weight in self._markov or ())
         return self.packed.num_bytes + self._fc.nbytes + markov
 
+    def page_planes(self, num_pages: int) -> list[Tensor]:
+        return self.packed.page_planes(self._kept, num_pages, self._page_size)
+
     def side(self, num_positions: int) -> DraftSide:
         cache = self.packed.with_rotation(self._kept, num_positions)
         return DraftSide(self.packed.shape, self.packed.weights, cache)

@@ -77,6 +77,14 @@ class PackedLayers:
         size = (shape.num_layers, num_blocks * shape.num_kv_heads * shape.head_dim * BLOCK)
         return np.zeros(size, np.float32), np.zeros(size, np.float32)
 
+    def page_planes(
+        self, kept: tuple[Floats, Floats], num_pages: int, page_size: int
+    ) -> list[Tensor]:
+        """Views of keys and values, of each layer [pages, bytes]; not of what lies behind them."""
+        size = num_pages * page_size * self.shape.num_kv_heads * self.shape.head_dim
+        layers = (layer for memory in kept for layer in memory)
+        return [torch.from_numpy(x[:size]).view(num_pages, -1).view(torch.uint8) for x in layers]
+
     def with_rotation(self, kept: tuple[Floats, Floats], num_positions: int) -> Cache:
         """Keys and values, and angles for so many positions at least."""
         if num_positions > len(self._cos):

@@ -54,6 +54,11 @@ class KernelRunner:
         models = (self._verifier, self._drafter, self._diffusion)
         return sum(model.num_bytes for model in models if model is not None)
 
+    def page_planes(self, num_pages: int) -> list[Tensor]:
+        """The verifier's and the drafter's keys and values: [pages, bytes] uint8 each."""
+        parts = (self._verifier, self._drafter)
+        return [plane for part in parts if part for plane in part.page_planes(num_pages)]
+
     def verify(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
         assert self._verifier is not None
         return self._verifier.forward(spans, logit_rows, self._drafter)
@@ -108,6 +113,9 @@ class ModelKernels:
     @property
     def num_bytes(self) -> int:
         return self.model.layers.num_bytes + self.model.head.nbytes
+
+    def page_planes(self, num_pages: int) -> list[Tensor]:
+        return self.model.layers.page_planes(self._kept, num_pages, self._page_size)
 
     def forward(
         self, spans: Seq[Span], logit_rows: Seq[int], drafter: DrafterKernels | None = None
