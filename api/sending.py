@@ -23,7 +23,11 @@ class ServerApp(Litestar):
         scope[_SERVERS_SEND] = send
         if scope["type"] == "http":
             REQUEST_ID.set(_request_id(scope))
-        await super().__call__(scope, receive, send)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # It is of an object that has the scope: the circle would keep bodies for the collector.
+            del scope[_SERVERS_SEND]
 
 
 def _request_id(scope: Scope) -> str:

@@ -36,9 +36,7 @@ def chat_whole_and_streamed(provider: str) -> None:
     chunks = list(
         litellm.completion(model=f"{provider}/{NAME}", stream=True, stream_options=options, **CHAT)
     )
-    text = "".join(
-        chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices
-    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content, (text, whole)
     built = litellm.stream_chunk_builder(chunks, messages=MESSAGES)
     assert built.usage.completion_tokens == 24, built.usage
