@@ -39,7 +39,7 @@ def _sections(paths: Document) -> Iterator[str]:
 
 
 def _operation(method: str, path: str, operation: Document) -> str:
-    parts = [f"<p>{escape(operation.get('description', operation['summary']))}</p>"]
+    parts = [f"<p>{escape(operation.get('description') or operation['summary'])}</p>"]
     if parameters := operation.get("parameters"):
         parts.append(_table(f"{each['in']}: {each['name']}" for each in parameters))
     if "requestBody" in operation:
