@@ -3,7 +3,7 @@
 # SERVER: the dfastllm command; FOLDER: where the environments are kept; URL: a server that is there.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
-FOLDER=${FOLDER:-$HERE/.environments}
+FOLDER=$(realpath -m "${FOLDER:-$HERE/.environments}")
 URL=${URL:-}
 mkdir -p "$FOLDER/node"
 
