@@ -44,7 +44,7 @@ train: $(VENV)/.dev-installed  ## train the built-in models anew (ARGS='--help')
 	$(BIN)/dfastllm train $(ARGS)
 
 clean:  ## remove the virtual environments and all caches
-	rm -rf .venv .venv-ci build dist *.egg-info
+	rm -rf .venv .venv-ci tests/clients/.environments build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

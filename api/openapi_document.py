@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from api.errors import ErrorBody
-from api.openapi_examples import ANSWERS, BODIES, ERROR, FORMS, STREAMS
+from api.openapi_examples import ANSWERS, BODIES, ERROR, FORMS
+from api.openapi_streams import STREAMS
 
 Document = dict[str, Any]
 
