@@ -26,10 +26,14 @@ class ServerApp(Litestar):
         scope[_SERVERS_SEND] = send
         if scope["type"] == "http":
             REQUEST_ID.set(_request_id(scope))
-            if self.spans is not None:
+        try:
+            if scope["type"] == "http" and self.spans is not None:
                 await self.spans.around(super().__call__, scope, receive, send)
-                return
-        await super().__call__(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+        finally:
+            # It is of an object that has the scope: the circle would keep bodies for the collector.
+            del scope[_SERVERS_SEND]
 
 
 def _request_id(scope: Scope) -> str:

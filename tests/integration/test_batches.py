@@ -245,10 +245,16 @@ def test_a_full_disk_refuses_a_file_and_harms_nothing(valkey: Valkey, tmp_path: 
 def test_what_is_wrong_with_an_upload_is_named(valkey: Valkey, tmp_path: Path) -> None:
     with running_worker(valkey, "w1"), _client(valkey, tmp_path) as client:
         url, headers = str(client.base_url), {"Authorization": "Bearer one"}
+        file = {"file": b"x"}
+        keep = {"purpose": "batch", "expires_after[anchor]": "created_at"}
         for data, files, param in (
-            ({"purpose": "batch"}, {"other": b"x"}, "file"),
-            ({"purpose": "vision"}, {"file": b"x"}, "purpose"),
-            ({"purpose": "batch", "expires_after[seconds]": "5"}, {"file": b"x"}, "expires_after"),
+            (keep, {"other": b"x"}, "other"),
+            (keep, {"purpose": b"x"}, "file"),
+            ({"purpose": "vision"}, file, "purpose"),
+            (keep | {"expires_after[seconds]": "5"}, file, "expires_after"),
+            (keep | {"expires_after[anchor]": "now"}, file, "expires_after.anchor"),
+            (keep | {"expires_after[seconds]": "x"}, file, "expires_after.seconds"),
+            ({"purpose": "batch", "shoe": "5"}, file, "shoe"),
         ):
             reply = httpx.post(f"{url}files", data=data, files=files, headers=headers)
             assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
