@@ -59,7 +59,7 @@ function route.pass_on(job, needs)
   fair.insert(list, job.id, turn, redis.call('LLEN', list))
   redis.call('SADD', rq .. ':queues', list)
   redis.call('SADD', SPECIAL, queue)
-  redis.call('EXPIRE', SPECIAL, job.keep + 3600)
+  keep_at_least(SPECIAL, job.keep + 3600)
   redis.call('PUBLISH', dfl .. ':wake:' .. args.queues[index], queue)
 end
 
