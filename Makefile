@@ -1,6 +1,6 @@
 # Each target makes what it needs: `make serve` on a fresh machine ends in a running server.
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-gpu check bench train clean
+.PHONY: help serve test test-gpu chaos check bench train clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -21,6 +21,9 @@ test: $(VENV)/.dev-installed  ## run all tests that need no GPU
 
 test-gpu: $(VENV)/.dev-installed  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+chaos: $(VENV)/.dev-installed  ## drive hundreds of jobs through random faults (ARGS='--help')
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 check: $(VENV)/.dev-installed  ## lint, format, types, import rules
 	$(BIN)/ruff check

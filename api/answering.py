@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from api.auth import add_headers
 from api.errors import ApiError, ClientGoneError, InvalidRequestError
-from api.generation import Generation
+from api.generation import Generation, output_lost
 from api.metrics import JobObserver
 from api.sending import past_the_layers
 from api.services import Services
@@ -77,6 +77,8 @@ async def follow(
     observer = JobObserver(services.metrics, generation.job)
     observer.mute()
     try:
+        if shown is None and after >= generation.next_index:
+            raise output_lost()  # no client has seen what the log does not hold, but for a crash
         return await _open_stream(
             request, services, generation, observer, shown or _AS_COMPLETION, after
         )

@@ -99,7 +99,7 @@ class IoLoop:
         now = time.monotonic()
         if self._outage_began is not None:
             return self._retry_at - now
-        late_in_s = self._runner.jobs.next_deadline - time.time()
+        late_in_s = self._runner.jobs.next_deadline - now
         poll_at = self._poll_at if self._may_claim else float("inf")
         next_at = min(self._beat_at, poll_at, self._drain_until)
         return max(0.0, min(POLL_S, next_at - now, late_in_s))

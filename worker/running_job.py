@@ -107,11 +107,8 @@ class RunningJob:
 
     @property
     def deadline(self) -> float:
-        """Unix time at which the job has taken long enough, in the queue and here."""
-        timeout_s = self.job.timeout_s
-        if self.claim.deadline is not None:
-            return self.claim.deadline
-        return float("inf") if timeout_s is None else self.job.created + timeout_s
+        """Monotonic time at which the job has taken long enough, in the queue and here."""
+        return self.claim.deadline
 
     def accepted(self) -> Accepted:
         return Accepted(self.job_id, self._num_prompt_tokens)
