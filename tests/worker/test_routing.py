@@ -7,7 +7,7 @@ import redis
 import redis.asyncio
 from rq import Queue
 
-from tests.wire.samples import INFO, QUEUE, QUEUES, delta, finished, make_job, put
+from tests.wire.samples import INFO, QUEUE, QUEUES, delta, failed, finished, make_job, put
 from tests.worker.leases import outlive_the_lease, status_of
 from worker.held_job import StepRecord
 from worker.job_store import JobStore
@@ -201,3 +201,48 @@ async def test_a_job_of_little_time_does_not_end_the_way_of_the_others(
     await put(async_redis, make_job("b", mode="deer"), timeout_s=10)
     claim(plain)
     assert redis_client.ttl(f"dfl:special:{QUEUES[0]}") > 5000 + 3600
+
+
+async def test_a_special_queue_is_gone_once_nothing_is_known_of_its_jobs(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore, drafting: JobStore
+) -> None:
+    await put(async_redis, make_job("a", mode="deer"))
+    claim(plain)
+    special = f"dfl:special:{QUEUES[0]}"
+    for _ in ("waits", "runs", "has ended"):
+        plain.reap(QUEUES)
+        assert redis_client.exists(special)
+        if claim(drafting) == []:
+            drafting.emit(StepRecord(endings=[finished("a", 0)]))
+    redis_client.zadd(f"rq:finished:{QUEUE}.deer", {"a": 1})
+    plain.reap(QUEUES)
+    assert not redis_client.exists(special)
+
+
+async def test_a_job_that_runs_is_reaped_whatever_became_of_its_queues_listing(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore
+) -> None:
+    drafting = alive(JobStore(redis_client, "d", modes=["deer"], lease_s=0.25))
+    await put(async_redis, make_job("a", mode="deer"))
+    claim(plain)
+    assert claim(drafting) == ["a"]
+    redis_client.delete(f"dfl:special:{QUEUES[0]}")
+    outlive_the_lease()
+    assert plain.reap(QUEUES) == (["a"], [])
+
+
+async def test_a_job_that_an_operator_requeues_into_a_forgotten_queue_is_found(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore, drafting: JobStore
+) -> None:
+    await put(async_redis, make_job("a", mode="deer"))
+    claim(plain)
+    assert claim(drafting) == ["a"]
+    drafting.emit(StepRecord(endings=[failed("a")]))
+    redis_client.delete(f"dfl:special:{QUEUES[0]}")
+    queue = Queue(f"{QUEUE}.deer", connection=redis_client, serializer=RestrictedSerializer)
+    queue.failed_job_registry.requeue("a")
+    other_model = f"{QUEUE}.x.default"  # of a model whose name begins as this one's queue
+    await put(async_redis, "b", queue=other_model)
+    plain.reap(QUEUES)
+    assert redis_client.smembers(f"dfl:special:{QUEUES[0]}") == {f"{QUEUE}.deer".encode()}
+    assert claim(drafting) == ["a"]
