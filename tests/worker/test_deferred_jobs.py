@@ -61,3 +61,24 @@ async def test_a_key_whose_jobs_wait_for_each_other_does_not_exceed_a_full_queue
     with pytest.raises(queueing.QueueFullError):
         await put_into_small("a4", "a")
     await put_into_small("c0", "c")
+
+
+async def test_a_free_place_goes_on_to_a_job_that_still_has_time(
+    async_redis: Client, redis_client: redis.Redis, store: JobStore
+) -> None:
+    await put_one_at_a_time(async_redis, *"abcd")
+    assert claim(store) == ["a"]
+    for name in "bc":
+        redis_client.hset(f"rq:job:{name}", "dfl_deadline", 1)
+    store.emit(StepRecord(endings=[finished("a", 0)]))
+    assert claim(store) == ["d"]
+
+
+async def test_a_free_place_goes_on_when_who_came_back_for_it_is_cancelled(
+    async_redis: Client, store: JobStore
+) -> None:
+    await put_one_at_a_time(async_redis, *"abc")
+    assert claim(store) == ["a"]
+    store.emit(StepRecord(endings=[finished("a", 0)]))
+    assert await queueing.cancel(async_redis, "b")
+    assert claim(store) == ["c"]

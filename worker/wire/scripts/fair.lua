@@ -134,7 +134,7 @@ function fair.defer(job, deadline)
   local lanes, lane = lanes_key(job.tenant), lane_key(job.tenant, job.queue)
   redis.call('HSET', job_key(job.id), 'status', 'deferred')
   redis.call('ZADD', rq .. ':deferred:' .. job.queue, now, job.id)
-  redis.call('ZADD', lane, tonumber(deadline or now), job.id)
+  redis.call('ZADD', lane, tonumber(deadline or now + job.timeout), job.id)
   redis.call('SADD', lanes, job.queue)
   redis.call('SADD', TENANTS_WITH_LANES, job.tenant)
   for _, key in ipairs({lane, lanes, TENANTS_WITH_LANES}) do

@@ -160,6 +160,8 @@ local function finish(job, ending)
   ending.ttl = math.max(1, failed and job.failure_ttl or job.result_ttl, job.hook_ttl)
   leave(job)
   fair.note_not_waiting(job)
+  -- It may have come back for a free place of its key, which is another's now.
+  if job.execution == '' and job.status == 'queued' then fair.leave_place(job) end
   redis.call('HSET', job_key(job.id), 'status', ending.status, 'ended_at', args.iso,
     'dfl_ending', ending.event, 'dfl_ended_by', job.execution)
   -- Without its deadlines, so that an operator can requeue it later.
