@@ -9,7 +9,7 @@ import redis
 import redis.asyncio
 
 from tests.valkey import Valkey
-from tests.wire.samples import QUEUE, QUEUES, failed, put
+from tests.wire.samples import INFO, QUEUE, QUEUES, failed, make_job, put
 from worker.held_job import StepRecord
 from worker.job_store import JobStore
 from worker.wire import keys
@@ -67,6 +67,20 @@ async def test_failed_jobs_are_counted_until_they_are_forgotten(
     store.emit(StepRecord(endings=[failed("bad")]))
     await async_redis.zadd(f"rq:failed:{QUEUE}", {"forgotten": 1})
     assert await _state(async_redis) == QueueState(0, 0.0, 1)
+
+
+async def test_jobs_are_counted_wherever_they_wait(
+    async_redis: redis.asyncio.Redis, redis_client: redis.Redis
+) -> None:
+    store = JobStore(redis_client, "w1", modes=["ar"])
+    JobStore(redis_client, "w2", modes=["deer"]).beat([], INFO)
+    await put(async_redis, make_job("special", mode="deer"))
+    for name in ("runs", "deferred"):
+        await put(async_redis, name, max_running=1)
+    assert len(store.claim(QUEUES, 9)) == 1
+    await put(async_redis, "waits")
+    state = await _state(async_redis)
+    assert (state.length, state.num_deferred) == (2, 1)
 
 
 async def test_memory_is_what_the_server_says(async_redis: redis.asyncio.Redis) -> None:
