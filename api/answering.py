@@ -117,6 +117,8 @@ async def _open_stream(
     settings = services.settings
     # A busy queue must not look like a dead server: after a while the stream opens anyway.
     await unless_gone(request, generation.wait_accepted(settings.accept_patience_s))
+    if after >= 0:
+        services.metrics.stream_resumes.labels(generation.job.model).inc()
     observer.is_handed_over = True
     events = shown.events(generation, observer, settings, after)
     return EventStream(events, on_end=lambda: _end(generation, observer))

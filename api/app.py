@@ -47,7 +47,7 @@ from worker.wire.logs import REQUEST_ID
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> Litestar:
+def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> ServerApp:
     """Build the application; a `gateway` given takes the place of Redis altogether."""
     api_metrics = ApiMetrics()
     return ServerApp(
@@ -101,7 +101,7 @@ def _lifespan(
                 BatchDesk(redis, files),
             )
             sender = WebhookSender(redis, desk, settings)
-            runner = BatchRunner(Desks(redis, redis_gateway, desk, files, settings))
+            runner = BatchRunner(Desks(redis, redis_gateway, desk, files, settings, api_metrics))
             await redis_gateway.start()
             sender.start()
             runner.start()

@@ -51,7 +51,8 @@ class FakeTokenizer:
         return self.encode(turns + "<assistant>")
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token_ids).decode(errors="replace")
+        known = [token for token in token_ids if token < 256]
+        return bytes(known).decode(errors="replace")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from worker.wire import codec, keys, questions
 from worker.wire.messages import Answered, Chat, Frame, Rejected
 from worker.wire.questions import DescribeTokenizer, Detokenize, Question, Tokenize
 
-log = logging.getLogger("worker")
+logger = logging.getLogger(__name__)
 
 
 class QuestionDesk:
@@ -47,9 +47,9 @@ def _answer(question: Question, tokenizer: TokenizerPort) -> Answered | Rejected
                 return Answered(name, facts=tokenizer.describe())
     except InvalidRequestError as error:
         return rejection(name, error)
-    except Exception:  # boundary: one question, which its asker would put to every worker in turn
-        log.exception("a question cannot be answered")
-        return Rejected(name, 500, "the question could not be answered", None, "engine_error")
+    except Exception:  # boundary: one question; what it breaks must not end the worker
+        logger.exception("a question cannot be answered")
+        return Rejected(name, 500, "The worker failed.", code="internal_error")
 
 
 def _tokens(name: str, wanted: Tokenize, tokenizer: TokenizerPort) -> Answered:

@@ -207,10 +207,8 @@ class _Run:
         report.endings = Counter(_ending(outcome) for outcome in outcomes)
         report.num_forgotten = verdict.num_forgotten(outcomes, records)
         num_torn = sum(outcome.code == "output_lost" for outcome in outcomes)
-        if (report.num_forgotten or num_torn) and not report.kinds.keys() & {
-            "kill queue",
-            "power failure",
-        }:
+        num_lost = report.num_forgotten + num_torn + verdict.num_reopened(outcomes, records)
+        if num_lost and not report.kinds.keys() & {"kill queue", "power failure"}:
             report.wrong.append("jobs, or their output, were forgotten by a queue that did not die")
         report.num_reruns = sum(max(0, record.attempt - 1) for record in records.values())
         report.num_deaths = sum(slot.num_starts - 1 for slot in cluster.slots)

@@ -96,6 +96,17 @@ def num_forgotten(outcomes: list[Outcome], records: dict[str, Record]) -> int:
     return sum(outcome.job.prompt not in known for outcome in told)
 
 
+def was_reopened(record: Record) -> bool:
+    """Say whether a job may have ended before Redis lost that, to die with three workers since."""
+    return record.status == "failed" and _code(record) == "worker_lost"
+
+
+def num_reopened(outcomes: list[Outcome], records: dict[str, Record]) -> int:
+    """Count the jobs whose clients have seen an end that Redis no longer knows."""
+    failed = {_prompt(record.job) for record in records.values() if record.status != "finished"}
+    return sum(one.how == "finished" and one.job.prompt in failed for one in outcomes)
+
+
 def judge_keys(client: redis.Redis) -> list[str]:
     """Return the keys that would stay for ever without a reason."""
     return [
@@ -204,7 +215,7 @@ def _faults_seen(outcome: Outcome, record: Record | None) -> list[str]:
         faults.append(f"failed with {outcome.code!r}")
     if record is None:  # counted by `num_forgotten`
         return faults
-    if outcome.how == "finished" and record.status != "finished":
+    if outcome.how == "finished" and record.status != "finished" and not was_reopened(record):
         faults.append(f"saw the end of a job that is {record.status}")
     if outcome.code in ("worker_lost", "forgotten") and record.status != "failed":
         faults.append(f"was told {outcome.code!r} of a job that is {record.status}")
