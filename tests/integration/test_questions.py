@@ -39,18 +39,6 @@ def test_a_full_worker_answers_and_of_two_workers_one(
         assert redis_client.exists(keys.questions(MODEL)) == 0
 
 
-def test_a_question_that_breaks_the_tokenizer_breaks_no_worker(valkey: Valkey) -> None:
-    with (
-        running_worker(valkey, "w1") as worker,
-        serving(create_app(ApiSettings(redis_url=valkey.url))) as url,
-    ):
-        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200, "it is ready")
-        broken = httpx.post(f"{url}/detokenize", json={"tokens": [300]}, timeout=20)
-        assert broken.status_code == 500, broken.text
-        assert httpx.post(f"{url}/detokenize", json={"tokens": [65]}).json() == {"prompt": "A"}
-        assert worker.poll() is None
-
-
 def test_without_a_worker_the_question_is_given_up_and_forgotten(
     valkey: Valkey, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
