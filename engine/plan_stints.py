@@ -67,6 +67,11 @@ class Stint:
         """The next step is to be planned anew."""
         self._num_left = 0
 
+    def forget(self, sequence_id: str) -> None:
+        """Whoever bears this name next is somebody new."""
+        if sequence_id in self._ids:
+            self._ids = ["" if name == sequence_id else name for name in self._ids]
+
     def go_on(self, ids: Seq[str], ask: AskOf) -> Seq[int] | None:
         """The lengths of the step before, where this is a batch like that one; else None.
 

@@ -150,6 +150,7 @@ class StepPlanner:
 
     def forget(self, sequence_id: str) -> None:
         self.acceptance.forget(sequence_id)
+        self._stint.forget(sequence_id)
 
     def get_stats(self) -> dict[str, Any]:
         """Counts, and as gauges what was last expected without drafts and with the best ones."""

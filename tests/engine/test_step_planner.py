@@ -195,6 +195,16 @@ def test_lengths_that_clients_chose_are_kept_through_trials_and_rests() -> None:
         planner.observe(StepTime(StepShape(8, 8 + sum(lengths)), 9e-3, 1e-3))
 
 
+def test_who_takes_an_old_name_gets_nothing_of_what_was_planned_for_it() -> None:
+    planner = make_planner()
+    for left in range(60, -1, -1):
+        (length,) = plan(planner, [Ask("a", min(7, left), min(7, left))])
+        assert length == min(7, left)
+        planner.observe(StepTime(StepShape(1, 1 + length), 9e-3, 1e-3))
+    planner.forget("a")
+    assert plan(planner, [Ask("a", 7, 7)]) == [7]
+
+
 def test_sequences_of_other_strategies_are_reckoned_with() -> None:
     """Theirs are most of the rows: to draft for one hardly makes a step longer."""
     machine = MadeUp(lambda seqs, rows: 1e-3 * rows, lambda n: 2e-3)
