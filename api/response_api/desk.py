@@ -16,7 +16,8 @@ from worker.wire import job_views, queueing
 from worker.wire.job_views import JobView
 from worker.wire.messages import Chat, ChatMessage, Delta, Failed, Finished, Rejected
 
-_RUNNING = {"queued": "queued", "started": "in_progress"}
+# A job is deferred while as many of its key run as may.
+_RUNNING = {"queued": "queued", "deferred": "queued", "started": "in_progress"}
 _GIVEN_UP = ("canceled", "stopped")
 
 

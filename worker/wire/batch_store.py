@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from redis.asyncio import Redis
 
 from worker.wire import keys, lua
+from worker.wire.queueing import ENDED
 
 INDEX_TTL_S = 31 * 86400
 """Longer than anything lives that it lists."""
@@ -125,7 +126,7 @@ async def have_ended(redis: Redis, job_ids: list[str]) -> list[bool]:
         for job_id in job_ids:
             pipeline.hget(keys.job(job_id), "status")
         statuses = await pipeline.execute()
-    return [status not in (b"queued", b"started") for status in statuses]
+    return [status is None or status in ENDED for status in statuses]
 
 
 async def request_cancel(redis: Redis, batch_id: str) -> None:
