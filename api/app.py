@@ -88,7 +88,7 @@ def _lifespan(
             return
         async with connect(settings.redis_url) as redis:
             redis_gateway = RedisGateway(redis, settings)
-            desk = JobDesk(redis, redis_gateway)
+            desk = JobDesk(redis)
             files = FileDesk(redis, FileDisk(Path(settings.files_dir).expanduser()))
             app.state.services = Services(
                 settings,

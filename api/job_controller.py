@@ -74,7 +74,7 @@ class JobController(Controller):
             record=record,
         )
         terms = with_key(terms, request.headers.get(HEADER), tenant, PATH, body)
-        receipt = await desk.submit(job, priority, terms)
+        receipt = await services.gateway.enqueue(job, priority, terms)
         headers = {"Location": f"{PATH}/{receipt.job_id}", "X-Job-Id": receipt.job_id}
         if receipt.is_joined:
             headers["Idempotent-Replayed"] = "true"

@@ -8,6 +8,7 @@ import uuid
 from redis.asyncio import Redis
 
 from api.batches.file_desk import DEFAULT_TTL_S, FileDesk
+from api.batches.hold import ENDS
 from api.batches.objects import BatchBody, BatchList, BatchRequest, batch_body
 from api.endpoints import ENDPOINTS
 from api.errors import BatchNotFoundError, ConflictError, InvalidRequestError
@@ -19,7 +20,6 @@ WINDOW_S = 24 * 3600
 MAX_METADATA = 16
 MAX_KEY_LENGTH = 64
 MAX_VALUE_LENGTH = 512
-ENDED = ("completed", "failed", "expired", "cancelled")
 
 
 class BatchDesk:
@@ -63,7 +63,7 @@ class BatchDesk:
     async def cancel(self, batch_id: str, tenant: str) -> BatchBody:
         """Have a batch ended; what is answered by then is kept. Raises ConflictError if it has."""
         batch = await self._find(batch_id, tenant)
-        if batch.state.status in ENDED and not batch.is_cancelled:
+        if batch.state.status in ENDS and not batch.is_cancelled:
             raise ConflictError(f"The batch has ended already: it is {batch.state.status}.")
         await reachable(batch_store.request_cancel(self._redis, batch_id))
         return await self.look(batch_id, tenant)

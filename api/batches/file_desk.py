@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from typing import BinaryIO
+from pathlib import Path
 
 from redis.asyncio import Redis
 
@@ -29,12 +29,22 @@ class FileDesk:
         self._redis = redis
 
     async def keep(
-        self, source: Iterator[bytes], tenant: str, filename: str, purpose: str, ttl_s: int
+        self,
+        source: Iterator[bytes],
+        tenant: str,
+        filename: str,
+        purpose: str,
+        ttl_s: int,
+        file_id: str | None = None,
     ) -> FileRecord:
-        """Write a file and make it known; raises StorageError where the disk refuses."""
-        file_id, created_at = f"file-{uuid.uuid4().hex}", int(time.time())
+        """Write a file and make it known, in place of one of that id if there is any.
+
+        Raises StorageError where the disk refuses.
+        """
+        file_id, created_at = file_id or f"file-{uuid.uuid4().hex}", int(time.time())
+        expires_at = created_at + ttl_s
         try:
-            num_bytes = await asyncio.to_thread(self.disk.write, file_id, source)
+            num_bytes = await asyncio.to_thread(self.disk.write, file_id, source, expires_at)
         except OSError as error:
             raise StorageError("The server's disk did not take the file.") from error
         record = FileRecord(
@@ -44,7 +54,7 @@ class FileDesk:
             purpose=purpose,
             num_bytes=num_bytes,
             created_at=created_at,
-            expires_at=created_at + ttl_s,
+            expires_at=expires_at,
         )
         await reachable(batch_store.add_file(self._redis, record))
         return record
@@ -82,11 +92,10 @@ class FileDesk:
     async def open(self, file_id: str, tenant: str) -> AsyncIterator[bytes]:
         """Return a file's bytes, chunk by chunk; raises FileNotFoundHereError."""
         record = await self.find(file_id, tenant)
-        try:
-            file = await asyncio.to_thread(self.disk.path(record.file_id).open, "rb")
-        except FileNotFoundError:
-            raise FileNotFoundHereError(file_id) from None
-        return _chunks(file)
+        path = self.disk.path(record.file_id)
+        if not await asyncio.to_thread(path.is_file):
+            raise FileNotFoundHereError(file_id)
+        return _chunks(path)
 
     async def delete(self, file_id: str, tenant: str) -> None:
         """Forget a file; raises FileNotFoundHereError."""
@@ -96,14 +105,15 @@ class FileDesk:
 
     async def drop_forgotten(self) -> None:
         """Drop from the disk what Redis has forgotten."""
-        for name in await asyncio.to_thread(self.disk.old_names):
+        for name in await asyncio.to_thread(self.disk.stale_names):
             owner = name.partition(".")[0]  # a part, or a draft, is of a batch or a file
             key = keys.batch(owner) if owner.startswith("batch_") else keys.file(owner)
             if not await reachable(self._redis.exists(key)):
                 await asyncio.to_thread(self.disk.drop_name, name)
 
 
-async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
-    with file:
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    # Opened here: of a client that is gone before the first chunk, nothing stays open.
+    with await asyncio.to_thread(path.open, "rb") as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK):
             yield chunk
