@@ -21,7 +21,6 @@ from api.errors import InvalidRequestError, UnavailableError, UnsupportedMediaEr
 from api.services import AppServices, Services
 
 MAX_FILE_BYTES = 200 * 1024 * 1024  # OpenAI's, for a batch
-MAX_PARTS = 8
 PURPOSES = ("batch",)
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]")
@@ -109,5 +108,7 @@ def _ttl_of(given: Any) -> int:
     if given is None:
         return DEFAULT_TTL_S
     if not str(given).isdecimal() or len(str(given)) > 9:
-        raise InvalidRequestError("'expires_after.seconds' must be a number of seconds.")
+        raise InvalidRequestError(
+            "'expires_after.seconds' must be a number of seconds.", param="expires_after"
+        )
     return checked_ttl(int(given))

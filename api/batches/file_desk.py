@@ -11,8 +11,9 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from api.batches.disk import FileDisk
-from api.batches.objects import FileBody, FileList, file_body
-from api.errors import FileNotFoundHereError, InvalidRequestError, StorageError
+from api.batches.objects import FileList, file_body
+from api.batches.paging import find_page
+from api.errors import FileNotFoundHereError, StorageError
 from api.gateway import reachable
 from worker.wire import batch_store, keys
 from worker.wire.batch_store import FileRecord
@@ -70,23 +71,20 @@ class FileDesk:
         self, tenant: str, limit: int, after: str | None, purpose: str | None
     ) -> FileList:
         """Return a tenant's files, the newest first."""
+
+        async def find(name: str) -> FileRecord | None:
+            record = await batch_store.get_file(self._redis, name)
+            is_wanted = record is not None and purpose in (None, record.purpose)
+            return record if is_wanted else None
+
         index = keys.files_of(tenant)
-        names = await reachable(batch_store.listed(self._redis, index, limit, after))
-        if names is None:
-            raise InvalidRequestError(f"There is no file '{after}' to go on after.", param="after")
-        records = [
-            await reachable(batch_store.get_file(self._redis, name)) for name in names[:limit]
-        ]
-        bodies: list[FileBody] = [
-            file_body(record)
-            for record in records
-            if record is not None and purpose in (None, record.purpose)
-        ]
+        records, has_more = await find_page(self._redis, index, limit, after, find)
+        bodies = [file_body(record) for record in records]
         return FileList(
             data=bodies,
             first_id=bodies[0].id if bodies else None,
             last_id=bodies[-1].id if bodies else None,
-            has_more=len(names) > limit,
+            has_more=has_more,
         )
 
     async def open(self, file_id: str, tenant: str) -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ from api.batches import hold
 from api.batches.hold import TakenOverError
 from api.batches.run import BatchRun, Desks
 from api.errors import ApiError
-from worker.wire import batch_store
+from worker.wire import batch_store, codec
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,11 @@ class BatchRunner:
         if limit == 0:
             return
         for batch_id, epoch in await batch_store.take(self._desks.redis, limit, hold.LEASE_S):
-            batch = await batch_store.get_batch(self._desks.redis, batch_id)
+            try:
+                batch = await batch_store.get_batch(self._desks.redis, batch_id)
+            except codec.UnreadableError as error:  # the others must not wait for it
+                logger.warning("batch %s: %s", batch_id, error)
+                continue
             if batch is not None:
                 run = BatchRun(self._desks, batch, epoch)
                 task = asyncio.create_task(_work(run, batch_id))

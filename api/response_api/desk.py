@@ -87,7 +87,7 @@ class ResponseDesk:
 
 
 def _body(view: JobView, deltas: list[Delta], asked: Asked) -> ResponseBody:
-    writer = ResponseWriter(view.job, asked)
+    writer = ResponseWriter(view.job, asked, view.ended_at)
     match view.ending:
         case Finished(num_deltas=num_deltas) as finished if num_deltas == len(deltas):
             return writer.whole(deltas, finished)

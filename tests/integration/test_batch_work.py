@@ -47,14 +47,16 @@ def _spec(input_file_id: str) -> BatchSpec:
     )
 
 
-async def _begun(client: Redis, folder: Path, lines: list[bytes]) -> tuple[BatchRun, FileDesk]:
+async def _begun(
+    client: Redis, folder: Path, lines: list[bytes], limit: int = 1
+) -> tuple[BatchRun, FileDesk]:
     """Take a batch of these lines, as an API process does."""
     files = FileDesk(client, FileDisk(folder))
     record = await files.keep(iter([b"\n".join(lines)]), "one", "in", "batch", 3600)
     state = BatchState(status="in_progress", total=len(lines))
     batch = Batch(BATCH_ID, _spec(record.file_id), state, is_cancelled=False)
     await batch_store.add_batch(client, BATCH_ID, batch.spec, state)
-    ((_, epoch),) = await batch_store.take(client, 1, 30.0)
+    epoch = dict(await batch_store.take(client, limit, 30.0))[BATCH_ID]
     gateway = FakeGateway()
     desks = Desks(client, gateway, JobDesk(client), files, ApiSettings())  # type: ignore[arg-type]
     return BatchRun(desks, batch, epoch), files
