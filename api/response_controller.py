@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Controller, Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, QueryParameter, RawBody
+from litestar.params import FromPath, FromQuery, QueryParameter, RawBody
 
 from api.answering import AnyRequest, answer, follow, name_job
 from api.auth import admit, charge, require_key
 from api.decoding import decode_request
 from api.endpoints import prepare_request
-from api.errors import ErrorBody, UnavailableError
+from api.errors import ErrorBody, InvalidRequestError, UnavailableError
 from api.idempotency import HEADER, with_key
 from api.jobs import Sender
 from api.openapi import body_of
@@ -90,13 +90,13 @@ class ResponseController(Controller):
         request: AnyRequest,
         response_id: FromPath[str],
         services: AppServices,
-        is_stream: Annotated[bool, QueryParameter(name="stream")] = False,
+        stream: FromQuery[bool] = False,
         starting_after: Annotated[int, QueryParameter(ge=-1)] = -1,
     ) -> Response[Any]:
         """Return a response as it is now, or stream it from after an event on."""
         tenant = request.state.tenant
         found = await _desk(services).look(response_id, tenant)
-        if not is_stream:
+        if not stream:
             return Response(found)
         return await follow(request, services, response_id, tenant, starting_after)
 
@@ -122,17 +122,39 @@ class ResponseController(Controller):
 
     @get("/{response_id:str}/input_items", guards=[require_key], responses={**_NOT_FOUND})
     async def list_input_items(
-        self, request: AnyRequest, response_id: FromPath[str], services: AppServices
+        self,
+        request: AnyRequest,
+        response_id: FromPath[str],
+        services: AppServices,
+        limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
+        order: FromQuery[Literal["asc", "desc"]] = "desc",
+        after: FromQuery[str | None] = None,
     ) -> ItemList:
         """List what a response was asked, with the turns of the responses before it."""
         items = await _desk(services).input_items(response_id, request.state.tenant)
-        return ItemList(data=items, first_id=items[0]["id"], last_id=items[-1]["id"])
+        if order == "desc":
+            items.reverse()
+        return _page_of(items, limit, after)
 
 
 def _desk(services: Services) -> ResponseDesk:
     if services.responses is None:
         raise UnavailableError("This server keeps no responses.")
     return services.responses
+
+
+def _page_of(items: list[dict[str, Any]], limit: int, after: str | None) -> ItemList:
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise InvalidRequestError(f"There is no item '{after}' to go on after.", param="after")
+    first = 0 if after is None else ids.index(after) + 1
+    page = items[first : first + limit]
+    return ItemList(
+        data=page,
+        first_id=page[0]["id"] if page else None,
+        last_id=page[-1]["id"] if page else None,
+        has_more=len(items) > first + limit,
+    )
 
 
 async def _earlier(wanted: ResponseRequest, tenant: str, services: Services) -> list[MessageParam]:

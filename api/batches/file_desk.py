@@ -68,9 +68,15 @@ class FileDesk:
         return record
 
     async def list(
-        self, tenant: str, limit: int, after: str | None, purpose: str | None
+        self,
+        tenant: str,
+        limit: int,
+        after: str | None,
+        purpose: str | None,
+        *,
+        is_newest_first: bool = True,
     ) -> FileList:
-        """Return a tenant's files, the newest first."""
+        """Return a tenant's files, by the time they were made."""
 
         async def find(name: str) -> FileRecord | None:
             record = await batch_store.get_file(self._redis, name)
@@ -78,7 +84,9 @@ class FileDesk:
             return record if is_wanted else None
 
         index = keys.files_of(tenant)
-        records, has_more = await find_page(self._redis, index, limit, after, find)
+        records, has_more = await find_page(
+            self._redis, index, limit, after, find, is_newest_first=is_newest_first
+        )
         bodies = [file_body(record) for record in records]
         return FileList(
             data=bodies,

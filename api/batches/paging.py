@@ -1,4 +1,4 @@
-"""Pages of what a tenant has, the newest first."""
+"""Pages of what a tenant has, by the time it was made."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ async def find_page(
     limit: int,
     after: str | None,
     find: Callable[[str], Awaitable[T | None]],
+    *,
+    is_newest_first: bool = True,
 ) -> tuple[list[T], bool]:
     """Return up to `limit` things behind the one named `after`, and whether there are more.
 
@@ -29,7 +31,9 @@ async def find_page(
     found: list[T] = []
     last = after
     while True:
-        names = await reachable(batch_store.listed(redis, index, limit, last))
+        names = await reachable(
+            batch_store.listed(redis, index, limit, last, is_newest_first=is_newest_first)
+        )
         if names is None and last == after:
             raise InvalidRequestError(f"There is no '{after}' to go on after.", param="after")
         for name in names or ():

@@ -29,6 +29,8 @@ def test_files_of_another_purpose_do_not_empty_a_page(valkey: Valkey, tmp_path: 
             rest = await desk.list("one", 2, first.last_id, "batch")
             assert [file.id for file in rest.data] == [kept[0]]
             assert not rest.has_more
+            oldest = await desk.list("one", 2, kept[0], None, is_newest_first=False)
+            assert [file.id for file in oldest.data] == kept[1:3]
             everything = await desk.list("one", 5, None, None)
             assert (len(everything.data), everything.has_more) == (5, False)
 

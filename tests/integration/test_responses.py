@@ -99,6 +99,12 @@ def test_a_conversation_goes_on_from_a_response(valkey: Valkey, redis_client: re
         items = client.responses.input_items.list(second.id).data
         assert [item.role for item in items] == ["user", "assistant", "user"]  # type: ignore[union-attr]
         assert items[1].content[0].text == first.output_text  # type: ignore[union-attr]
+        assert items[0].content[0].text == "two"  # type: ignore[union-attr]
+        pages = client.responses.input_items.list(second.id, limit=2, order="asc")
+        assert [item.id for item in pages] == [item.id for item in reversed(items)]
+        assert len(pages.data) == 2 and pages.has_more
+        with pytest.raises(openai.BadRequestError):
+            client.responses.input_items.list(second.id, after="none")
         with pytest.raises(openai.NotFoundError):
             _create(client, input="two", previous_response_id="resp_none")
 
