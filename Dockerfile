@@ -18,7 +18,7 @@ RUN if [ -n "$TORCH_INDEX_URL" ]; then \
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \
-parts = ('api', 'worker', 'embedded', 'dashboard'); \
+parts = ('api', 'worker', 'embedded', 'dashboard', 'otel'); \
 print(*project['dependencies'], *(name for part in parts for name in extras[part]), sep='\n')" \
       > requirements.txt && \
     pip install -c constraints.txt -r requirements.txt

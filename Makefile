@@ -1,6 +1,6 @@
 # Each target makes what it needs: `make serve` on a fresh machine ends in a running server.
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-gpu check bench train clean
+.PHONY: help serve test test-gpu chaos fuzz clients check bench train clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -22,6 +22,15 @@ test: $(VENV)/.dev-installed  ## run all tests that need no GPU
 test-gpu: $(VENV)/.dev-installed  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+chaos: $(VENV)/.dev-installed  ## drive hundreds of jobs through random faults (ARGS='--help')
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: $(VENV)/.dev-installed  ## minutes of malformed, random and broken-off requests (ROUNDS=...)
+	DFASTLLM_FUZZ_ROUNDS=$(or $(ROUNDS),20) $(BIN)/python -m pytest tests/clients --timeout=1800 $(ARGS)
+
+clients: $(VENV)/.serve-installed  ## other projects' clients against a server started for them
+	PYTHON=$(PYTHON) SERVER=$(BIN)/dfastllm tests/clients/run.sh
+
 check: $(VENV)/.dev-installed  ## lint, format, types, import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,7 +44,7 @@ train: $(VENV)/.dev-installed  ## train the built-in models anew (ARGS='--help')
 	$(BIN)/dfastllm train $(ARGS)
 
 clean:  ## remove the virtual environments and all caches
-	rm -rf .venv .venv-ci build dist *.egg-info
+	rm -rf .venv .venv-ci tests/clients/.environments build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

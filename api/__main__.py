@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -14,9 +15,12 @@ import uvicorn
 from api.app import create_app
 from api.http_protocol import PatientProtocol
 from api.redis_connection import check_redis
+from api.sending import ServerApp
 from api.settings import ApiSettings, SettingsError, load_settings
+from api.tracing import RequestSpans
 from worker.wire.known_settings import API, settings_of
 from worker.wire.logs import set_up_logs
+from worker.wire.tracing import open_tracing
 
 GC_THRESHOLD = 50_000  # new objects; what a frame brings is gone again before there are so many
 GRACE_S = 3  # without it one open stream would keep a stopping server alive for ever
@@ -31,9 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    server = uvicorn.Server(_config(settings))
+    app = create_app(settings)
+    tracing = open_tracing("api", f"{socket.gethostname()}-{os.getpid()}")
+    if tracing is not None:
+        app.spans = RequestSpans(tracing)
+    server = uvicorn.Server(_config(app, settings))
     _spare_the_collector()
     server.run()
+    if tracing is not None:
+        tracing.close()
     return 0 if server.started else 1
 
 
@@ -57,9 +67,9 @@ def _spare_the_collector() -> None:
     gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
 
 
-def _config(settings: ApiSettings) -> uvicorn.Config:
+def _config(app: ServerApp, settings: ApiSettings) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         http=PatientProtocol,

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from api.auth import add_headers
 from api.errors import ApiError, ClientGoneError, InvalidRequestError
-from api.generation import Generation
+from api.generation import Generation, output_lost
 from api.metrics import JobObserver
 from api.response_api.stream import response_events
 from api.sending import past_the_layers
@@ -67,6 +67,8 @@ async def follow(
     observer = JobObserver(services.metrics, generation.job)
     observer.mute()
     try:
+        if not generation.record.response and after >= generation.next_index:
+            raise output_lost()  # no client has seen what the log does not hold, but for a crash
         return await _open_stream(request, services, generation, observer, after)
     finally:
         if not observer.is_handed_over:
@@ -104,6 +106,8 @@ async def _open_stream(
     settings = services.settings
     # A busy queue must not look like a dead server: after a while the stream opens anyway.
     await unless_gone(request, generation.wait_accepted(settings.accept_patience_s))
+    if after >= 0:
+        services.metrics.stream_resumes.labels(generation.job.model).inc()
     observer.is_handed_over = True
     events = _events(generation, observer, settings, after)
     return EventStream(events, on_end=lambda: _end(generation, observer))

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 MAX_FORM_PARTS = 8
 
 
-def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> Litestar:
+def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> ServerApp:
     """Build the application; a `gateway` given takes the place of Redis altogether."""
     api_metrics = ApiMetrics()
     return ServerApp(
@@ -104,7 +104,7 @@ def _lifespan(
                 BatchDesk(redis, files),
             )
             sender = WebhookSender(redis, desk, settings)
-            runner = BatchRunner(Desks(redis, redis_gateway, desk, files, settings))
+            runner = BatchRunner(Desks(redis, redis_gateway, desk, files, settings, api_metrics))
             await redis_gateway.start()
             sender.start()
             runner.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Annotated, Any, Literal
 
 from litestar import Controller, Response, delete, get, post
@@ -23,6 +23,7 @@ from api.services import AppServices, Services
 MAX_FILE_BYTES = 200 * 1024 * 1024  # OpenAI's, for a batch
 PURPOSES = ("batch",)
 
+_FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]")
 
 
@@ -44,6 +45,7 @@ class FileController(Controller):
             form = await request.form()
         except (UnicodeDecodeError, LookupError):
             raise InvalidRequestError("A field of the form is no text in its charset.") from None
+        _check_fields(form)
         upload, purpose = form.get("file"), form.get("purpose")
         if not isinstance(upload, UploadFile):
             raise InvalidRequestError("Missing required parameter: 'file'.", param="file")
@@ -56,7 +58,7 @@ class FileController(Controller):
             request.state.tenant,
             _UNPRINTABLE.sub("", upload.filename or "file")[:255],
             str(purpose),
-            _ttl_of(form.get("expires_after[seconds]")),
+            _ttl_of(form.get("expires_after[anchor]"), form.get("expires_after[seconds]")),
         )
         return Response(file_body(record))
 
@@ -109,11 +111,25 @@ def _read(file: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _ttl_of(given: Any) -> int:
-    if given is None:
+def _check_fields(form: Mapping[str, Any]) -> None:
+    for name in form:
+        if name not in _FIELDS:
+            raise InvalidRequestError(
+                f"Unrecognized request argument supplied: {name[:100]}",
+                param=name[:100],
+                code="unknown_parameter",
+            )
+
+
+def _ttl_of(anchor: Any, seconds: Any) -> int:
+    if anchor is None and seconds is None:
         return DEFAULT_TTL_S
-    if not str(given).isdecimal() or len(str(given)) > 9:
+    if anchor != "created_at":
         raise InvalidRequestError(
-            "'expires_after.seconds' must be a number of seconds.", param="expires_after"
+            "'expires_after.anchor' must be 'created_at'.", param="expires_after.anchor"
         )
-    return checked_ttl(int(given))
+    if not str(seconds).isdecimal() or len(str(seconds)) > 9:
+        raise InvalidRequestError(
+            "'expires_after.seconds' must be a number of seconds.", param="expires_after.seconds"
+        )
+    return checked_ttl(int(seconds))

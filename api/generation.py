@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 
 from api.bell import Bell
@@ -18,12 +19,22 @@ from worker.wire.messages import (
     Rejected,
 )
 
+# A crash of Redis has taken the log's end and the worker that knew it. The answer is made once
+# more, and while its tokens are the same, they need not come in the same deltas.
+_TORN = "The queue has lost a part of this answer; ask again."
+
+
+def output_lost() -> GenerationFailedError:
+    return GenerationFailedError(500, _TORN, code="output_lost")
+
 
 class DeltaSequencer:
     """Puts deltas into order by their index: doubles go, early ones wait for those before them."""
 
     def __init__(self) -> None:
         self.next_index = 0
+        self.is_torn = False  # what comes now does not go on from what has come before
+        self._seen = array("q")  # a mark for each delta that had its turn
         self._early: dict[int, Delta] = {}
 
     @property
@@ -33,16 +44,21 @@ class DeltaSequencer:
     def push(self, delta: Delta) -> list[Delta]:
         """Take one delta; return those whose turn has come."""
         if delta.index == self.next_index and not self._early:  # nearly always
-            self.next_index += 1
+            self._take(delta)
             return [delta]
         if delta.index < self.next_index:
+            self.is_torn |= self._seen[delta.index] != _mark(delta)
             return []
         self._early[delta.index] = delta
         ready = []
         while (following := self._early.pop(self.next_index, None)) is not None:
             ready.append(following)
-            self.next_index += 1
+            self._take(following)
         return ready
+
+    def _take(self, delta: Delta) -> None:
+        self.next_index += 1
+        self._seen.append(_mark(delta))
 
 
 class Generation:
@@ -68,7 +84,7 @@ class Generation:
         self.is_enqueued = False  # set by the gateway: until then Redis need not know the job
         self.is_accepted = False
         self.num_prompt_tokens: int | None = None  # as far as the worker's word has come
-        self.last_event = time.monotonic()
+        self.started = self.last_event = time.monotonic()
         self._on_close = on_close
         self._is_closed = False
         self._is_given_up = False
@@ -115,6 +131,8 @@ class Generation:
             case Delta():
                 self.is_accepted = True  # even where the word of it was lost
                 self._ready += self._sequencer.push(event)
+                if self._sequencer.is_torn:
+                    self.give_up(output_lost())
             case Accepted():
                 self.is_accepted = True
                 self.num_prompt_tokens = event.num_prompt_tokens
@@ -169,3 +187,7 @@ class Generation:
             self._is_closed = True
             self._bell.close()
             self._on_close(self)
+
+
+def _mark(delta: Delta) -> int:
+    return hash((delta.choice, *delta.token_ids))

@@ -11,10 +11,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from api.batches.batch_desk import BatchDesk
 from api.errors import UnavailableError
-from api.gateway import GenerationGateway
 from api.metrics import PREFIX
-from api.services import AppServices
+from api.services import AppServices, Services
+from api.vllm_names import queue_and_workers, under_vllm_names
 from worker.wire.messages import WorkerInfo
 from worker.wire.queue_state import QueueState, StoreMemory
 
@@ -56,24 +57,35 @@ async def show_version() -> dict[str, str]:
 @get("/metrics", tags=["operation"], media_type=MediaType.TEXT)
 async def metrics(services: AppServices) -> Response[bytes]:
     """Show this process's counters, and what queue and workers say now, for Prometheus."""
-    text = generate_latest(services.metrics.registry) + await _shared(services.gateway)
+    own = services.metrics.registry
+    families = await _shared(services)
+    if services.settings.vllm_metrics:
+        families += under_vllm_names(own.collect())
+    others = CollectorRegistry()
+    others.register(_Fixed(families))
+    text = generate_latest(own) + generate_latest(others)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def _shared(gateway: GenerationGateway) -> bytes:
+async def _shared(services: Services) -> list[Metric]:
     """Return what every API process sees alike; only that it is not there, when Redis is away."""
-    registry = CollectorRegistry()
+    gateway = services.gateway
     try:
+        queues, workers = await gateway.queues(), await gateway.workers()
         families = [
-            *_queue_metrics(await gateway.queues()),
+            *_queue_metrics(queues),
             *_memory_metrics(await gateway.store_memory()),
-            *_worker_metrics(await gateway.workers()),
+            *_worker_metrics(workers),
+            *await _batch_metrics(services.batches),
             GaugeMetricFamily(f"{PREFIX}_queue_up", "Redis answers", value=1),
         ]
+        if services.settings.vllm_metrics:
+            models = [model.name for model in await gateway.models()]
+            families += queue_and_workers(models, queues, workers)
+            families += services.fleet.take(workers)
     except UnavailableError:
-        families = [GaugeMetricFamily(f"{PREFIX}_queue_up", "Redis answers", value=0)]
-    registry.register(_Fixed(families))
-    return generate_latest(registry)
+        return [GaugeMetricFamily(f"{PREFIX}_queue_up", "Redis answers", value=0)]
+    return families
 
 
 class _Fixed(Collector):
@@ -107,6 +119,15 @@ def _memory_metrics(memory: StoreMemory | None) -> Iterator[Metric]:
         name = f"{PREFIX}_queue_memory"
         yield GaugeMetricFamily(f"{name}_used_bytes", "Memory of Redis", value=memory.used)
         yield GaugeMetricFamily(f"{name}_max_bytes", "Its limit; 0: none", value=memory.maximum)
+
+
+async def _batch_metrics(batches: BatchDesk | None) -> list[Metric]:
+    if batches is None:
+        return []
+    gauge = GaugeMetricFamily(f"{PREFIX}_batch_jobs", "Batches not ended", labels=["status"])
+    for status, count in (await batches.count_open()).items():
+        gauge.add_metric([status], count)
+    return [gauge]
 
 
 def _worker_metrics(workers: list[WorkerInfo]) -> Iterator[Metric]:

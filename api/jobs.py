@@ -29,6 +29,7 @@ from api.validation import (
     sampling_of,
 )
 from worker.wire.messages import Chat, GenerateJob, ModelInfo, Prompts, Sampling
+from worker.wire.tracing import trace_context
 
 _TIERS: dict[str, Priority] = {
     "flex": "batch",
@@ -119,6 +120,7 @@ def _job(
         timeout_s=sender.timeout_s,
         cache_salt=request.cache_salt or "",
         options=options,
+        trace_context=trace_context(),
     )
 
 

@@ -7,12 +7,14 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from api.errors import ApiError
-from worker.wire.messages import Delta, Finished, GenerateJob
+from worker.wire.messages import Chat, Delta, Finished, GenerateJob, Timing
 
 PREFIX = "dfastllm"
 
 _LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 _INTER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_CHOICES = (1, 2, 5, 10, 20, 50, 100)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 
@@ -51,7 +53,45 @@ class ApiMetrics:
         self.generation_size = self._histogram(
             "request_generation_tokens", "Output tokens", _TOKENS
         )
+        self.batch_lines = self._counter("batch_lines", "Lines of batches done", ["outcome"])
+        self.stream_resumes = self._counter(
+            "stream_resumes", "Streams read on after an event", ["model_name"]
+        )
+        self.infills = self._counter(
+            "infill_requests", "Requests whose holes were filled", ["model_name"]
+        )
         self._add_token_counters()
+        self._add_phases()
+
+    def count_line(self, is_good: bool) -> None:
+        self.batch_lines.labels("completed" if is_good else "failed").inc()
+
+    def _add_phases(self) -> None:
+        """Add how long the phases of a request take, as its worker says, and what was asked for."""
+        self.queue_time = self._histogram(
+            "request_queue_time_seconds", "Until a worker took it", _LATENCY_S
+        )
+        self.prefill_time = self._histogram(
+            "request_prefill_time_seconds", "From there to the first token", _LATENCY_S
+        )
+        self.decode_time = self._histogram(
+            "request_decode_time_seconds", "From the first token to the end", _LATENCY_S
+        )
+        self.inference_time = self._histogram(
+            "request_inference_time_seconds", "Prefill and decode", _LATENCY_S
+        )
+        self.time_per_token = self._histogram(
+            "request_time_per_output_token_seconds",
+            "Requests of one choice: decode time for each token after the first",
+            _PER_TOKEN_S,
+        )
+        self.longest_choice = self._histogram(
+            "request_max_num_generation_tokens", "Requests of one choice: its tokens", _TOKENS
+        )
+        self.params_n = self._histogram("request_params_n", "Choices asked for", _CHOICES)
+        self.params_max_tokens = self._histogram(
+            "request_params_max_tokens", "The limit given on output tokens", _TOKENS
+        )
 
     def _add_token_counters(self) -> None:
         model = ["model_name"]
@@ -80,11 +120,16 @@ class ApiMetrics:
         )
 
 
+def num_choices(job: GenerateJob) -> int:
+    return job.n * (1 if isinstance(job.input, Chat) else len(job.input.prompts))
+
+
 class JobObserver:
     """Watches one job from its request to its end. `end` it always; only the first call counts."""
 
     def __init__(self, metrics: ApiMetrics, job: GenerateJob) -> None:
         self._metrics = metrics
+        self._job = job
         self._model = job.model
         self._is_stream = job.stream
         self._start = time.perf_counter()
@@ -145,8 +190,33 @@ class JobObserver:
         metrics.prompt_tokens.labels(model).inc(usage.num_prompt_tokens)
         metrics.cached_tokens.labels(model).inc(usage.num_cached_tokens)
         metrics.generation_tokens.labels(model).inc(usage.num_output_tokens)
+        self._count_request(self._job, usage.num_output_tokens)
+        if finished.timing is not None:
+            self._count_phases(finished.timing, finished)
         if finished.draft is not None:
             self._count_drafts(finished.draft.num_draft_tokens, finished.draft.histogram)
+
+    def _count_request(self, job: GenerateJob, num_tokens: int) -> None:
+        metrics, model = self._metrics, self._model
+        metrics.params_n.labels(model).observe(job.n)
+        if num_choices(job) == 1:
+            metrics.longest_choice.labels(model).observe(num_tokens)
+        if job.sampling.max_tokens is not None:
+            metrics.params_max_tokens.labels(model).observe(job.sampling.max_tokens)
+        if job.options is not None and job.options.suffixes:
+            metrics.infills.labels(model).inc()
+
+    def _count_phases(self, timing: Timing, finished: Finished) -> None:
+        metrics, model = self._metrics, self._model
+        metrics.queue_time.labels(model).observe(timing.queue_s)
+        metrics.prefill_time.labels(model).observe(timing.prefill_s)
+        metrics.decode_time.labels(model).observe(timing.decode_s)
+        metrics.inference_time.labels(model).observe(timing.prefill_s + timing.decode_s)
+        num_tokens = finished.usage.num_output_tokens
+        # Of a later attempt only a part of the tokens is its own, and choices overlap in time.
+        if finished.attempt == 1 and num_choices(self._job) == 1 and num_tokens > 1:
+            per_token_s = timing.decode_s / (num_tokens - 1)
+            metrics.time_per_token.labels(model).observe(per_token_s)
 
     def _count_drafts(self, num_draft_tokens: int, histogram: list[int]) -> None:
         metrics, model = self._metrics, self._model

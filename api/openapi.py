@@ -1,4 +1,4 @@
-"""Request bodies for the OpenAPI page, which litestar does not see: the handlers decode bytes."""
+"""Request bodies for the OpenAPI document, which litestar does not see: handlers decode bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from litestar import Request
 from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import (
     Components,
     OpenAPIMediaType,
@@ -14,6 +16,11 @@ from litestar.openapi.spec import (
     RequestBody,
     SecurityScheme,
 )
+
+from api.openapi_document import complete
+from api.openapi_page import page
+
+AnyRequest = Request[Any, Any, Any]
 
 
 def body_of(model: type[msgspec.Struct], example: Any = None) -> type[Operation]:
@@ -33,10 +40,29 @@ def body_of(model: type[msgspec.Struct], example: Any = None) -> type[Operation]
     return OperationWithBody
 
 
+class _WholeDocument(JsonRenderPlugin):
+    """Serves the document as JSON."""
+
+    def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
+        return self.render_json(request, complete(openapi_schema))
+
+
+class _Page(OpenAPIRenderPlugin):
+    """Serves the document to be read."""
+
+    def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
+        return page(complete(openapi_schema)).encode()
+
+
 def openapi_config() -> OpenAPIConfig:
     key = SecurityScheme(type="http", scheme="bearer")
     components = Components(security_schemes={"key": key})
-    return OpenAPIConfig(title="dfastllm", version="0.1.0", components=components)
+    return OpenAPIConfig(
+        title="dfastllm",
+        version="0.1.0",
+        components=components,
+        render_plugins=[_Page(path="/"), _WholeDocument()],
+    )
 
 
 def _inlined(schema: Any, parts: dict[str, Any]) -> Any:

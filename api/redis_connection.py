@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from api.settings import SettingsError
+from api.steady_connection import steady
 from worker.wire import keys, queueing
 from worker.wire.redis_faults import why_refused, why_silent, why_unfit
 from worker.wire.redis_url import RedisAddress, read_redis_url
@@ -45,11 +46,11 @@ def connect(url: str) -> Redis:
         **address.options,
     }
     if address.sentinels:
-        return Redis.from_pool(_sentinel_pool(address, options))
+        return steady(Redis.from_pool(_sentinel_pool(address, options)))
     kind = SSLConnection if address.is_tls else Connection
     if "path" in options:
         kind = UnixDomainSocketConnection  # type: ignore[assignment]
-    return Redis.from_pool(BlockingConnectionPool(connection_class=kind, **options))
+    return steady(Redis.from_pool(BlockingConnectionPool(connection_class=kind, **options)))
 
 
 async def check_redis(url: str) -> None:

@@ -238,6 +238,6 @@ def _give_up_if_late(generation: Generation) -> None:
     timeout_s = generation.job.timeout_s
     if generation.outlives_reader:
         return  # its end is told in Redis, and an operator may have given it more time
-    if timeout_s is not None and time.time() > generation.job.created + timeout_s + LATE_S:
+    if timeout_s is not None and time.monotonic() > generation.started + timeout_s + LATE_S:
         message = f"The request took longer than {timeout_s:g} seconds."
         generation.give_up(RequestTimeoutError(message))

@@ -10,6 +10,7 @@ from typing import Any, cast
 from litestar import Litestar
 from litestar.types import Message, Scope, Send
 
+from api.tracing import RequestSpans
 from worker.wire.logs import REQUEST_ID
 
 _SERVERS_SEND = "dfastllm_send"
@@ -19,11 +20,20 @@ _HARMLESS = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class ServerApp(Litestar):
     """Litestar, with the server's own `send` kept where a stream finds it, and a name a request."""
 
+    spans: RequestSpans | None = None  # where traces are asked for
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         scope[_SERVERS_SEND] = send
         if scope["type"] == "http":
             REQUEST_ID.set(_request_id(scope))
-        await super().__call__(scope, receive, send)
+        try:
+            if scope["type"] == "http" and self.spans is not None:
+                await self.spans.around(super().__call__, scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+        finally:
+            # It is of an object that has the scope: the circle would keep bodies for the collector.
+            del scope[_SERVERS_SEND]
 
 
 def _request_id(scope: Scope) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from litestar.connection import ASGIConnection
@@ -16,6 +16,7 @@ from api.metrics import ApiMetrics
 from api.rate_limit import RateLimiter
 from api.response_api.desk import ResponseDesk
 from api.settings import ApiSettings
+from api.vllm_names import FleetCounters
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Services:
     jobs: JobDesk | None = None
     responses: ResponseDesk | None = None
     batches: BatchDesk | None = None
+    fleet: FleetCounters = field(default_factory=FleetCounters)
 
 
 AppServices: TypeAlias = NamedDependency[Services]

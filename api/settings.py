@@ -43,6 +43,7 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     failure_ttl: int = 86400  # seconds
     log_level: str = "info"
     log_format: str = "text"
+    vllm_metrics: bool = True
     job_timeout: float = 86400.0  # seconds, waiting included
     max_queue_time: float = 0.0  # seconds; 0: as long as the request may take
     webhook_secret: str = ""
@@ -154,12 +155,20 @@ def _parse(name: str, field: str, text: str) -> object:
         return tuple(key for part in text.split(",") if (key := part.strip()))
     if isinstance(default, str):
         return text.lower() if field in ("log_level", "log_format") else text
+    if isinstance(default, bool):
+        return _flag(name, text)
     kind = type(default)
     try:
         return kind(text)
     except ValueError:
         words = "a whole number" if kind is int else "a number"
         raise SettingsError(f"{name} must be {words}, not {text!r}") from None
+
+
+def _flag(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise SettingsError(f"{name} must be true or false, not {text!r}")
+    return text.lower() in ("true", "1")
 
 
 def _positive(name: str, value: float) -> None:

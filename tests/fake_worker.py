@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--outage-buffer-mb", type=int, default=64)
     parser.add_argument("--modes", default="ar,deer")
     parser.add_argument("--model-name", default="fake")
-    parser.add_argument("--fingerprint", default="fake-1")
+    parser.add_argument("--fingerprint", help="default: <model name>-1")
     parser.add_argument("--burst", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -33,10 +33,10 @@ def main() -> int:
         step_s=args.step_s,
         tokens_per_step=args.tokens_per_step,
         max_batch_size=args.max_batch_size,
+        model_name=args.model_name,
     )
     engine.modes = tuple(args.modes.split(","))
-    engine.model_name = args.model_name
-    engine.fingerprint = args.fingerprint
+    engine.fingerprint = args.fingerprint or engine.fingerprint
     settings = WorkerSettings(
         redis_url=args.redis_url,
         lease=args.lease,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,8 +14,10 @@ from engine.request.errors import InvalidRequestError
 from engine.request.options import NO_OPTIONS, GenerationOptions
 from engine.request.outputs import FinishReason, SequenceSummary, StepOutput, TokenLogprobs
 from engine.request.sampling_params import SamplingParams
+from tests.fake_pages import FakePages, page_metrics
 
 POISON = "boom"  # a prompt with this word makes every step fail while its sequence is there
+LETHAL = "drop dead"  # a prompt with these words ends the process in its second step, by SIGKILL
 LETTERS = b"abcdefghijklmnopqrstuvwxyz      "
 
 
@@ -47,7 +51,8 @@ class FakeTokenizer:
         return self.encode(turns + "<assistant>")
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token_ids).decode(errors="replace")
+        known = [token for token in token_ids if token < 256]
+        return bytes(known).decode(errors="replace")
 
 
 @dataclass
@@ -61,12 +66,13 @@ class FakeSequence:
     mode: str = "deer"
     options: GenerationOptions = NO_OPTIONS
     cache_salt: str = ""
+    model: str = "fake"
     output: list[int] = field(default_factory=list)
     num_steps: int = 0
 
     def next_token(self) -> int:
         """Return what follows: it depends on prefix, seed and position, and on nothing else."""
-        prefix = bytes(self.prompt_token_ids + self.output)
+        prefix = self.model.encode() + bytes(self.prompt_token_ids + self.output)
         key = f"{self.params.seed}:{self.prompt_index}:{self.choice}:{len(self.output)}:"
         return LETTERS[zlib.crc32(key.encode() + prefix) % len(LETTERS)]
 
@@ -81,17 +87,19 @@ class FakeEngine:
         tokens_per_step: int = 1,
         max_batch_size: int = 8,
         max_model_len: int = 4096,
+        model_name: str = "fake",
     ) -> None:
-        self.model_name = "fake"
+        self.model_name = model_name
         self.max_model_len = max_model_len
         self.max_batch_size = max_batch_size
         self.modes: tuple[str, ...] = ("ar", "deer")
-        self.fingerprint = "fake-1"
+        self.fingerprint = f"{model_name}-1"
         self.tokenizer = FakeTokenizer()
         self.num_steps = 0
         self._step_s = step_s
         self._tokens_per_step = tokens_per_step
         self._sequences: dict[str, FakeSequence] = {}
+        self._pages = FakePages(num_pages=max_batch_size * max_model_len // 16 + 1)
 
     @property
     def has_work(self) -> bool:
@@ -137,6 +145,7 @@ class FakeEngine:
             mode=mode or "deer",
             options=options,
             cache_salt=cache_salt,
+            model=self.model_name,
             output=list(replay),
         )
 
@@ -145,17 +154,24 @@ class FakeEngine:
 
     def abort(self, sequence_id: str) -> None:
         self._sequences.pop(sequence_id, None)
+        self._pages.release(sequence_id)
 
     def step(self) -> list[StepOutput]:
         running = self.running
         self.num_steps += 1
         time.sleep(self._step_s)
-        if any(POISON in self.tokenizer.decode(seq.prompt_token_ids) for seq in running):
+        if any(LETHAL in self._prompt_of(seq) and seq.num_steps for seq in running):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if any(POISON in self._prompt_of(seq) for seq in running):
             raise RuntimeError("the fake engine was told to fail")
         return [self._advance(seq) for seq in running]
 
     def metrics(self) -> dict[str, float]:
-        return {"fake_sequences": float(len(self._sequences))}
+        pages = page_metrics(self._pages.pool, is_idle=not self._sequences)
+        return {"fake_sequences": float(len(self._sequences)), **pages}
+
+    def _prompt_of(self, seq: FakeSequence) -> str:
+        return self.tokenizer.decode(seq.prompt_token_ids)
 
     def _advance(self, seq: FakeSequence) -> StepOutput:
         first = seq.num_steps == 0
@@ -167,9 +183,10 @@ class FakeEngine:
             new.append(token)
             if token in seq.params.stop_token_ids:
                 break
+        self._pages.grow(seq.sequence_id, len(seq.prompt_token_ids) + len(seq.output))
         reason = _finish_reason(seq)
         if reason is not None:
-            del self._sequences[seq.sequence_id]
+            self.abort(seq.sequence_id)
         return StepOutput(
             sequence_id=seq.sequence_id,
             token_ids=tuple(new),

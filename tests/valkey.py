@@ -76,6 +76,10 @@ class Valkey:
         self._process.kill()
         self._process.wait()
 
+    def send_signal(self, signum: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(signum)
+
     def connect(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=f"{self.folder}/s", **self._auth)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +13,9 @@ from worker.wire.messages import Accepted, Delta, Failed, Finished, Rejected
 
 LOG_EVERY = 8
 """Deltas of a job that nobody streams are written at least this many at a time."""
+
+KEPT_S = 5.0
+"""How long written deltas are kept: a server that crashes may forget its last second or two."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class HeldJob:
     is_first: bool = True  # nothing is written yet, so the log has no TTL yet
     answer: Raw | None = None
     unwritten: list[Delta] = field(default_factory=list)
+    num_entries: int = 0  # of the log, as it must be
+    # What is written, and when: side by side, for pairs are work for the garbage collector.
+    recent: deque[Delta] = field(default_factory=deque)
+    recent_at: deque[float] = field(default_factory=deque)
     ending: dict[str, object] | None = None
 
     def take(self, item: Accepted | Delta | Ending) -> None:
@@ -66,10 +74,33 @@ class HeldJob:
             return self.answer is not None or bool(self.unwritten)
         return len(self.unwritten) >= LOG_EVERY
 
-    def note_written(self) -> None:
-        self.is_first = self.is_first and not self.unwritten
+    def note_written(self, now: float) -> None:
+        """Note that all is written, at the monotonic time `now`."""
         self.answer = None
-        self.unwritten.clear()
+        if self.unwritten:
+            self.is_first = False
+            self.num_entries += 1
+            self.recent += self.unwritten
+            self.recent_at += [now] * len(self.unwritten)
+            self.unwritten.clear()
+            while self.recent and self.recent_at[0] < now - KEPT_S:
+                self.recent.popleft()
+                self.recent_at.popleft()
+
+    def rewind(self, num_entries: int, next_index: int) -> bool:
+        """Take back what a crashed server has forgotten, to be written once more.
+
+        Its log has `num_entries` entries and goes on at `next_index`. False: what is missing was
+        written longer ago than is kept here.
+        """
+        missing = [delta for delta in self.recent if delta.index >= next_index]
+        if not missing or missing[0].index != next_index:
+            return False
+        self.recent.clear()
+        self.recent_at.clear()
+        self.unwritten = missing + self.unwritten
+        self.num_entries = num_entries
+        return True
 
     def record(self, job_id: str) -> tuple[object, ...]:
         """Return what `emit.lua` reads of one job."""
@@ -83,6 +114,7 @@ class HeldJob:
             codec.for_lua(deltas),
             self.answer,
             self.ending,
+            self.num_entries,
         )
 
 

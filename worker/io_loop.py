@@ -16,6 +16,7 @@ from worker.job_runner import JobRunner
 from worker.job_store import Claim, JobStore
 from worker.mailbox import Mailbox
 from worker.question_desk import QuestionDesk
+from worker.run_spans import RunSpans
 from worker.wire.messages import ModelInfo, WorkerInfo
 
 log = logging.getLogger("worker")
@@ -51,6 +52,7 @@ class IoLoop:
         mailbox: Mailbox,
         limits: LoopLimits,
         desk: QuestionDesk,
+        spans: RunSpans | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -59,7 +61,7 @@ class IoLoop:
         self._limits = limits
         self._desk = desk
         self._queues: Sequence[str] = worker.queue_names()
-        self._runner = JobRunner(engine, mailbox.ring)
+        self._runner = JobRunner(engine, mailbox.ring, spans)
         self._created = int(time.time())
         self._claims: deque[Claim] = deque()  # taken, not yet started
         self._poll_at = 0.0
@@ -99,7 +101,7 @@ class IoLoop:
         now = time.monotonic()
         if self._outage_began is not None:
             return self._retry_at - now
-        late_in_s = self._runner.jobs.next_deadline - time.time()
+        late_in_s = self._runner.jobs.next_deadline - now
         poll_at = self._poll_at if self._may_claim else float("inf")
         next_at = min(self._beat_at, poll_at, self._drain_until)
         return max(0.0, min(POLL_S, next_at - now, late_in_s))
@@ -261,7 +263,7 @@ class IoLoop:
         for job in live:
             if job.job_id in doomed:
                 self._runner.fail_for_engine(job, kind)
-        self._runner.halt()
+        self._runner.halt("engine_error")
         self._send()
         job_ids = self._runner.jobs.job_ids
         # To the queue, a worker that lost its batch is a worker that died and came back.

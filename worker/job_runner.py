@@ -14,9 +14,10 @@ from worker.held_job import Ending
 from worker.job_store import Claim
 from worker.job_table import JobTable
 from worker.publisher import Publisher
+from worker.run_spans import RunSpans
 from worker.running_job import RunningJob
 from worker.translate import rejection
-from worker.wire.messages import Failed
+from worker.wire.messages import Failed, Finished, Rejected
 
 log = logging.getLogger("worker")
 
@@ -32,12 +33,16 @@ class Absorbed(NamedTuple):
 class JobRunner:
     """Between the queue and the engine: admits claims, absorbs outputs, ends jobs."""
 
-    def __init__(self, engine: EnginePort, on_output: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: EnginePort, on_output: Callable[[], None], spans: RunSpans | None = None
+    ) -> None:
+        """`spans`: where runs are traced."""
         self.jobs = JobTable()
         self.publisher = Publisher()
         self._engine = engine
         self._thread = EngineThread(engine, on_output)
         self._is_paused = False
+        self._spans = spans
 
     @property
     def num_free_places(self) -> int:
@@ -66,17 +71,18 @@ class JobRunner:
     def admit(self, claim: Claim) -> None:
         """Start a job, or end it at once where the request is wrong."""
         self.drop([claim.job.job_id])  # what is left of an earlier run whose lease we lost
+        if self._spans is not None:
+            self._spans.note_claim(claim.job, claim.attempt)
         try:
             job = RunningJob(claim, self._engine)
         except InvalidRequestError as error:
-            self._reject(claim, error)
+            event = rejection(claim.job.job_id, error)
+            self._refuse(claim, event, f"rejected: {error.code}")
             return
         except Exception:  # boundary: one job; what its content breaks must not break the others
             log.exception("job %s cannot be translated", claim.job.job_id)
-            event = _failed(
-                claim.job.job_id, 500, "the request could not be prepared", "engine_error"
-            )
-            self.publisher.end(Ending(claim.job.job_id, "failed", event, exc_info=event.message))
+            words = "the request could not be prepared"
+            self._refuse(claim, _failed(claim.job.job_id, 500, words, "engine_error"), words)
             return
         self.jobs.add(job)
         self.publisher.answer(job.accepted())
@@ -100,6 +106,7 @@ class JobRunner:
         """End a job before its time, with what it has said so far."""
         self.publisher.say(job.flush())
         self._abort(self.jobs.end(job))
+        self._trace_end(job, status, event)
         self.publisher.end(Ending(job.job_id, status, event, exc_info=event.message))
 
     def stop_late_jobs(self) -> None:
@@ -121,15 +128,18 @@ class JobRunner:
     def drop(self, job_ids: Iterable[str]) -> None:
         """Let go of jobs without a word: another worker has them, or soon will."""
         names = set(job_ids)
+        for job in filter(None, map(self.jobs.get, names)):
+            self._trace_end(job, "lost")
         self._abort(self.jobs.remove(names))
         self.publisher.forget(names)
 
-    def halt(self) -> list[RunningJob]:
+    def halt(self, why: str = "released") -> list[RunningJob]:
         """Stop every running job where it is, to be given back once what it said is sent."""
         halted = self.jobs.live_jobs
         for job in halted:
             self.publisher.say(job.flush())
             self._abort(self.jobs.end(job))
+            self._trace_end(job, why)
         return halted
 
     def _absorb(self, output: StepOutput) -> None:
@@ -151,14 +161,20 @@ class JobRunner:
     def _finish_if_complete(self, job: RunningJob) -> None:
         if job.is_finished:
             self.jobs.end(job)
-            self.publisher.end(Ending(job.job_id, "finished", job.finished()))
+            event = job.finished()
+            self._trace_end(job, "finished", event)
+            self.publisher.end(Ending(job.job_id, "finished", event))
 
-    def _reject(self, claim: Claim, error: InvalidRequestError) -> None:
-        job_id = claim.job.job_id
-        ending = Ending(
-            job_id, "failed", rejection(job_id, error), exc_info=f"rejected: {error.code}"
-        )
-        self.publisher.end(ending)
+    def _refuse(self, claim: Claim, event: Failed | Rejected, exc_info: str) -> None:
+        if self._spans is not None:
+            self._spans.note_refusal(claim.job, claim.attempt, event)
+        self.publisher.end(Ending(claim.job.job_id, "failed", event, exc_info=exc_info))
+
+    def _trace_end(
+        self, job: RunningJob, outcome: str, event: Finished | Failed | None = None
+    ) -> None:
+        if self._spans is not None:
+            self._spans.note_end(job, outcome, event)
 
     def _abort(self, sequence_ids: list[str]) -> None:
         if sequence_ids:

@@ -32,8 +32,8 @@ class Claim:
     attempt: int
     deltas: list[Delta]
     """What earlier attempts logged: output to replay. The next delta's index is last index + 1."""
-    deadline: float | None = None
-    """Unix time, by this host's clock, at which the job is given up; None: reckon it by the job."""
+    deadline: float = float("inf")
+    """Monotonic time at which it has taken long enough; Redis' clock says how far off that is."""
 
 
 class Beat(NamedTuple):
@@ -133,17 +133,17 @@ class JobStore:
     def emit(self, step: StepRecord) -> set[str]:
         """Log and publish a step, and end what ends in it; returns the jobs that are not ours."""
         ours, lost = self._take(step)
-        written = {job_id: held for job_id, held in ours.items() if held.is_due}
-        if not written:
-            return lost
-        jobs = [held.record(job_id) for job_id, held in written.items()]
-        has_endings = any(held.ending is not None for held in written.values())
-        refused = self._call("emit", jobs=jobs, has_endings=has_endings)
-        for job_id, held in written.items():
-            held.note_written()
-            if held.ending is not None:
-                del self._held[job_id]
-        return lost | self._forget(refused)
+        due = {job_id: held for job_id, held in ours.items() if held.is_due}
+        while due:
+            refused, behind = self._write(due)
+            lost |= refused
+            due = {job_id: due[job_id] for job_id in behind}
+            for job_id, log_end in behind.items():
+                if not due[job_id].rewind(*log_end):
+                    del due[job_id]
+                    self.release([job_id])  # its next claim goes on where the log ends
+                    lost.add(job_id)
+        return lost
 
     def release(self, job_ids: Sequence[str]) -> None:
         """Put jobs back to their queue's front; no attempt is spent."""
@@ -165,6 +165,20 @@ class JobStore:
     def reap_worker(self, worker_name: str) -> Reaped:
         """Do the same at once for every job of a worker that is known to be dead."""
         return self._bury("reap_worker", dead=worker_name)
+
+    def _write(self, due: dict[str, HeldJob]) -> tuple[set[str], dict[str, tuple[int, int]]]:
+        """Send what is due; returns the jobs refused, and those whose log has lost its end."""
+        rows = [held.record(job_id) for job_id, held in due.items()]
+        has_endings = any(held.ending is not None for held in due.values())
+        refused, forgotten = self._call("emit", jobs=rows, has_endings=has_endings)
+        behind = {job_id.decode(): (entries, index) for job_id, entries, index in forgotten}
+        now = time.monotonic()
+        for job_id, held in due.items():
+            if job_id not in behind:
+                held.note_written(now)
+                if held.ending is not None:
+                    del self._held[job_id]
+        return self._forget(refused), behind
 
     def _take(self, step: StepRecord) -> tuple[dict[str, HeldJob], set[str]]:
         """Keep the step's deltas until they are written; returns its jobs: ours, and the others."""
@@ -189,7 +203,7 @@ class JobStore:
             if job is None:
                 unreadable.append(_unreadable(name))
             else:
-                deadline = time.time() + float(time_left)
+                deadline = time.monotonic() + float(time_left)
                 execution = execution_id.decode()
                 claims.append(Claim(job, execution, queue.decode(), attempt, [], deadline))
         if unreadable:
@@ -205,6 +219,7 @@ class JobStore:
                 pipeline.xrange(keys.log(claim.job.job_id))
             logs = pipeline.execute()
         for claim, entries in zip(claims, logs, strict=True):
+            self._held[claim.job.job_id].num_entries = len(entries)
             claim.deltas.extend(codec.deltas_of(entries))
 
     def _executions(self, job_ids: Iterable[str]) -> list[tuple[str, str]]:

@@ -36,12 +36,12 @@ class JobTable:
 
     @property
     def next_deadline(self) -> float:
-        """Unix time before which no job is late; none may be when it comes."""
+        """Monotonic time before which no job is late; none may be when it comes."""
         return self._look_at
 
     def late_jobs(self) -> list[RunningJob]:
         """Return the live jobs past their deadline; cheap while there are none."""
-        now = time.time()
+        now = time.monotonic()
         if now < self._look_at:
             return []
         live = self.live_jobs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from redis import Redis
 
 from engine.request.errors import InvalidRequestError
@@ -11,6 +13,8 @@ from worker.translate import rejection
 from worker.wire import codec, keys, questions
 from worker.wire.messages import Answered, Chat, Frame, Rejected
 from worker.wire.questions import DescribeTokenizer, Detokenize, Question, Tokenize
+
+logger = logging.getLogger(__name__)
 
 
 class QuestionDesk:
@@ -43,6 +47,9 @@ def _answer(question: Question, tokenizer: TokenizerPort) -> Answered | Rejected
                 return Answered(name, facts=tokenizer.describe())
     except InvalidRequestError as error:
         return rejection(name, error)
+    except Exception:  # boundary: one question; what it breaks must not end the worker
+        logger.exception("a question cannot be answered")
+        return Rejected(name, 500, "The worker failed.", code="internal_error")
 
 
 def _tokens(name: str, wanted: Tokenize, tokenizer: TokenizerPort) -> Answered:

@@ -26,7 +26,15 @@ from worker.translate import (
     wire_logprobs,
     wire_trace,
 )
-from worker.wire.messages import Accepted, Delta, Finished, TokenLogprob, Trace, Usage
+from worker.wire.messages import (
+    Accepted,
+    Delta,
+    Finished,
+    Timing,
+    TokenLogprob,
+    Trace,
+    Usage,
+)
 
 # Of a job that nobody streams no one reads single tokens: fewer, longer deltas cost less.
 UNSTREAMED_DELTA_TOKENS = 8
@@ -45,6 +53,7 @@ class Choice:
     logprobs: list[TokenLogprob] | None = None
     summary: SequenceSummary | None = None
     num_new_tokens: int = 0  # of this attempt
+    finish_reason: str | None = None
     trace: Trace | None = None
     shown_at: float = 0.0  # when the last trace went out, by the monotonic clock
 
@@ -62,7 +71,7 @@ class Choice:
                 self.logprobs = [*(self.logprobs or []), *wire_logprobs(logprobs)]
 
     def delta(self, job_id: str, index: int, reason: FinishReason | None) -> Delta:
-        finish_reason = None if reason is None else reason.value
+        finish_reason = self.finish_reason = None if reason is None else reason.value
         holes = list(self.summary.holes) if self.summary is not None else []
         delta = Delta(
             job_id,
@@ -88,6 +97,8 @@ class RunningJob:
         self.job = claim.job
         self.job_id = claim.job.job_id
         self.has_ended = False
+        self.claimed_at = time.time()
+        self.first_token_at: float | None = None  # of this attempt
         self._delta_tokens = 1 if self.job.stream else UNSTREAMED_DELTA_TOKENS
         self._next_index = max((delta.index + 1 for delta in claim.deltas), default=0)
         self._tokenizer = engine.tokenizer
@@ -107,11 +118,8 @@ class RunningJob:
 
     @property
     def deadline(self) -> float:
-        """Unix time at which the job has taken long enough, in the queue and here."""
-        timeout_s = self.job.timeout_s
-        if self.claim.deadline is not None:
-            return self.claim.deadline
-        return float("inf") if timeout_s is None else self.job.created + timeout_s
+        """Monotonic time at which the job has taken long enough, in the queue and here."""
+        return self.claim.deadline
 
     def accepted(self) -> Accepted:
         return Accepted(self.job_id, self._num_prompt_tokens)
@@ -120,6 +128,8 @@ class RunningJob:
         """Absorb what one sequence gained; return a delta once there is enough to send."""
         choice = self._by_sequence[output.sequence_id]
         choice.absorb(output)
+        if self.first_token_at is None and output.token_ids:
+            self.first_token_at = time.time()
         if output.trace is not None and self.job.stream:
             self._show(choice, output.trace)
         is_ripe = len(choice.token_ids) >= self._delta_tokens or choice.trace is not None
@@ -149,6 +159,23 @@ class RunningJob:
             self.claim.attempt,
             generation_stats(self._mode, summaries),
             prediction_stats(self.job, summaries),
+            self._timing(time.time()),
+        )
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Why each choice has ended, those that an earlier attempt finished among them."""
+        logged = {delta.choice: delta.finish_reason for delta in self.claim.deltas}
+        reasons = (choice.finish_reason or logged.get(choice.number) for choice in self._choices)
+        return [reason for reason in reasons if reason is not None]
+
+    def _timing(self, now: float) -> Timing:
+        first_token_at = self.first_token_at or now
+        # Clocks differ between hosts, and are set while the job runs.
+        return Timing(
+            max(0.0, self.claimed_at - self.job.created),
+            max(0.0, first_token_at - self.claimed_at),
+            max(0.0, now - first_token_at),
         )
 
     @property

@@ -15,6 +15,7 @@ from worker.job_store import JobStore
 from worker.mailbox import Mailbox
 from worker.question_desk import QuestionDesk
 from worker.redis_connection import connect, wait_for_redis
+from worker.run_spans import traced_runs
 from worker.settings import SettingsError, WorkerSettings
 from worker.wire import keys
 from worker.wire.redis_faults import why_refused
@@ -63,12 +64,13 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         raise
     gc.collect()
     gc.freeze()  # the libraries and the model: to look through them takes longer than a step
-    try:
-        log.info("worker %s serves %s, %d at once", name, engine.model_name, engine.max_batch_size)
-        desk = QuestionDesk(client, engine, name)
-        return IoLoop(engine, store, worker, mailbox, _limits(settings), desk).run()
-    finally:
-        _say_goodbye(worker, store)
+    log.info("worker %s serves %s, %d at once", name, engine.model_name, engine.max_batch_size)
+    desk = QuestionDesk(client, engine, name)
+    with traced_runs(name) as spans:
+        try:
+            return IoLoop(engine, store, worker, mailbox, _limits(settings), desk, spans).run()
+        finally:
+            _say_goodbye(worker, store)
 
 
 def _limits(settings: WorkerSettings) -> LoopLimits:

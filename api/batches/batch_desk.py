@@ -56,6 +56,10 @@ class BatchDesk:
         await reachable(batch_store.add_batch(self._redis, batch_id, spec, state))
         return batch_body(Batch(batch_id, spec, state, is_cancelled=False))
 
+    async def count_open(self) -> dict[str, int]:
+        """Count all tenants' batches that have not ended, by status; raises UnavailableError."""
+        return await reachable(batch_store.count_open(self._redis))
+
     async def look(self, batch_id: str, tenant: str) -> BatchBody:
         """Return a batch as it is now; raises BatchNotFoundError."""
         return batch_body(await self._find(batch_id, tenant))

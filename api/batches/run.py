@@ -37,6 +37,7 @@ from api.errors import ApiError, FileNotFoundHereError, JobNotFoundError, RetryL
 from api.gateway import GenerationGateway, reachable
 from api.job_desk import JobDesk
 from api.jobs import Sender
+from api.metrics import ApiMetrics
 from api.settings import ApiSettings
 from worker.wire import batch_store, queueing
 from worker.wire.batch_store import Batch, LineError
@@ -65,6 +66,7 @@ class Desks(NamedTuple):
     jobs: JobDesk
     files: FileDesk
     settings: ApiSettings
+    metrics: ApiMetrics
 
 
 class BatchRun:
@@ -285,6 +287,7 @@ class BatchRun:
             return
         for entry in self._unwritten:
             count(self._state, entry)
+            self._desks.metrics.count_line(entry.is_good)
         self._unwritten = []
 
     def _name(self, number: int) -> str:

@@ -26,6 +26,7 @@ from worker.wire.messages import (
     Finished,
     GenerateJob,
     ModelInfo,
+    Timing,
     TokenLogprob,
     Usage,
     WorkerInfo,
@@ -58,7 +59,8 @@ async def polite(job: GenerateJob) -> AsyncIterator[Event]:
             yield Delta(job.job_id, index, choice, [position], word, reason, logprobs)
             index += 1
     usage = Usage(5 * num_prompts, 3 * num_choices, 4)
-    yield Finished(job.job_id, index, usage, DraftStats(4, [1, 0, 1]))
+    timing = Timing(0.5, 0.25, 1.0)
+    yield Finished(job.job_id, index, usage, DraftStats(4, [1, 0, 1]), timing=timing)
 
 
 def _logprobs(word: str) -> list[TokenLogprob]:

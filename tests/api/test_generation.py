@@ -111,3 +111,19 @@ async def test_a_worker_cannot_make_us_send_a_status_that_is_no_error() -> None:
     with pytest.raises(ApiError) as caught:
         await generation.take()
     assert caught.value.status == 500
+
+
+async def test_an_answer_made_anew_in_other_pieces_is_not_put_together_from_both() -> None:
+    closed: list[Generation] = []
+    generation = Generation(JOB, closed.append)
+    for index in range(3):
+        generation.put(_delta(index))
+    assert len(await generation.take()) == 3
+    generation.put(_delta(1))  # the same piece: a rerun that goes the same way
+    generation.put(Delta("j", 2, 1, [2], "of another choice"))
+    generation.put(_delta(3))
+    with pytest.raises(ApiError, match="has lost a part of this answer") as error:
+        await generation.take()
+    assert (error.value.status, error.value.code) == (500, "output_lost")
+    generation.close()
+    assert closed == [generation] and generation.may_still_run, "nobody needs the rest"

@@ -145,14 +145,27 @@ def test_without_a_prediction_nothing_is_counted(
     assert "generation" not in answer.model_extra["metrics"], "a worker of an earlier version"
 
 
+def _num_infills(http: httpx.Client) -> float:
+    name = 'dfastllm_infill_requests_total{model_name="tiny"} '
+    lines = http.get("/metrics").text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
 @pytest.mark.parametrize(
     ("suffix", "suffixes"), [("end", ["end"]), (["mid", "end"], ["mid", "end"])]
 )
 def test_a_suffix_names_its_mode(
-    client: openai.OpenAI, gateway: FakeGateway, suffix: Any, suffixes: list[str]
+    client: openai.OpenAI,
+    http: httpx.Client,
+    gateway: FakeGateway,
+    suffix: Any,
+    suffixes: list[str],
 ) -> None:
     gateway.known = [FILLING]
+    before = _num_infills(http)
     client.completions.create(model="tiny", prompt="x", suffix=suffix)
+    client.completions.create(model="tiny", prompt="x")
+    assert _num_infills(http) == before + 1
     assert (gateway.jobs[0].mode, gateway.jobs[0].options) == (
         "diffusion", Options(suffixes=suffixes),
     )  # fmt: skip

@@ -67,6 +67,59 @@ def test_metrics_count_what_happened() -> None:
         assert line in lines, line
 
 
+def test_the_same_figures_are_there_under_vllms_names() -> None:
+    own = {
+        "num_pages": 8, "num_pages_held": 2, "prefix_cache_queries_total": 7, "num_preemptions": 1
+    }  # fmt: skip
+    worker = WorkerInfo("w1", MODEL, 8, num_running=2, num_waiting=1, metrics=own)
+    with served(FakeGateway(live=[worker])) as url:
+        httpx.post(url + CHAT, json=BODY | {"max_tokens": 40})
+        lines = set(httpx.get(f"{url}/metrics").text.splitlines())
+    for line in (
+        'vllm:request_success_total{engine="0",finished_reason="stop",model_name="tiny"} 1.0',
+        'vllm:generation_tokens_total{engine="0",model_name="tiny"} 3.0',
+        "# TYPE vllm:time_to_first_token_seconds histogram",
+        'vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="tiny"} 1.0',
+        'vllm:time_to_first_token_seconds_count{engine="0",model_name="tiny"} 1.0',
+        'vllm:request_queue_time_seconds_sum{engine="0",model_name="tiny"} 0.5',
+        'vllm:request_prefill_time_seconds_sum{engine="0",model_name="tiny"} 0.25',
+        'vllm:request_decode_time_seconds_sum{engine="0",model_name="tiny"} 1.0',
+        'vllm:request_inference_time_seconds_sum{engine="0",model_name="tiny"} 1.25',
+        'vllm:request_time_per_output_token_seconds_sum{engine="0",model_name="tiny"} 0.5',
+        'vllm:request_params_max_tokens_sum{engine="0",model_name="tiny"} 40.0',
+        'vllm:request_params_n_sum{engine="0",model_name="tiny"} 1.0',
+        'vllm:num_requests_running{engine="0",model_name="tiny"} 2.0',
+        'vllm:num_requests_waiting{engine="0",model_name="tiny"} 4.0',
+        'vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25',
+        'vllm:prefix_cache_queries_total{engine="0",model_name="tiny"} 7.0',
+        'vllm:num_preemptions_total{engine="0",model_name="tiny"} 1.0',
+    ):
+        assert line in lines, line
+
+
+def test_what_a_worker_counted_stays_counted_when_it_leaves() -> None:
+    def worker(name: str, num_hits: float) -> WorkerInfo:
+        return WorkerInfo(name, MODEL, 8, metrics={"prefix_cache_hits_total": num_hits})
+
+    gateway = FakeGateway(live=[worker("w1", 5), worker("w2", 7)])
+    sums = []
+    with served(gateway) as url:
+        for live in ([], [worker("w2", 9)], [worker("w3", 1)], [worker("w3", 1), worker("w2", 9)]):
+            text = httpx.get(f"{url}/metrics").text
+            name = 'vllm:prefix_cache_hits_total{engine="0",model_name="tiny"} '
+            sums += [float(line.split()[1]) for line in text.splitlines() if line.startswith(name)]
+            gateway.live = live
+    assert sums == [12.0, 12.0, 14.0, 15.0]
+
+
+def test_time_per_token_is_told_only_where_one_choice_had_the_time() -> None:
+    with served(FakeGateway()) as url:
+        httpx.post(url + CHAT, json=BODY | {"n": 2})
+        text = httpx.get(f"{url}/metrics").text
+    assert "dfastllm_request_decode_time_seconds_count" in text
+    assert "dfastllm_request_time_per_output_token_seconds_count" not in text
+
+
 @pytest.mark.parametrize("path", ["/health", "/nowhere", CHAT])
 def test_every_answer_has_a_request_id(http: httpx.Client, path: str) -> None:
     assert http.get(path).headers["x-request-id"].startswith("req_")

@@ -35,7 +35,7 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
         "VDIFF_WEBHOOK_SECRET": "x" * 24, "VDIFF_WEBHOOK_NETWORKS": "10.0.0.0/8, ::1",
         "VDIFF_FILES_DIR": "/f", "VDIFF_KEYS_FILE": str(keys_file),
         "VDIFF_CORS_ORIGINS": "https://a, https://b", "VDIFF_RATE_LIMIT_TOKENS": "9",
-        "VDIFF_LOG_FORMAT": "JSON",
+        "VDIFF_LOG_FORMAT": "JSON", "VDIFF_VLLM_METRICS": "False",
     }  # fmt: skip
     assert set(environ) == {setting.name for setting in settings_of(API)}
     settings = load_settings(environ)
@@ -52,6 +52,7 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
     assert settings.cors_origins == ("https://a", "https://b")
     assert settings.rate_limit_tokens == 9
     assert settings.log_format == "json"
+    assert settings.vllm_metrics is False
     assert settings.webhook_networks == ("10.0.0.0/8", "::1")
 
 
@@ -73,6 +74,7 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
         ("VDIFF_FAILURE_TTL", "1.5"),
         ("VDIFF_LOG_LEVEL", "loud"),
         ("VDIFF_LOG_FORMAT", "xml"),
+        ("VDIFF_VLLM_METRICS", "maybe"),
         ("VDIFF_RATE_LIMIT_TOKENS", "-1"),
         ("VDIFF_CORS_ORIGINS", "*"),
         ("VDIFF_PROT", "8080"),

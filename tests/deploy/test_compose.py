@@ -19,6 +19,7 @@ from api.settings import load_settings
 from tests.deploy.manifests import PLAIN, ROOT, containers_of, environment_of, name_of
 from worker.settings import read_settings
 from worker.wire.known_settings import API, KNOWN, PREFIX, WORKER, settings_of
+from worker.wire.tracing import are_traces_wanted
 
 SERVICES = {"redis", "api", "worker", "rq-dashboard", "prometheus", "grafana"}
 FILES = ("compose.yaml", "compose.gpu.yaml")
@@ -137,7 +138,9 @@ def test_the_part_takes_its_environment(part: str, example: bool) -> None:
     given = (_example() if example else {}) | dict.fromkeys(REQUIRED, "secret")
     environment = _environment(_services(given)[part])
     READERS[part](environment)
-    assert set(environment) <= {setting.name for setting in settings_of(part)}
+    ours = {name for name in environment if name.startswith(PREFIX)}
+    assert ours <= {setting.name for setting in settings_of(part)}
+    assert are_traces_wanted(environment) is example
 
 
 def test_a_part_on_kubernetes_takes_its_environment() -> None:

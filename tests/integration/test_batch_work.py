@@ -18,6 +18,7 @@ from api.batches.file_desk import FileDesk
 from api.batches.lines import BYTES_AT_ONCE, LineChecker
 from api.batches.run import WINDOW, BatchRun, Desks
 from api.job_desk import JobDesk
+from api.metrics import ApiMetrics
 from api.settings import ApiSettings
 from tests.api.fakes import FakeGateway
 from tests.valkey import Valkey
@@ -58,7 +59,7 @@ async def _begun(
     await batch_store.add_batch(client, BATCH_ID, batch.spec, state)
     epoch = dict(await batch_store.take(client, limit, 30.0))[BATCH_ID]
     gateway = FakeGateway()
-    desks = Desks(client, gateway, JobDesk(client), files, ApiSettings())  # type: ignore[arg-type]
+    desks = Desks(client, gateway, JobDesk(client), files, ApiSettings(), ApiMetrics())  # type: ignore[arg-type]
     return BatchRun(desks, batch, epoch), files
 
 

@@ -73,6 +73,10 @@ def _results(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
     return found
 
 
+def _figures(client: openai.OpenAI) -> str:
+    return httpx.get(str(client.base_url.join("/metrics"))).text
+
+
 def test_each_line_is_answered_or_says_why_not(valkey: Valkey, tmp_path: Path) -> None:
     lines = [_line(number) for number in range(30)]
     lines[7] = _line(7, temperature=9)
@@ -85,6 +89,10 @@ def test_each_line_is_answered_or_says_why_not(valkey: Valkey, tmp_path: Path) -
         assert batch.request_counts is not None
         counts = batch.request_counts
         assert (counts.total, counts.completed, counts.failed) == (30, 28, 2)
+        figures = _figures(client).splitlines()
+        assert 'dfastllm_batch_lines_total{outcome="completed"} 28.0' in figures
+        assert 'dfastllm_batch_lines_total{outcome="failed"} 2.0' in figures
+        assert 'dfastllm_batch_jobs{status="in_progress"} 0.0' in figures
         good, bad = (
             _results(client, batch.output_file_id),
             _results(client, batch.error_file_id),
@@ -138,6 +146,7 @@ def test_cancelling_keeps_what_is_answered(
             return counts is not None and counts.completed > 5
 
         wait_until(has_some, "some are answered")
+        assert 'dfastllm_batch_jobs{status="in_progress"} 1.0' in _figures(client)
         assert client.batches.cancel(batch_id).status == "cancelling"
         batch = _ended(client, batch_id)
         assert batch.status == "cancelled"
@@ -236,10 +245,16 @@ def test_a_full_disk_refuses_a_file_and_harms_nothing(valkey: Valkey, tmp_path: 
 def test_what_is_wrong_with_an_upload_is_named(valkey: Valkey, tmp_path: Path) -> None:
     with running_worker(valkey, "w1"), _client(valkey, tmp_path) as client:
         url, headers = str(client.base_url), {"Authorization": "Bearer one"}
+        file = {"file": b"x"}
+        keep = {"purpose": "batch", "expires_after[anchor]": "created_at"}
         for data, files, param in (
-            ({"purpose": "batch"}, {"other": b"x"}, "file"),
-            ({"purpose": "vision"}, {"file": b"x"}, "purpose"),
-            ({"purpose": "batch", "expires_after[seconds]": "5"}, {"file": b"x"}, "expires_after"),
+            (keep, {"other": b"x"}, "other"),
+            (keep, {"purpose": b"x"}, "file"),
+            ({"purpose": "vision"}, file, "purpose"),
+            (keep | {"expires_after[seconds]": "5"}, file, "expires_after"),
+            (keep | {"expires_after[anchor]": "now"}, file, "expires_after.anchor"),
+            (keep | {"expires_after[seconds]": "x"}, file, "expires_after.seconds"),
+            ({"purpose": "batch", "shoe": "5"}, file, "shoe"),
         ):
             reply = httpx.post(f"{url}files", data=data, files=files, headers=headers)
             assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)

@@ -58,6 +58,24 @@ def test_eight_jobs_run_at_once(
         assert_complete(listener, redis_client, job)
 
 
+def test_the_end_says_how_long_the_job_waited_read_and_wrote(
+    valkey: Valkey, redis_client: redis.Redis, listener: Listener
+) -> None:
+    job = make_job("j1", max_tokens=4)
+    put(valkey, job)
+    put_at = time.time()
+    with running_worker(valkey, "w1", step_s=0.1):
+        wait_for_worker(redis_client, "w1")
+        listener.wait_for_endings("j1")
+        whole = time.time() - job.created
+    timing = assert_complete(listener, redis_client, job).timing
+    assert timing is not None
+    # No step is shorter than its sleep: one until the first token, three to the last.
+    assert timing.prefill_s > 0.09 and timing.decode_s > 0.27
+    assert 0 < put_at - job.created < timing.queue_s
+    assert timing.queue_s + timing.prefill_s + timing.decode_s < whole
+
+
 def test_a_freed_place_is_filled_without_waiting_for_the_next_poll(
     valkey: Valkey, redis_client: redis.Redis, listener: Listener
 ) -> None:

@@ -84,6 +84,9 @@ def test_a_stream_goes_on_after_the_last_event_that_was_seen(
     whole = _events(api, made["id"])
     with api_server(valkey) as other:
         rest = _events(other, made["id"], last)
+        resumes = 'dfastllm_stream_resumes_total{model_name="tiny"} 1.0'
+        assert resumes in other.get("/metrics").text.splitlines()
+    assert "dfastllm_stream_resumes_total{" not in api.get("/metrics").text
     # The offsets of the log-probabilities, too: they count what was before.
     assert _lines(rest) == _lines(whole)[last + 1 :]
 

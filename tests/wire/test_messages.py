@@ -30,7 +30,7 @@ def test_bytes_of_earlier_versions_are_still_read(name: str, earlier: str) -> No
 
 def test_a_field_that_a_later_version_adds_is_skipped() -> None:
     later = msgspec.msgpack.encode(
-        ["finished", "j1", 5, [3, 2, 1, "new"], None, 2, None, None, "new"],
+        ["finished", "j1", 5, [3, 2, 1, "new"], None, 2, None, None, None, "new"],
     )
     assert codec.decode_event(later) == Finished("j1", 5, Usage(3, 2, 1), None, 2)
     model = {

@@ -11,26 +11,27 @@ from worker.job_table import JobTable
 from worker.running_job import RunningJob
 
 
-def _add(table: JobTable, name: str, *, age_s: float, timeout_s: float | None) -> RunningJob:
-    job = make_job(name, created=time.time() - age_s, timeout_s=timeout_s)
-    running = RunningJob(Claim(job, "execution", QUEUE, 1, []), FakeEngine())
+def _add(table: JobTable, name: str, left_s: float) -> RunningJob:
+    deadline = time.monotonic() + left_s
+    claim = Claim(make_job(name), "execution", QUEUE, 1, [], deadline)
+    running = RunningJob(claim, FakeEngine())
     table.add(running)
     return running
 
 
 def test_only_jobs_past_their_deadline_are_late_and_each_until_it_ends() -> None:
     table = JobTable()
-    late = _add(table, "late", age_s=10, timeout_s=5)
-    _add(table, "in-time", age_s=10, timeout_s=3600)
-    _add(table, "patient", age_s=10, timeout_s=None)
+    late = _add(table, "late", -5)
+    _add(table, "in-time", 3600)
+    _add(table, "patient", float("inf"))
     assert table.late_jobs() == [late]
 
 
 def test_the_next_deadline_is_the_soonest_and_goes_on_to_the_one_after() -> None:
     table = JobTable()
     assert table.next_deadline == float("inf")
-    later = _add(table, "later", age_s=0, timeout_s=3600)
-    late = _add(table, "late", age_s=10, timeout_s=5)
+    later = _add(table, "later", 3600)
+    late = _add(table, "late", -5)
     assert table.next_deadline == late.deadline
     for job in table.late_jobs():
         table.end(job)
@@ -40,7 +41,7 @@ def test_the_next_deadline_is_the_soonest_and_goes_on_to_the_one_after() -> None
 
 def test_a_job_that_has_ended_is_not_late() -> None:
     table = JobTable()
-    job = _add(table, "done", age_s=10, timeout_s=5)
+    job = _add(table, "done", -5)
     table.end(job)
     assert table.late_jobs() == []
     assert table.next_deadline == float("inf")

@@ -18,6 +18,9 @@ from worker.wire.queueing import ENDED
 INDEX_TTL_S = 31 * 86400
 """Longer than anything lives that it lists."""
 
+OPEN_STATUSES = ("validating", "in_progress", "finalizing", "cancelling")
+MAX_COUNTED = 1000
+
 
 class FileRecord(Struct, frozen=True, kw_only=True):
     """One file; `expires_at` is Unix time in seconds."""
@@ -65,6 +68,10 @@ class BatchState(Struct, kw_only=True):
     errors: list[LineError] = field(default_factory=list)
     output_file_id: str | None = None
     error_file_id: str | None = None
+
+
+class _Status(Struct, frozen=True):
+    status: str
 
 
 class Batch(NamedTuple):
@@ -118,6 +125,21 @@ async def get_batch(redis: Redis, batch_id: str) -> Batch | None:
         msgspec.json.decode(state, type=BatchState),
         cancel is not None,
     )
+
+
+async def count_open(redis: Redis) -> dict[str, int]:
+    """Count the batches that have not ended, or the oldest MAX_COUNTED of them, by status."""
+    names: Any = await redis.zrange(keys.OPEN_BATCHES, 0, MAX_COUNTED - 1)
+    async with redis.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.hmget(keys.batch(name.decode()), ["state", "cancel"])
+        found = await pipeline.execute()
+    counts = dict.fromkeys(OPEN_STATUSES, 0)
+    for state, cancel in found:
+        if state is not None:
+            status = msgspec.json.decode(state, type=_Status).status
+            counts["cancelling" if cancel is not None else status] += 1
+    return counts
 
 
 async def have_ended(redis: Redis, job_ids: list[str]) -> list[bool]:

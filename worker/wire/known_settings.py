@@ -79,6 +79,9 @@ _ALL = (
     _setting("FAILURE_TTL", _BOTH, "86400", "seconds a failed job can be looked at"),
     _setting("LOG_LEVEL", _BOTH, "info", "debug, info, warning or error"),
     _setting("LOG_FORMAT", _BOTH, "text", "text, or json: one object a line"),
+    _setting(
+        "VLLM_METRICS", (API,), "true", "show metrics under vLLM's names, too, for its dashboards"
+    ),
     _setting("WORKERS", (SERVE,), "1", "worker processes that `serve` starts"),
     _setting(
         "DATA_DIR", (SERVE,), "~/.local/share/dfastllm", "where the embedded queue keeps its data"

@@ -125,6 +125,8 @@ class GenerateJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: float | None = None
     cache_salt: str = ""
     options: Options | None = None
+    trace_context: dict[str, str] = field(default_factory=dict)
+    """W3C headers of the span that asked for this job; empty where nobody traces."""
 
 
 class Webhook(Struct, frozen=True, omit_defaults=True):
@@ -182,6 +184,14 @@ class GenerationStats(Struct, frozen=True, array_like=True):
     mode: str
     is_lossless: bool  # whether the output, or its distribution, is that of the verifier alone
     num_forwards: int  # of any model, over all choices; a batch shares them
+
+
+class Timing(Struct, frozen=True, array_like=True):
+    """Seconds of the attempt that finished the job, by the worker's clock."""
+
+    queue_s: float  # until the worker took it, earlier attempts included
+    prefill_s: float  # from then until the first token
+    decode_s: float  # from then until the end
 
 
 class PredictionStats(Struct, frozen=True, array_like=True):
@@ -244,6 +254,7 @@ class Finished(Struct, frozen=True, array_like=True, tag="finished"):
     attempt: int = 1
     generation: GenerationStats | None = None
     prediction: PredictionStats | None = None  # where the client gave one
+    timing: Timing | None = None
 
 
 class Failed(Struct, frozen=True, array_like=True, tag="failed"):

@@ -42,6 +42,35 @@ local function is_begun_by_another_kind(job, begun_by)
     and redis.call('EXISTS', log_key(job.id)) == 1
 end
 
+-- A job that two workers have died with may be what kills them. Beside another such job it would
+-- take that one's last attempt as well, so a worker has only one of them at a time.
+local SUSPECT_AFTER = 2
+local apart = {} -- suspects that have to wait, in order
+local has_suspect
+
+local function is_suspect(num_deaths)
+  return tonumber(num_deaths or 0) >= SUSPECT_AFTER
+end
+
+local function holds_suspect()
+  for _, member in ipairs(redis.call('SMEMBERS', rq .. ':worker:' .. args.worker .. ':executions')) do
+    local id = split_member(member)
+    if id and is_suspect(redis.call('HGET', job_key(id), 'dfl_deaths')) then return true end
+  end
+  return false
+end
+
+local function must_wait_apart(job, queue, num_deaths)
+  if not is_suspect(num_deaths) then return false end
+  if has_suspect == nil then has_suspect = holds_suspect() end
+  if has_suspect then
+    apart[#apart + 1] = {id = job.id, queue = queue}
+    return true
+  end
+  has_suspect = true
+  return false
+end
+
 local offers = {}
 for _, name in ipairs(args.offers) do offers[name] = true end
 offers[kind_of(args.fingerprint)] = true
@@ -62,7 +91,7 @@ local function try(id, queue)
   local job = read_job(id)
   if job.status ~= 'queued' then return end -- cancelled, forgotten, or queued twice and running
   local field = redis.call('HMGET', job_key(id), 'dfl', 'dfl_deadline', 'dfl_start_by',
-    'dfl_turn', 'dfl_mode', 'dfl_fingerprint')
+    'dfl_turn', 'dfl_mode', 'dfl_fingerprint', 'dfl_deaths')
   local needs, kind = needs_of(job, field[5], field[6])
   if not field[1] then
     finish(job, failure(job, args.foreign))
@@ -76,7 +105,7 @@ local function try(id, queue)
     finish(job, failure(job, kind and args.unlike or args.lacking))
   elseif fair.has_no_place(job) then
     fair.defer(job, field[2])
-  else
+  elseif not must_wait_apart(job, queue, field[7]) then
     claims[#claims + 1] = start(job, args.execution .. '-' .. #claims, field[1], field[2])
     local base = urgency.base_of(queue)
     turns[base] = math.max(turns[base] or 0, tonumber(field[4] or 0))
@@ -91,7 +120,9 @@ while #claims < args.limit and num_looked_at < MOST_LOOKED_AT do
   num_looked_at = num_looked_at + 1
   try(id, queue)
 end
-
+for index = #apart, 1, -1 do
+  redis.call('LPUSH', rq .. ':queue:' .. apart[index].queue, apart[index].id)
+end
 if #claims > 0 then
   redis.call('EXPIRE', rq .. ':worker:' .. args.worker .. ':executions', lease_ttl + 60)
   for queue, turn in pairs(turns) do fair.note_served(queue, turn) end

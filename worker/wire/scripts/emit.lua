@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- One step: the log first, then the frames, so that no client has seen what the log does not hold.
-local lost = {}
+local lost, behind = {}, {}
 
 -- Redis refuses an id that is not above the last one. Only the holder writes here, so that is this
 -- very step, sent again because its first reply got lost.
@@ -13,7 +13,20 @@ local function log(job, record)
   return true
 end
 
+-- A server that has crashed, or a replica that took over, may have forgotten the log's end. What
+-- follows must not be written after a hole: the worker is told where the log ends now.
+local function has_forgotten(job, record)
+  if record.num_entries == 0 then return false end
+  local num_entries = redis.call('XLEN', log_key(job.id))
+  if num_entries >= record.num_entries then return false end
+  local last = redis.call('XREVRANGE', log_key(job.id), '+', '-', 'COUNT', 1)[1]
+  local next_index = last and tonumber(string.match(last[1], '^%d+')) or 0
+  behind[#behind + 1] = {job.id, num_entries, next_index}
+  return true
+end
+
 local function write(job, record)
+  if has_forgotten(job, record) then return end
   if record.answer then
     redis.call('HSET', job_key(job.id), 'dfl_answer', record.answer)
     say(job.api, record.answer, 1)
@@ -43,7 +56,7 @@ end
 local function unpack_record(row)
   return {
     id = row[1], execution = row[2], is_first = row[3], log_id = row[4], count = row[5],
-    deltas = row[6], answer = row[7], ending = row[8],
+    deltas = row[6], answer = row[7], ending = row[8], num_entries = row[9],
   }
 end
 
@@ -61,4 +74,4 @@ for _, row in ipairs(args.jobs) do
 end
 publish_frames()
 if args.has_endings then show_state(args.worker) end
-return lost
+return {lost, behind}

@@ -166,6 +166,7 @@ end
 
 -- The worker that ran the job is dead: the only thing that spends an attempt.
 local function bury(job, requeued, failed)
+  redis.call('HINCRBY', job_key(job.id), 'dfl_deaths', 1)
   if job.cancelled then
     cancel(job)
   elseif job.retries_left > 0 then

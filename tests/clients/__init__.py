@@ -1,0 +1,1 @@
+"""Clients written by others, and clients that misbehave, against a whole server."""
