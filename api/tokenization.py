@@ -9,7 +9,7 @@ from litestar.params import QueryParameter, RawBody
 from msgspec import Meta, Struct
 
 from api.answering import AnyRequest
-from api.auth import admit
+from api.auth import admit, require_key
 from api.catalog import find_model
 from api.chat import chat_of
 from api.decoding import decode_request
@@ -89,7 +89,7 @@ class TokenizationController(Controller):
         answer = await services.gateway.ask(model.name, Detokenize(wanted.tokens))
         return DetokenizeBody(answer.text)
 
-    @get("/tokenizer_info", guards=[admit])
+    @get("/tokenizer_info", guards=[require_key])
     async def tokenizer_info(
         self,
         services: AppServices,
