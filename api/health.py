@@ -107,11 +107,15 @@ def _queue_metrics(queues: dict[str, QueueState]) -> Iterator[Metric]:
     failed = GaugeMetricFamily(
         f"{PREFIX}_queue_failed_jobs", "Jobs in the failed registry", labels=label
     )
+    deferred = GaugeMetricFamily(
+        f"{PREFIX}_queue_deferred_jobs", "Jobs that wait for others of their key", labels=label
+    )
     for name, state in queues.items():
         depth.add_metric([name], state.length)
         age.add_metric([name], state.oldest_age_s)
         failed.add_metric([name], state.num_failed)
-    yield from (depth, age, failed)
+        deferred.add_metric([name], state.num_deferred)
+    yield from (depth, age, failed, deferred)
 
 
 def _memory_metrics(memory: StoreMemory | None) -> Iterator[Metric]:

@@ -111,7 +111,9 @@ class JobRunner:
 
     def stop_late_jobs(self) -> None:
         for job in self.jobs.late_jobs():
-            words = f"the request was not done within its {job.job.timeout_s:g} s"
+            timeout_s = job.job.timeout_s  # None: the queue alone has set a deadline
+            limit = "time" if timeout_s is None else f"{timeout_s:g} s"
+            words = f"the request was not done within its {limit}"
             self.end(job, _failed(job.job_id, 504, words, "timeout"), "failed")
 
     def cancel(self, job_ids: Iterable[str], status: Literal["stopped", "canceled"]) -> None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 
+from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from worker.batch_worker import BatchWorker
@@ -44,17 +45,7 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
         mailbox=mailbox,
         question_channel=keys.question_channel(engine.model_name),
     )
-    store = JobStore(
-        client,
-        name,
-        lease_s=settings.lease,
-        result_ttl_s=settings.result_ttl,
-        failure_ttl_s=settings.failure_ttl,
-        fingerprint=engine.fingerprint,
-        overdue_s=settings.overdue_after,
-        overdue_share=settings.overdue_share,
-        modes=engine.modes,
-    )
+    store = _store(client, engine, settings, name)
     try:
         worker.begin()
         store.reap(queues)  # as every beat does; what this user may not do comes out here
@@ -71,6 +62,20 @@ def serve(engine: EnginePort, settings: WorkerSettings, name: str) -> int:
             return IoLoop(engine, store, worker, mailbox, _limits(settings), desk, spans).run()
         finally:
             _say_goodbye(worker, store)
+
+
+def _store(client: Redis, engine: EnginePort, settings: WorkerSettings, name: str) -> JobStore:
+    return JobStore(
+        client,
+        name,
+        lease_s=settings.lease,
+        result_ttl_s=settings.result_ttl,
+        failure_ttl_s=settings.failure_ttl,
+        fingerprint=engine.fingerprint,
+        overdue_s=settings.overdue_after,
+        overdue_share=settings.overdue_share,
+        modes=engine.modes,
+    )
 
 
 def _limits(settings: WorkerSettings) -> LoopLimits:

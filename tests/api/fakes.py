@@ -109,7 +109,7 @@ class FakeGateway:
         return self.live
 
     async def queues(self) -> dict[str, QueueState]:
-        return {"tiny.default": QueueState(3, 1.5, 2)}
+        return {"tiny.default": QueueState(3, 1.5, 2, 4)}
 
     async def store_memory(self) -> StoreMemory | None:
         return StoreMemory(1000, 4000)

@@ -58,6 +58,7 @@ def test_metrics_count_what_happened() -> None:
         'dfastllm_queue_depth{queue="tiny.default"} 3.0',
         'dfastllm_queue_oldest_job_age_seconds{queue="tiny.default"} 1.5',
         'dfastllm_queue_failed_jobs{queue="tiny.default"} 2.0',
+        'dfastllm_queue_deferred_jobs{queue="tiny.default"} 4.0',
         "dfastllm_queue_memory_used_bytes 1000.0",
         "dfastllm_queue_memory_max_bytes 4000.0",
         'dfastllm_workers{model_name="tiny"} 1.0',

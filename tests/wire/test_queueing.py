@@ -38,9 +38,7 @@ async def test_enqueue_returns_how_many_jobs_stand_before(async_redis: redis.asy
     assert [await put(async_redis, name) for name in ("a", "b", "c")] == [0, 1, 2]
     state = await queueing.job_state(async_redis, "c")
     assert state is not None and (state.status, state.position) == ("queued", 2)
-    assert await queueing.queue_lengths(async_redis, QUEUES) == dict(
-        zip(QUEUES, (0, 3, 0), strict=True)
-    )
+    assert [await async_redis.llen(keys.queue(name)) for name in QUEUES] == [0, 3, 0]
 
 
 async def test_rq_reads_the_job_back_and_never_the_prompt(
@@ -61,14 +59,14 @@ async def test_a_second_job_of_the_same_id_is_refused(async_redis: redis.asyncio
     await put(async_redis, "a")
     with pytest.raises(queueing.DuplicateJobError):
         await put(async_redis, make_job("a", api_id="another"))
-    assert (await queueing.queue_lengths(async_redis, [QUEUE]))[QUEUE] == 1
+    assert await async_redis.llen(keys.queue(QUEUE)) == 1
 
 
 async def test_the_same_enqueue_sent_twice_counts_once(async_redis: redis.asyncio.Redis) -> None:
     job = make_job("a")
     assert await put(async_redis, "first") == 0
     assert [await put(async_redis, job), await put(async_redis, job)] == [1, 1]
-    assert (await queueing.queue_lengths(async_redis, [QUEUE]))[QUEUE] == 2
+    assert await async_redis.llen(keys.queue(QUEUE)) == 2
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(
@@ -132,7 +130,7 @@ async def test_cancelling_a_running_job_sends_its_worker_rqs_own_command(
     await put(async_redis, "a")
     store.claim(QUEUES, 1)
     channel = redis_client.pubsub(ignore_subscribe_messages=True)
-    channel.subscribe(keys.command_channel("w1"))
+    channel.subscribe("rq:pubsub:w1")
     channel.get_message(timeout=1)
     assert await queueing.cancel(async_redis, "a")
     message = channel.get_message(timeout=1)

@@ -189,6 +189,16 @@ async def test_batch_is_served_while_interactive_jobs_never_end(
     assert counts["b"] == pytest.approx(20, abs=2)
 
 
+async def test_the_share_of_overdue_queues_is_not_spent_on_the_one_that_is_served_anyway(
+    async_redis: Client, redis_client: redis.Redis
+) -> None:
+    store = JobStore(redis_client, "w", overdue_s=1e-6, overdue_share=0.25)
+    await put_of(async_redis, "a", *many("b", 40), queue=QUEUES[2])
+    await put_of(async_redis, "a", *many("d", 40), queue=QUEUES[1])
+    served = [name for _ in range(40) for name in claim(store, 1)]
+    assert sum(name.startswith("b") for name in served) == pytest.approx(10, abs=1)
+
+
 async def test_a_queue_that_is_not_overdue_waits_for_the_more_urgent_ones(
     async_redis: Client, redis_client: redis.Redis
 ) -> None:

@@ -6,6 +6,7 @@ import time
 
 from tests.fakes import FakeEngine
 from tests.worker_bench import QUEUE, make_job
+from worker.job_runner import JobRunner
 from worker.job_store import Claim
 from worker.job_table import JobTable
 from worker.running_job import RunningJob
@@ -45,3 +46,13 @@ def test_a_job_that_has_ended_is_not_late() -> None:
     table.end(job)
     assert table.late_jobs() == []
     assert table.next_deadline == float("inf")
+
+
+def test_a_job_that_only_the_queue_has_given_a_time_is_late_like_others() -> None:
+    runner = JobRunner(FakeEngine(), lambda: None)
+    job = make_job("late", timeout_s=None)
+    runner.admit(Claim(job, "execution", QUEUE, 1, [], deadline=time.monotonic() - 1))
+    runner.stop_late_jobs()
+    record = runner.publisher.record_to_send()
+    assert record is not None
+    assert [(one.job_id, one.status) for one in record.endings] == [("late", "failed")]

@@ -7,12 +7,12 @@ import redis
 import redis.asyncio
 from rq import Queue
 
-from tests.wire.samples import INFO, QUEUE, QUEUES, delta, finished, make_job, put
+from tests.wire.samples import INFO, QUEUE, QUEUES, delta, failed, finished, make_job, put
 from tests.worker.leases import outlive_the_lease, status_of
 from worker.held_job import StepRecord
 from worker.job_store import JobStore
 from worker.serializer import RestrictedSerializer
-from worker.wire import queueing
+from worker.wire import keys, queueing
 from worker.wire.messages import Failed
 
 pytestmark = pytest.mark.anyio
@@ -151,3 +151,98 @@ async def test_a_draining_worker_offers_nothing(
     await put(async_redis, make_job("a", mode="deer"))
     assert claim(plain) == []
     assert await status_of(async_redis, "a") == "failed"
+
+
+async def test_who_can_run_a_job_hears_that_it_has_come_back(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore, drafting: JobStore
+) -> None:
+    for name in "ab":
+        await put(async_redis, make_job(name, mode="deer"), max_running=1)
+    claim(plain)
+    assert claim(drafting) == ["a"]
+    heard = redis_client.pubsub(ignore_subscribe_messages=True)
+    heard.subscribe(keys.wake_channel(QUEUE))
+    heard.get_message(timeout=1)
+    drafting.release(["a"])
+    assert claim(drafting) == ["a"]
+    drafting.emit(StepRecord(endings=[finished("a", 0)]))
+    messages = [heard.get_message(timeout=1) for _ in range(3)]
+    assert [one and one["data"] for one in messages] == [QUEUE.encode()] * 3
+    assert claim(drafting) == ["b"]
+
+
+async def test_the_place_of_a_job_on_its_way_counts_more_urgent_ones(
+    async_redis: Client, plain: JobStore
+) -> None:
+    alive(JobStore(plain._redis, "drafting", modes=["deer"]))
+    await put(async_redis, make_job("a", mode="deer"))
+    claim(plain)
+    await put(async_redis, make_job("b"), queue=QUEUES[0])
+    state = await queueing.job_state(async_redis, "a")
+    assert state is not None and state.position == 1
+
+
+async def test_a_cancelled_job_on_its_way_gives_its_turn_back(
+    async_redis: Client, plain: JobStore, drafting: JobStore
+) -> None:
+    await put(async_redis, make_job("a", mode="deer"))
+    await put(async_redis, make_job("b"))
+    claim(plain, 1)
+    turn = await async_redis.zscore(f"dfl:shares:{QUEUE}", "tenant")
+    assert await queueing.cancel(async_redis, "a")
+    assert await async_redis.zscore(f"dfl:shares:{QUEUE}", "tenant") == turn - 1
+
+
+async def test_a_job_of_little_time_does_not_end_the_way_of_the_others(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore, drafting: JobStore
+) -> None:
+    await put(async_redis, make_job("a", mode="deer"), timeout_s=5000)
+    claim(plain)
+    await put(async_redis, make_job("b", mode="deer"), timeout_s=10)
+    claim(plain)
+    assert redis_client.ttl(f"dfl:special:{QUEUES[0]}") > 5000 + 3600
+
+
+async def test_a_special_queue_is_gone_once_nothing_is_known_of_its_jobs(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore, drafting: JobStore
+) -> None:
+    await put(async_redis, make_job("a", mode="deer"))
+    claim(plain)
+    special = f"dfl:special:{QUEUES[0]}"
+    for _ in ("waits", "runs", "has ended"):
+        plain.reap(QUEUES)
+        assert redis_client.exists(special)
+        if claim(drafting) == []:
+            drafting.emit(StepRecord(endings=[finished("a", 0)]))
+    redis_client.zadd(f"rq:finished:{QUEUE}.deer", {"a": 1})
+    plain.reap(QUEUES)
+    assert not redis_client.exists(special)
+
+
+async def test_a_job_that_runs_is_reaped_whatever_became_of_its_queues_listing(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore
+) -> None:
+    drafting = alive(JobStore(redis_client, "d", modes=["deer"], lease_s=0.25))
+    await put(async_redis, make_job("a", mode="deer"))
+    claim(plain)
+    assert claim(drafting) == ["a"]
+    redis_client.delete(f"dfl:special:{QUEUES[0]}")
+    outlive_the_lease()
+    assert plain.reap(QUEUES) == (["a"], [])
+
+
+async def test_a_job_that_an_operator_requeues_into_a_forgotten_queue_is_found(
+    async_redis: Client, redis_client: redis.Redis, plain: JobStore, drafting: JobStore
+) -> None:
+    await put(async_redis, make_job("a", mode="deer"))
+    claim(plain)
+    assert claim(drafting) == ["a"]
+    drafting.emit(StepRecord(endings=[failed("a")]))
+    redis_client.delete(f"dfl:special:{QUEUES[0]}")
+    queue = Queue(f"{QUEUE}.deer", connection=redis_client, serializer=RestrictedSerializer)
+    queue.failed_job_registry.requeue("a")
+    other_model = f"{QUEUE}.x.default"  # of a model whose name begins as this one's queue
+    await put(async_redis, "b", queue=other_model)
+    plain.reap(QUEUES)
+    assert redis_client.smembers(f"dfl:special:{QUEUES[0]}") == {f"{QUEUE}.deer".encode()}
+    assert claim(drafting) == ["a"]

@@ -109,11 +109,6 @@ def question_channel(model: str) -> str:
     return f"{DFL_PREFIX}:asked:{_safe(model)}"
 
 
-def command_channel(worker_name: str) -> str:
-    """Name the channel of RQ's own worker commands."""
-    return f"{RQ_PREFIX}:pubsub:{worker_name}"
-
-
 def page(namespace: str, digest: bytes) -> str:
     """Name one page of the shared prefix cache."""
     return f"{DFL_PREFIX}:kv:{namespace}:{digest.hex()}"

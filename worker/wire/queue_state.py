@@ -15,9 +15,10 @@ from worker.wire import lua
 class QueueState(NamedTuple):
     """One queue at one moment."""
 
-    length: int
+    length: int  # with those that wait for a worker that has what they need
     oldest_age_s: float  # since the job at its head was enqueued; 0 when nobody waits
     num_failed: int  # jobs in RQ's failed registry, which forgets them after their TTL
+    num_deferred: int = 0  # jobs that wait for others of their key to end
 
 
 class StoreMemory(NamedTuple):
@@ -31,8 +32,10 @@ async def queue_states(redis: Redis, queues: Sequence[str]) -> dict[str, QueueSt
     """Return each queue's state, all of one moment; one round trip."""
     report = await lua.acall(redis, "queues", {"queues": list(queues)})
     return {
-        queue: QueueState(length, _age_s(waiting, since), num_failed)
-        for queue, (length, waiting, since, num_failed) in zip(queues, report, strict=True)
+        queue: QueueState(length, _age_s(waiting, since), num_failed, num_deferred)
+        for queue, (length, waiting, since, num_failed, num_deferred) in zip(
+            queues, report, strict=True
+        )
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
@@ -161,20 +161,10 @@ async def enqueue(
         **_of_terms(terms, job, timeout_s, timeout_s + max(result_ttl_s, failure_ttl_s)),
     }
     try:
-        outcome, length, num_recent = await lua.acall(redis, "enqueue", arguments)
+        reply = await lua.acall(redis, "enqueue", arguments)
     except OutOfMemoryError as error:
         raise StoreFullError("the queue's store is full") from error
-    if outcome == b"duplicate":
-        raise DuplicateJobError(job.job_id)
-    if outcome == b"reused":
-        raise KeyReusedError
-    if outcome == b"full of own":
-        raise TenantQueueFullError(length, _retry_after_s(length, num_recent))
-    if outcome == b"full":
-        raise QueueFullError(length, _retry_after_s(length, num_recent))
-    if outcome == b"joined":
-        return Receipt(length.decode(), 0, is_joined=True)
-    return Receipt(job.job_id, length)
+    return _receipt(job.job_id, *reply)
 
 
 async def cancel(redis: Redis, job_id: str, tenant: str | None = None) -> bool:
@@ -232,13 +222,19 @@ async def known_models(redis: Redis) -> list[KnownModel]:
     ]
 
 
-async def queue_lengths(redis: Redis, queues: Sequence[str]) -> dict[str, int]:
-    """Return how many jobs wait in each queue."""
-    async with redis.pipeline(transaction=False) as pipeline:
-        for queue in queues:
-            pipeline.llen(keys.queue(queue))
-        lengths = await pipeline.execute()
-    return dict(zip(queues, lengths, strict=True))
+def _receipt(job_id: str, outcome: bytes, length: Any, num_recent: int) -> Receipt:
+    """Read `enqueue.lua`'s reply; of a job that is joined `length` is the id."""
+    if outcome == b"duplicate":
+        raise DuplicateJobError(job_id)
+    if outcome == b"reused":
+        raise KeyReusedError
+    if outcome == b"full of own":
+        raise TenantQueueFullError(length, _retry_after_s(length, num_recent))
+    if outcome == b"full":
+        raise QueueFullError(length, _retry_after_s(length, num_recent))
+    if outcome == b"joined":
+        return Receipt(length.decode(), 0, is_joined=True)
+    return Receipt(job_id, length)
 
 
 def _of_terms(terms: Terms, job: GenerateJob, timeout_s: int, keep_s: int) -> dict[str, object]:

@@ -32,6 +32,7 @@ end
 -- A full queue takes one job yet of each key that has none in it: else the queue of one key would
 -- keep out all others.
 function fair.may_exceed(queue, tenant)
+  if redis.call('EXISTS', lane_key(tenant, queue)) == 1 then return false end -- it has deferred ones
   local turns = redis.call('ZMSCORE', shares_key(queue), '', tenant)
   return not turns[2] or (turns[1] and tonumber(turns[2]) <= tonumber(turns[1]))
 end
@@ -66,8 +67,9 @@ end
 
 -- A job that was never served gives its turn back to its key.
 function fair.refund(job)
-  if job.tenant and redis.call('ZSCORE', shares_key(job.queue), job.tenant) then
-    redis.call('ZINCRBY', shares_key(job.queue), -job.cost, job.tenant)
+  local shares = shares_key(base_of(job.queue))
+  if job.tenant and redis.call('ZSCORE', shares, job.tenant) then
+    redis.call('ZINCRBY', shares, -job.cost, job.tenant)
   end
 end
 
@@ -132,11 +134,11 @@ function fair.defer(job, deadline)
   local lanes, lane = lanes_key(job.tenant), lane_key(job.tenant, job.queue)
   redis.call('HSET', job_key(job.id), 'status', 'deferred')
   redis.call('ZADD', rq .. ':deferred:' .. job.queue, now, job.id)
-  redis.call('ZADD', lane, tonumber(deadline or now), job.id)
+  redis.call('ZADD', lane, tonumber(deadline or now + job.timeout), job.id)
   redis.call('SADD', lanes, job.queue)
   redis.call('SADD', TENANTS_WITH_LANES, job.tenant)
   for _, key in ipairs({lane, lanes, TENANTS_WITH_LANES}) do
-    redis.call('EXPIRE', key, job.keep)
+    keep_at_least(key, job.keep)
   end
 end
 
@@ -167,7 +169,7 @@ local function release_from(tenant, queue)
     if redis.call('HGET', job_key(id), 'status') == 'deferred' then
       redis.call('HSET', job_key(id), 'status', 'queued', 'dfl_turn', fair.FIRST)
       insert_at_front(queue, id)
-      redis.call('PUBLISH', dfl .. ':wake:' .. queue, queue)
+      wake(queue)
       return
     end
   end

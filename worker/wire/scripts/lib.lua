@@ -26,6 +26,32 @@ local function read_job(id)
   }
 end
 
+-- What holds things of many lives lives as long as the longest of them.
+local function keep_at_least(key, seconds)
+  redis.call('EXPIRE', key, seconds, 'NX')
+  redis.call('EXPIRE', key, seconds, 'GT')
+end
+
+local PRIORITIES = {'interactive', 'default', 'batch'}
+
+-- The queue to which a special one belongs (route.lua: `<queue>.<needs>`, one or two needs), or
+-- the queue itself. It is the one that workers listen for.
+local function base_of(queue)
+  local base = queue
+  for _ = 0, 2 do
+    for _, priority in ipairs(PRIORITIES) do
+      if string.sub(base, -#priority - 1) == '.' .. priority then return base end
+    end
+    base = string.match(base, '^(.+)%.[^.]*$') or base
+  end
+  return queue
+end
+
+local function wake(queue)
+  local base = base_of(queue)
+  redis.call('PUBLISH', dfl .. ':wake:' .. base, base)
+end
+
 -- The fence. The hash decides, not the registry: rq's own clean-up and cancel change the status
 -- first and may leave registry entries behind.
 local function holds(job, execution)
@@ -134,6 +160,8 @@ local function finish(job, ending)
   ending.ttl = math.max(1, failed and job.failure_ttl or job.result_ttl, job.hook_ttl)
   leave(job)
   fair.note_not_waiting(job)
+  -- It may have come back for a free place of its key, which is another's now.
+  if job.execution == '' and job.status == 'queued' then fair.leave_place(job) end
   redis.call('HSET', job_key(job.id), 'status', ending.status, 'ended_at', args.iso,
     'dfl_ending', ending.event, 'dfl_ended_by', job.execution)
   -- Without its deadlines, so that an operator can requeue it later.
@@ -161,7 +189,7 @@ local function requeue(job)
   redis.call('HDEL', job_key(job.id), 'dfl_execution')
   fair.note_requeued(job)
   redis.call('LPUSH', rq .. ':queue:' .. job.queue, job.id)
-  redis.call('PUBLISH', dfl .. ':wake:' .. job.queue, job.queue)
+  wake(job.queue)
 end
 
 -- The worker that ran the job is dead: the only thing that spends an attempt.
@@ -195,9 +223,9 @@ end
 
 -- All queues of the model of `queue`, the most urgent first.
 local function sister_queues(queue)
-  local model = string.match(queue, '^(.*)%.%a+$') or queue
+  local model = string.match(base_of(queue), '^(.*)%.%a+$') or queue
   local names = {}
-  for _, priority in ipairs({'interactive', 'default', 'batch'}) do
+  for _, priority in ipairs(PRIORITIES) do
     names[#names + 1] = model .. '.' .. priority
   end
   return names
@@ -207,7 +235,7 @@ end
 -- This is claim.lua's order told once more: whoever changes the one changes the other.
 local function position_at(queue, place)
   for _, name in ipairs(sister_queues(queue)) do
-    if name == queue then break end
+    if name == base_of(queue) then break end
     place = place + redis.call('LLEN', rq .. ':queue:' .. name)
   end
   return place

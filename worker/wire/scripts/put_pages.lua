@@ -36,11 +36,6 @@ local function fits(size)
   return total + size <= args.cap and size <= room
 end
 
-local function keep(key)
-  redis.call('EXPIRE', key, args.ttl + 60, 'NX')
-  redis.call('EXPIRE', key, args.ttl + 60, 'GT')
-end
-
 local function write(digest, content)
   local name = args.namespace .. ':' .. digest
   redis.call('SET', dfl .. ':kv:' .. name, content, 'EX', args.ttl)
@@ -66,8 +61,8 @@ for i, digest in ipairs(args.digests) do
 end
 if redis.call('EXISTS', index) == 1 then
   redis.call('SET', total_key, string.format('%.0f', total), 'KEEPTTL')
-  keep(index)
-  keep(total_key)
+  keep_at_least(index, args.ttl + 60)
+  keep_at_least(total_key, args.ttl + 60)
 else
   redis.call('DEL', total_key)
 end

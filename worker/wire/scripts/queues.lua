@@ -1,7 +1,19 @@
 #!lua flags=no-writes
--- For each queue: how many jobs wait, for how long the first of them has, how many have failed.
+-- For each queue: how many jobs wait (in it, and of it for workers that have what they need), how
+-- long its first one has, how many have failed, how many wait for others of their key.
 local DEAD = 10 -- entries whose job is gone that are looked past
 local report = {}
+
+local function num_waiting(queue)
+  local count = redis.call('LLEN', rq .. ':queue:' .. queue)
+  for _, special in ipairs(redis.call('SMEMBERS', dfl .. ':special:' .. sister_queues(queue)[1])) do
+    if base_of(special) == queue then
+      count = count + redis.call('LLEN', rq .. ':queue:' .. special)
+    end
+  end
+  return count
+end
+
 for _, name in ipairs(args.queues) do
   local queue = rq .. ':queue:' .. name
   local waiting, since = false, false
@@ -14,7 +26,8 @@ for _, name in ipairs(args.queues) do
       break
     end
   end
-  report[#report + 1] = {redis.call('LLEN', queue), waiting, since,
-    redis.call('ZCOUNT', rq .. ':failed:' .. name, now, '+inf')}
+  report[#report + 1] = {num_waiting(name), waiting, since,
+    redis.call('ZCOUNT', rq .. ':failed:' .. name, now, '+inf'),
+    redis.call('ZCARD', rq .. ':deferred:' .. name)}
 end
 return report

@@ -42,9 +42,11 @@ local function look_after(queue)
   trim(queue)
 end
 
+route.find_special()
 for _, queue in ipairs(route.special_queues()) do
   look_after(queue)
   route.fail_unserved(queue)
+  route.drop_if_unused(queue)
 end
 for _, queue in ipairs(args.queues) do
   look_after(queue)

@@ -59,8 +59,34 @@ function route.pass_on(job, needs)
   fair.insert(list, job.id, turn, redis.call('LLEN', list))
   redis.call('SADD', rq .. ':queues', list)
   redis.call('SADD', SPECIAL, queue)
-  redis.call('EXPIRE', SPECIAL, job.keep + 3600)
+  keep_at_least(SPECIAL, job.keep + 3600)
   redis.call('PUBLISH', dfl .. ':wake:' .. args.queues[index], queue)
+end
+
+-- For the reaper: special queues in which jobs wait or run, known or not. RQ's requeue may put one
+-- into a queue of which nothing was left.
+function route.find_special()
+  local is_ours = {}
+  for _, queue in ipairs(args.queues) do is_ours[queue] = true end
+  for _, list in ipairs(redis.call('SMEMBERS', rq .. ':queues')) do
+    local queue = string.sub(list, #rq + 8)
+    local base = base_of(queue)
+    if base ~= queue and is_ours[base]
+      and redis.call('EXISTS', list, rq .. ':wip:' .. queue) > 0 then
+      redis.call('SADD', SPECIAL, queue)
+      keep_at_least(SPECIAL, 86400)
+    end
+  end
+end
+
+local KEYS_OF_A_QUEUE = {'queue', 'wip', 'deferred', 'finished', 'failed', 'canceled'}
+
+-- For the reaper: a special queue of which nothing is left, no record of a job either. RQ's list
+-- of queues goes on to name it: its requeue takes a job off its registry first and queues it then.
+function route.drop_if_unused(special)
+  local names = {}
+  for index, name in ipairs(KEYS_OF_A_QUEUE) do names[index] = rq .. ':' .. name .. ':' .. special end
+  if redis.call('EXISTS', unpack(names)) == 0 then redis.call('SREM', SPECIAL, special) end
 end
 
 -- For the reaper: nobody is left who could run these.

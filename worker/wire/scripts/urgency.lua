@@ -41,8 +41,20 @@ local function pop(index)
   table.remove(open, index)
 end
 
+-- Whose turn it is among the overdue, but for the queue that is served without any share.
+local function next_overdue()
+  while open[1] and redis.call('EXISTS', rq .. ':queue:' .. open[1]) == 0 do
+    table.remove(open, 1)
+  end
+  local turn = num_places / args.overdue_every
+  for index = turn, turn + #overdue - 1 do
+    local base = overdue[index % #overdue + 1]
+    if base ~= bases[open[1]] then return base end
+  end
+end
+
 local function pop_overdue()
-  local base = overdue[num_places / args.overdue_every % #overdue + 1]
+  local base = next_overdue()
   for index = #open, 1, -1 do
     local id, queue
     if bases[open[index]] == base then id, queue = pop(index) end
