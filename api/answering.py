@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from litestar import Request, Response
 from litestar.datastructures import State
@@ -16,12 +16,13 @@ from api.auth import add_headers
 from api.errors import ApiError, ClientGoneError, InvalidRequestError
 from api.generation import Generation, output_lost
 from api.metrics import JobObserver
+from api.response_api.stream import response_events
 from api.sending import past_the_layers
 from api.services import Services
 from api.settings import ApiSettings
 from api.sse import HEADERS, stream
 from api.stream_extras import with_extras
-from api.writing import whole_body, writer_of
+from api.writing import response_writer_of, whole_body, writer_of
 from worker.wire.messages import Delta, Finished, GenerateJob
 from worker.wire.queueing import Terms
 
@@ -30,31 +31,21 @@ T = TypeVar("T")
 AnyRequest = Request[Any, Any, State]
 
 
-class Presentation(NamedTuple):
-    """How what a job says is shown to a client: event after event, or as one body."""
-
-    events: Callable[[Generation, JobObserver, ApiSettings, int], AsyncIterator[bytes]]
-    body: Callable[[Generation, list[Delta], Finished], Struct]
-
-
 async def answer(
     request: AnyRequest,
     services: Services,
     job: GenerateJob,
     priority: str,
     terms: Terms,
-    shown: Presentation | None = None,
 ) -> Response[Any]:
     """Submit a job and return its answer; the status waits for the worker's word on the request."""
     observer = JobObserver(services.metrics, job)
     try:
         generation = await services.gateway.submit(job, priority, terms)
-        headers = {"X-Job-Id": generation.job_id}
         if generation.is_joined:
             observer.mute()
-            headers["Idempotent-Replayed"] = "true"
-        add_headers(request, headers)
-        return await _respond(request, services, generation, observer, shown or _AS_COMPLETION)
+        name_job(request, generation.job_id, is_joined=generation.is_joined)
+        return await _respond(request, services, generation, observer)
     except ApiError as error:
         if not isinstance(error, ClientGoneError):
             observer.fail(error)
@@ -70,37 +61,36 @@ async def follow(
     job_id: str,
     tenant: str,
     after: int,
-    shown: Presentation | None = None,
 ) -> Response[Any]:
     """Stream a job that is there already, from the event after the one whose id is `after`."""
     generation = await services.gateway.follow(job_id, tenant)
     observer = JobObserver(services.metrics, generation.job)
     observer.mute()
     try:
-        if shown is None and after >= generation.next_index:
+        if not generation.record.response and after >= generation.next_index:
             raise output_lost()  # no client has seen what the log does not hold, but for a crash
-        return await _open_stream(
-            request, services, generation, observer, shown or _AS_COMPLETION, after
-        )
+        return await _open_stream(request, services, generation, observer, after)
     finally:
         if not observer.is_handed_over:
             generation.close()
 
 
+def name_job(request: AnyRequest, job_id: str, *, is_joined: bool) -> None:
+    """Say in the answer's head which job it is of, and whether that was there before."""
+    replayed = {"Idempotent-Replayed": "true"} if is_joined else {}
+    add_headers(request, {"X-Job-Id": job_id, **replayed})
+
+
 async def _respond(
-    request: AnyRequest,
-    services: Services,
-    generation: Generation,
-    observer: JobObserver,
-    shown: Presentation,
+    request: AnyRequest, services: Services, generation: Generation, observer: JobObserver
 ) -> Response[Any]:
     try:
         if generation.job.stream:
             after = -1
             if generation.is_joined:  # sent again by a client whose stream was cut
                 after = event_index(request.headers.get("last-event-id"))
-            return await _open_stream(request, services, generation, observer, shown, after)
-        return Response(await unless_gone(request, _gather(generation, observer, shown)))
+            return await _open_stream(request, services, generation, observer, after)
+        return Response(await unless_gone(request, _gather(generation, observer)))
     finally:
         if not observer.is_handed_over:
             generation.close()
@@ -111,7 +101,6 @@ async def _open_stream(
     services: Services,
     generation: Generation,
     observer: JobObserver,
-    shown: Presentation,
     after: int,
 ) -> Response[Any]:
     settings = services.settings
@@ -120,7 +109,7 @@ async def _open_stream(
     if after >= 0:
         services.metrics.stream_resumes.labels(generation.job.model).inc()
     observer.is_handed_over = True
-    events = shown.events(generation, observer, settings, after)
+    events = _events(generation, observer, settings, after)
     return EventStream(events, on_end=lambda: _end(generation, observer))
 
 
@@ -140,7 +129,7 @@ def _end(generation: Generation, observer: JobObserver) -> None:
     generation.close()
 
 
-async def _gather(generation: Generation, observer: JobObserver, shown: Presentation) -> Struct:
+async def _gather(generation: Generation, observer: JobObserver) -> Struct:
     deltas: list[Delta] = []
     while True:
         events = await generation.take()
@@ -150,21 +139,20 @@ async def _gather(generation: Generation, observer: JobObserver, shown: Presenta
                 case Delta():
                     deltas.append(event)
                 case Finished():
-                    return shown.body(generation, deltas, event)
+                    return whole_body(generation.job, generation.record, deltas, event)
 
 
-def _completion_events(
+def _events(
     generation: Generation, observer: JobObserver, settings: ApiSettings, after: int
 ) -> AsyncIterator[bytes]:
-    writer = with_extras(writer_of(generation.job, generation.record), generation)
-    return stream(generation, writer, observer, settings, after)
-
-
-def _completion(generation: Generation, deltas: list[Delta], finished: Finished) -> Struct:
-    return whole_body(generation.job, generation.record, deltas, finished)
-
-
-_AS_COMPLETION = Presentation(_completion_events, _completion)
+    """Return the events of the endpoint that the job was meant for."""
+    job, record = generation.job, generation.record
+    if record.response:
+        writer = response_writer_of(job, record)
+        return response_events(generation, writer, observer, settings, after)
+    return stream(
+        generation, with_extras(writer_of(job, record), generation), observer, settings, after
+    )
 
 
 async def unless_gone(request: AnyRequest, work: Coroutine[Any, Any, T]) -> T:

@@ -13,7 +13,7 @@ from litestar import Litestar, Request, Response
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import MutableScopeHeaders, State
 from litestar.di import Provide
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import Message, Scope
 
 from api.batch_controller import BatchController
@@ -46,6 +46,8 @@ from worker.wire.logs import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 
+MAX_FORM_PARTS = 8
+
 
 def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) -> ServerApp:
     """Build the application; a `gateway` given takes the place of Redis altogether."""
@@ -65,6 +67,7 @@ def create_app(settings: ApiSettings, gateway: GenerationGateway | None = None) 
         cors_config=_cors(settings),
         openapi_config=openapi_config(),
         request_max_body_size=settings.max_body_bytes,
+        multipart_form_part_limit=MAX_FORM_PARTS,
         logging_config=None,
     )  # fmt: skip
 
@@ -88,7 +91,7 @@ def _lifespan(
             return
         async with connect(settings.redis_url) as redis:
             redis_gateway = RedisGateway(redis, settings)
-            desk = JobDesk(redis, redis_gateway)
+            desk = JobDesk(redis)
             files = FileDesk(redis, FileDisk(Path(settings.files_dir).expanduser()))
             app.state.services = Services(
                 settings,
@@ -152,8 +155,17 @@ def _on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[
     code = type(error).__name__.removesuffix("Exception")
     code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).lower()
     message = error.detail if error.status_code < 500 else "The server failed."
-    detail = ErrorDetail(message, type_of_status(error.status_code), None, code)
+    param = None
+    if isinstance(error, ValidationException) and isinstance(error.extra, list):
+        param, message = _fault_of(error.extra[0], message)
+    detail = ErrorDetail(message, type_of_status(error.status_code), param, code)
     return _error_response(error.status_code, ErrorBody(detail), error.headers or {})
+
+
+def _fault_of(fault: dict[str, Any], message: str) -> tuple[str | None, str]:
+    """Return the name of a wrong query parameter or header, and what is wrong with it."""
+    name = fault.get("key")
+    return name, f"Invalid value for '{name}': {fault.get('message')}." if name else message
 
 
 def _on_bug(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:

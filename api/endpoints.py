@@ -48,9 +48,16 @@ async def prepare(
 ) -> Prepared:
     """Check a body as its endpoint does; raises ApiError for whatever is wrong with it."""
     wanted = decode_request(body, content_type, endpoint.schema)
+    return await prepare_request(wanted, endpoint.make_job, sender, gateway)
+
+
+async def prepare_request(
+    wanted: GenerationRequest, make_job: JobMaker, sender: Sender, gateway: GenerationGateway
+) -> Prepared:
+    """Check a decoded request; raises as `prepare`."""
     check("max_queue_time", wanted.max_queue_time, 0, MAX_QUEUE_TIME_S, is_open=True)
     model = await find_served_model(gateway, wanted.model)
-    job = endpoint.make_job(wanted, model, sender)
+    job = make_job(wanted, model, sender)
     options = wanted.stream_options
     record = JobRecord(
         system_fingerprint=model.fingerprint,

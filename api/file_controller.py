@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, Literal
 
 from litestar import Controller, Response, delete, get, post
 from litestar.datastructures import UploadFile
@@ -21,7 +21,6 @@ from api.errors import InvalidRequestError, UnavailableError, UnsupportedMediaEr
 from api.services import AppServices, Services
 
 MAX_FILE_BYTES = 200 * 1024 * 1024  # OpenAI's, for a batch
-MAX_PARTS = 8
 PURPOSES = ("batch",)
 
 _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
@@ -42,7 +41,10 @@ class FileController(Controller):
         """Keep a file of JSON lines for a batch."""
         if request.content_type[0] != "multipart/form-data":
             raise UnsupportedMediaError("Content-Type must be multipart/form-data.")
-        form = await request.form()
+        try:
+            form = await request.form()
+        except (UnicodeDecodeError, LookupError):
+            raise InvalidRequestError("A field of the form is no text in its charset.") from None
         _check_fields(form)
         upload, purpose = form.get("file"), form.get("purpose")
         if not isinstance(upload, UploadFile):
@@ -68,9 +70,11 @@ class FileController(Controller):
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 100,
         after: FromQuery[str | None] = None,
         purpose: FromQuery[str | None] = None,
+        order: FromQuery[Literal["asc", "desc"]] = "desc",
     ) -> FileList:
-        """List files, the newest first."""
-        return await files_of(services).list(request.state.tenant, limit, after, purpose)
+        """List files, the newest first unless `order` is "asc"."""
+        desk, tenant = files_of(services), request.state.tenant
+        return await desk.list(tenant, limit, after, purpose, is_newest_first=order == "desc")
 
     @get("/{file_id:str}", guards=[require_key])
     async def get_file(

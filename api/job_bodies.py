@@ -77,7 +77,7 @@ def _progress(view: JobView, deltas: list[Delta]) -> JobProgress:
 def _response(view: JobView, deltas: list[Delta]) -> JobResponse:
     match view.ending:
         case Finished(num_deltas=num_deltas) as finished if num_deltas == len(deltas):
-            body: Any = whole_body(view.job, view.record, deltas, finished)
+            body: Any = whole_body(view.job, view.record, deltas, finished, view.ended_at)
             return JobResponse(status_code=200, body=body)
         case Finished():
             error: ApiError = ApiError("The job's output cannot be read any more.")

@@ -11,7 +11,7 @@ from litestar.openapi.spec import Example
 from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter, RawBody
 
 from api import openapi_examples as examples
-from api.answering import AnyRequest, event_index, follow
+from api.answering import AnyRequest, event_index, follow, name_job
 from api.auth import add_headers, admit, charge, require_key
 from api.decoding import decode_request
 from api.endpoints import ENDPOINTS, Endpoint, Prepared, prepare
@@ -21,17 +21,15 @@ from api.job_desk import JobDesk
 from api.job_schemas import Job, JobList, JobRequest
 from api.jobs import Sender
 from api.openapi import body_of
-from api.response_api.request import PREFIX as RESPONSE_ID
-from api.response_controller import AS_RESPONSE
 from api.services import AppServices, Services
+from api.validation import check_metadata
 from api.webhook_target import webhook_of
 from worker.wire.job_views import MAX_LISTED
 from worker.wire.messages import JobRecord
 from worker.wire.queueing import Terms
 
 PATH = "/v1/jobs"
-MAX_METADATA = 16
-MAX_METADATA_LENGTH = 512
+MAX_CUSTOM_ID_LENGTH = 512
 
 _NOT_FOUND = {
     404: ResponseSpec(ErrorBody, description="There is no such job.", generate_examples=False)
@@ -74,11 +72,9 @@ class JobController(Controller):
             record=record,
         )
         terms = with_key(terms, request.headers.get(HEADER), tenant, PATH, body)
-        receipt = await desk.submit(job, priority, terms)
-        headers = {"Location": f"{PATH}/{receipt.job_id}", "X-Job-Id": receipt.job_id}
-        if receipt.is_joined:
-            headers["Idempotent-Replayed"] = "true"
-        add_headers(request, headers)
+        receipt = await services.gateway.enqueue(job, priority, terms)
+        add_headers(request, {"Location": f"{PATH}/{receipt.job_id}"})
+        name_job(request, receipt.job_id, is_joined=receipt.is_joined)
         return Response(await desk.look(receipt.job_id, tenant), status_code=202)
 
     @get(guards=[require_key], responses={200: ResponseSpec(JobList, generate_examples=False)})
@@ -118,8 +114,7 @@ class JobController(Controller):
     ) -> Response[Any]:
         """Stream a job's answer as its endpoint would, from its beginning or after an event."""
         after = event_index(last_event_id)
-        shown = AS_RESPONSE if job_id.startswith(RESPONSE_ID) else None
-        return await follow(request, services, job_id, request.state.tenant, after, shown)
+        return await follow(request, services, job_id, request.state.tenant, after)
 
 
 def _desk(services: Services) -> JobDesk:
@@ -136,7 +131,8 @@ async def _prepare(wanted: JobRequest, sender: Sender, services: Services) -> Pr
     try:
         prepared = await prepare(endpoint, body, "application/json", sender, services.gateway)
     except ApiError as error:
-        error.param = f"body.{error.param}" if error.param else None
+        if error.param or isinstance(error, InvalidRequestError):
+            error.param = f"body.{error.param}" if error.param else "body"
         raise
     whole = msgspec.structs.replace(
         prepared.record,
@@ -149,12 +145,10 @@ async def _prepare(wanted: JobRequest, sender: Sender, services: Services) -> Pr
 
 def _record(wanted: JobRequest, services: Services) -> JobRecord:
     metadata = wanted.metadata or {}
-    texts = [*metadata, *metadata.values(), wanted.custom_id or ""]
-    if len(metadata) > MAX_METADATA or any(len(text) > MAX_METADATA_LENGTH for text in texts):
+    check_metadata(metadata)
+    if len(wanted.custom_id or "") > MAX_CUSTOM_ID_LENGTH:
         raise InvalidRequestError(
-            f"'metadata' may have {MAX_METADATA} entries, and no text of it or of 'custom_id' more "
-            f"than {MAX_METADATA_LENGTH} characters.",
-            param="metadata",
+            f"'custom_id' may have {MAX_CUSTOM_ID_LENGTH} characters.", param="custom_id"
         )
     webhook = None
     if wanted.webhook is not None:

@@ -1,4 +1,4 @@
-"""Jobs that are asked for later: submit, look, cancel, list."""
+"""Jobs that are asked for later: look, cancel, list."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ import asyncio
 from redis.asyncio import Redis
 
 from api.errors import InvalidRequestError, JobNotFoundError
-from api.gateway import RedisGateway, reachable
+from api.gateway import reachable
 from api.job_bodies import job_body
 from api.job_schemas import Job, JobList
 from worker.wire import job_views, queueing
-from worker.wire.messages import GenerateJob
-from worker.wire.queueing import Receipt, Terms
 
 
 class JobDesk:
     """A tenant's view of his jobs, through whichever API process; those of others are not there."""
 
-    def __init__(self, redis: Redis, gateway: RedisGateway) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._gateway = gateway
-
-    async def submit(self, job: GenerateJob, priority: str, terms: Terms) -> Receipt:
-        """Enqueue a job that nobody waits for; raises as `GenerationGateway.submit` does."""
-        return await self._gateway.enqueue(job, priority, terms)
 
     async def look(self, job_id: str, tenant: str) -> Job:
         """Return a job as it is now; raises JobNotFoundError or UnavailableError."""

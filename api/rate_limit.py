@@ -12,6 +12,7 @@ from redis.exceptions import NoScriptError, RedisError
 from api.errors import RateLimitedError, UnavailableError
 from worker.wire import keys
 from worker.wire.messages import Chat, GenerateJob
+from worker.wire.rq_hash import num_places
 
 CHARS_PER_TOKEN = 4
 UNSAID_OUTPUT = 16
@@ -66,7 +67,7 @@ def num_tokens_charged(job: GenerateJob) -> int:
     The greater of what it may write and what its letters come to: the API has no tokenizer.
     """
     limit = job.sampling.max_tokens
-    num_output = job.n * (UNSAID_OUTPUT if limit is None else limit)
+    num_output = num_places(job) * (UNSAID_OUTPUT if limit is None else limit)
     return max(1, num_output, _num_prompt_tokens(job))
 
 

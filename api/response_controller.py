@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Controller, Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, QueryParameter, RawBody
+from litestar.params import FromPath, FromQuery, QueryParameter, RawBody
 
-from api.answering import AnyRequest, Presentation, answer, follow
+from api.answering import AnyRequest, answer, follow, name_job
 from api.auth import admit, charge, require_key
-from api.catalog import find_model
 from api.decoding import decode_request
-from api.errors import ErrorBody, UnavailableError
-from api.generation import Generation
+from api.endpoints import prepare_request
+from api.errors import ErrorBody, InvalidRequestError, UnavailableError
 from api.idempotency import HEADER, with_key
-from api.jobs import Sender, chat_job, priority_of
-from api.metrics import JobObserver
+from api.jobs import Sender
 from api.openapi import body_of
 from api.response_api.desk import ResponseDesk
-from api.response_api.objects import Asked, ResponseBody
-from api.response_api.request import PREFIX, ResponseRequest, asked_of, chat_request
-from api.response_api.stream import response_events
-from api.response_api.writer import ResponseWriter
+from api.response_api.objects import ResponseBody
+from api.response_api.request import ResponseRequest, response_job
+from api.schemas import MessageParam
 from api.services import AppServices, Services
-from api.settings import ApiSettings
-from worker.wire.messages import Delta, Finished, GenerateJob, JobRecord
 from worker.wire.queueing import Terms
 
 PATH = "/v1/responses"
@@ -69,19 +64,25 @@ class ResponseController(Controller):
         content_type = request.headers.get("content-type", "")
         wanted = decode_request(body, content_type, ResponseRequest)
         tenant = request.state.tenant
-        is_background = bool(wanted.background)
-        job, asked = await _prepare(wanted, tenant, services)
+        make_job = partial(response_job, earlier=await _earlier(wanted, tenant, services))
+        settings = services.settings
+        timeout_s = settings.job_timeout if wanted.background else settings.request_timeout
+        sender = Sender(services.gateway.api_id, tenant, timeout_s)
+        job, priority, record, max_queue_s = await prepare_request(
+            wanted, make_job, sender, services.gateway
+        )
         await charge(request, job)
         terms = Terms(
-            max_queue_s=wanted.max_queue_time or services.settings.queue_limit_s,
-            outlives_client=is_background,
-            record=JobRecord(response=asked),
+            max_queue_s=max_queue_s or settings.queue_limit_s,
+            outlives_client=bool(wanted.background),
+            record=record,
         )
         terms = with_key(terms, request.headers.get(HEADER), tenant, PATH, body)
-        if is_background and not job.stream:
-            receipt = await services.gateway.enqueue(job, priority_of(wanted), terms)
-            return Response(await _desk(services).look(receipt.job_id, tenant))
-        return await answer(request, services, job, priority_of(wanted), terms, AS_RESPONSE)
+        if not wanted.background or job.stream:
+            return await answer(request, services, job, priority, terms)
+        receipt = await services.gateway.enqueue(job, priority, terms)
+        name_job(request, receipt.job_id, is_joined=receipt.is_joined)
+        return Response(await _desk(services).look(receipt.job_id, tenant))
 
     @get("/{response_id:str}", guards=[require_key], responses={200: _BODY, **_NOT_FOUND})
     async def get_response(
@@ -89,15 +90,15 @@ class ResponseController(Controller):
         request: AnyRequest,
         response_id: FromPath[str],
         services: AppServices,
-        is_stream: Annotated[bool, QueryParameter(name="stream")] = False,
+        stream: FromQuery[bool] = False,
         starting_after: Annotated[int, QueryParameter(ge=-1)] = -1,
     ) -> Response[Any]:
         """Return a response as it is now, or stream it from after an event on."""
         tenant = request.state.tenant
         found = await _desk(services).look(response_id, tenant)
-        if not is_stream:
+        if not stream:
             return Response(found)
-        return await follow(request, services, response_id, tenant, starting_after, AS_RESPONSE)
+        return await follow(request, services, response_id, tenant, starting_after)
 
     @post(
         "/{response_id:str}/cancel",
@@ -121,11 +122,19 @@ class ResponseController(Controller):
 
     @get("/{response_id:str}/input_items", guards=[require_key], responses={**_NOT_FOUND})
     async def list_input_items(
-        self, request: AnyRequest, response_id: FromPath[str], services: AppServices
+        self,
+        request: AnyRequest,
+        response_id: FromPath[str],
+        services: AppServices,
+        limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
+        order: FromQuery[Literal["asc", "desc"]] = "desc",
+        after: FromQuery[str | None] = None,
     ) -> ItemList:
         """List what a response was asked, with the turns of the responses before it."""
         items = await _desk(services).input_items(response_id, request.state.tenant)
-        return ItemList(data=items, first_id=items[0]["id"], last_id=items[-1]["id"])
+        if order == "desc":
+            items.reverse()
+        return _page_of(items, limit, after)
 
 
 def _desk(services: Services) -> ResponseDesk:
@@ -134,33 +143,22 @@ def _desk(services: Services) -> ResponseDesk:
     return services.responses
 
 
-async def _prepare(
-    wanted: ResponseRequest, tenant: str, services: Services
-) -> tuple[GenerateJob, str]:
-    earlier = []
-    if wanted.previous_response_id is not None:
-        earlier = await _desk(services).turns(wanted.previous_response_id, tenant)
-    chat = chat_request(wanted, earlier)
-    model = await find_model(services.gateway, chat.model)
-    settings = services.settings
-    timeout_s = settings.job_timeout if wanted.background else settings.request_timeout
-    job = chat_job(chat, model, Sender(services.gateway.api_id, tenant, timeout_s), PREFIX)
-    return job, asked_of(wanted, job)
+def _page_of(items: list[dict[str, Any]], limit: int, after: str | None) -> ItemList:
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise InvalidRequestError(f"There is no item '{after}' to go on after.", param="after")
+    first = 0 if after is None else ids.index(after) + 1
+    page = items[first : first + limit]
+    return ItemList(
+        data=page,
+        first_id=page[0]["id"] if page else None,
+        last_id=page[-1]["id"] if page else None,
+        has_more=len(items) > first + limit,
+    )
 
 
-def _events(
-    generation: Generation, observer: JobObserver, settings: ApiSettings, after: int
-) -> AsyncIterator[bytes]:
-    return response_events(generation, _writer_of(generation), observer, settings, after)
-
-
-def _body(generation: Generation, deltas: list[Delta], finished: Finished) -> ResponseBody:
-    return _writer_of(generation).whole(deltas, finished)
-
-
-def _writer_of(generation: Generation) -> ResponseWriter:
-    asked = msgspec.json.decode(generation.record.response, type=Asked)
-    return ResponseWriter(generation.job, asked)
-
-
-AS_RESPONSE = Presentation(_events, _body)
+async def _earlier(wanted: ResponseRequest, tenant: str, services: Services) -> list[MessageParam]:
+    """Return the turns that a response goes on after."""
+    if wanted.previous_response_id is None:
+        return []
+    return await _desk(services).turns(wanted.previous_response_id, tenant)

@@ -9,7 +9,7 @@ from litestar.params import QueryParameter, RawBody
 from msgspec import Meta, Struct
 
 from api.answering import AnyRequest
-from api.auth import require_key
+from api.auth import admit, require_key
 from api.catalog import find_model
 from api.chat import chat_of
 from api.decoding import decode_request
@@ -59,9 +59,8 @@ class DetokenizeBody(Struct, frozen=True):
 class TokenizationController(Controller):
     path = "/"
     tags = ["tokens"]  # noqa: RUF012
-    guards = [require_key]  # noqa: RUF012
 
-    @post("/tokenize", status_code=200, operation_class=body_of(TokenizeRequest))
+    @post("/tokenize", status_code=200, guards=[admit], operation_class=body_of(TokenizeRequest))
     async def tokenize(
         self, request: AnyRequest, body: RawBody, services: AppServices
     ) -> TokenizeBody:
@@ -77,7 +76,9 @@ class TokenizationController(Controller):
             token_strs=answer.pieces,
         )
 
-    @post("/detokenize", status_code=200, operation_class=body_of(DetokenizeRequest))
+    @post(
+        "/detokenize", status_code=200, guards=[admit], operation_class=body_of(DetokenizeRequest)
+    )
     async def detokenize(
         self, request: AnyRequest, body: RawBody, services: AppServices
     ) -> DetokenizeBody:
@@ -88,7 +89,7 @@ class TokenizationController(Controller):
         answer = await services.gateway.ask(model.name, Detokenize(wanted.tokens))
         return DetokenizeBody(answer.text)
 
-    @get("/tokenizer_info")
+    @get("/tokenizer_info", guards=[require_key])
     async def tokenizer_info(
         self,
         services: AppServices,

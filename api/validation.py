@@ -18,6 +18,9 @@ MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on until it ends
 MAX_SEED = 2**63 - 1
+MAX_METADATA = 16  # OpenAI's, as are the lengths
+MAX_KEY_LENGTH = 64
+MAX_VALUE_LENGTH = 512
 
 
 def sampling_of(
@@ -65,6 +68,20 @@ def check_ranges(request: GenerationRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError(
             "'stream_options' is only allowed with 'stream': true.", param="stream_options"
+        )
+
+
+def check_metadata(metadata: dict[str, str]) -> None:
+    """Raise InvalidRequestError for metadata that is more than we keep."""
+    if (
+        len(metadata) > MAX_METADATA
+        or any(len(key) > MAX_KEY_LENGTH for key in metadata)
+        or any(len(value) > MAX_VALUE_LENGTH for value in metadata.values())
+    ):
+        raise InvalidRequestError(
+            f"'metadata' may have {MAX_METADATA} pairs, keys of {MAX_KEY_LENGTH} and values of "
+            f"{MAX_VALUE_LENGTH} characters.",
+            param="metadata",
         )
 
 

@@ -15,7 +15,7 @@ from worker.wire.messages import Chat, Delta, Finished, GenerateJob, JobRecord
 
 
 def writer_of(job: GenerateJob, record: JobRecord) -> Writer:
-    """Return the writer of the endpoint that a job was meant for."""
+    """Return the writer of the endpoint that a completion was meant for."""
     match job.input:
         case Chat(tools=None):
             return ChatWriter(job, record)
@@ -25,13 +25,23 @@ def writer_of(job: GenerateJob, record: JobRecord) -> Writer:
             return TextWriter(job, record)
 
 
+def response_writer_of(
+    job: GenerateJob, record: JobRecord, ended_at: float | None = None
+) -> ResponseWriter:
+    """Return the writer of a job that was meant for /v1/responses."""
+    return ResponseWriter(job, msgspec.json.decode(record.response, type=Asked), ended_at)
+
+
 def whole_body(
-    job: GenerateJob, record: JobRecord, deltas: Iterable[Delta], finished: Finished
+    job: GenerateJob,
+    record: JobRecord,
+    deltas: Iterable[Delta],
+    finished: Finished,
+    ended_at: float | None = None,
 ) -> Struct:
-    """Return the answer in one piece, of all its deltas in order."""
+    """Return the answer in one piece, of its deltas in order; `ended_at`: Unix time, if past."""
     if record.response:
-        asked = msgspec.json.decode(record.response, type=Asked)
-        return ResponseWriter(job, asked).whole(deltas, finished)
+        return response_writer_of(job, record, ended_at).whole(deltas, finished)
     choices: dict[int, GatheredChoice] = {}
     for delta in deltas:
         choices.setdefault(delta.choice, GatheredChoice(delta.choice)).add(delta)

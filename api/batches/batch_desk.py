@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 import uuid
+from functools import partial
 
 from redis.asyncio import Redis
 
 from api.batches.file_desk import DEFAULT_TTL_S, FileDesk
+from api.batches.hold import ENDS
 from api.batches.objects import BatchBody, BatchList, BatchRequest, batch_body
+from api.batches.paging import find_page
 from api.endpoints import ENDPOINTS
 from api.errors import BatchNotFoundError, ConflictError, InvalidRequestError
 from api.gateway import reachable
+from api.validation import check_metadata
 from worker.wire import batch_store, keys
 from worker.wire.batch_store import Batch, BatchSpec, BatchState
 
 WINDOW_S = 24 * 3600
-MAX_METADATA = 16
-MAX_KEY_LENGTH = 64
-MAX_VALUE_LENGTH = 512
-ENDED = ("completed", "failed", "expired", "cancelled")
 
 
 class BatchDesk:
@@ -35,7 +35,7 @@ class BatchDesk:
             raise InvalidRequestError(
                 f"'endpoint' must be one of {', '.join(ENDPOINTS)}.", param="endpoint"
             )
-        _check_metadata(wanted.metadata or {})
+        check_metadata(wanted.metadata or {})
         record = await self.files.find(wanted.input_file_id, tenant)
         if record.purpose != "batch":
             raise InvalidRequestError(
@@ -67,26 +67,22 @@ class BatchDesk:
     async def cancel(self, batch_id: str, tenant: str) -> BatchBody:
         """Have a batch ended; what is answered by then is kept. Raises ConflictError if it has."""
         batch = await self._find(batch_id, tenant)
-        if batch.state.status in ENDED and not batch.is_cancelled:
+        if batch.state.status in ENDS and not batch.is_cancelled:
             raise ConflictError(f"The batch has ended already: it is {batch.state.status}.")
         await reachable(batch_store.request_cancel(self._redis, batch_id))
         return await self.look(batch_id, tenant)
 
     async def list(self, tenant: str, limit: int, after: str | None) -> BatchList:
         """Return a tenant's batches, the newest first."""
+        find = partial(batch_store.get_batch, self._redis)
         index = keys.batches_of(tenant)
-        names = await reachable(batch_store.listed(self._redis, index, limit, after))
-        if names is None:
-            raise InvalidRequestError(f"There is no batch '{after}' to go on after.", param="after")
-        found = [
-            await reachable(batch_store.get_batch(self._redis, name)) for name in names[:limit]
-        ]
-        bodies = [batch_body(batch) for batch in found if batch is not None]
+        batches, has_more = await find_page(self._redis, index, limit, after, find)
+        bodies = [batch_body(batch) for batch in batches]
         return BatchList(
             data=bodies,
             first_id=bodies[0].id if bodies else None,
             last_id=bodies[-1].id if bodies else None,
-            has_more=len(names) > limit,
+            has_more=has_more,
         )
 
     async def _find(self, batch_id: str, tenant: str) -> Batch:
@@ -104,16 +100,3 @@ def checked_ttl(seconds: int) -> int:
             param="expires_after",
         )
     return seconds
-
-
-def _check_metadata(metadata: dict[str, str]) -> None:
-    if (
-        len(metadata) > MAX_METADATA
-        or any(len(key) > MAX_KEY_LENGTH for key in metadata)
-        or any(len(value) > MAX_VALUE_LENGTH for value in metadata.values())
-    ):
-        raise InvalidRequestError(
-            f"'metadata' may have {MAX_METADATA} pairs, keys of {MAX_KEY_LENGTH} and values of "
-            f"{MAX_VALUE_LENGTH} characters.",
-            param="metadata",
-        )

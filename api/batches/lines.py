@@ -1,24 +1,22 @@
-"""Lines of a batch: read and checked on the way in, written on the way out."""
+"""Lines of a batch's input: read, and checked before the first of them runs."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
 
-from api.errors import ApiError
-from api.job_schemas import Job
-from worker.wire.batch_store import BatchState, LineError
+from worker.wire.batch_store import LineError
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100
 MAX_CUSTOM_ID_LENGTH = 512
 
-_encode = msgspec.json.Encoder().encode
+BYTES_AT_ONCE = 1 << 20
+"""Checked in one go, and what is left of a line that is too long is read by."""
 
 
 class Line(Struct, frozen=True):
@@ -28,18 +26,6 @@ class Line(Struct, frozen=True):
     method: str
     url: str
     body: msgspec.Raw
-
-
-class Entry(Struct, frozen=True, kw_only=True):
-    """One result, as a worker on the batch notes it: the line to write, and what it counts for."""
-
-    number: int
-    is_good: bool
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    model: str | None = None
-    line: msgspec.Raw
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
@@ -59,10 +45,24 @@ class LineChecker:
         self._endpoint = endpoint
         self._max_line_bytes = max_line_bytes
         self._custom_ids: set[str] = set()
+        self._number = 0  # of the line last read
 
     @property
     def is_hopeless(self) -> bool:
         return len(self.errors) >= MAX_ERRORS
+
+    def check_some(self, file: BinaryIO) -> bool:
+        """Check the next lines; say whether there may be more. Blocking: call it from a thread."""
+        start = file.tell()
+        while not self.is_hopeless and file.tell() - start < BYTES_AT_ONCE:
+            text = file.readline(self._max_line_bytes + 1)
+            if not text:
+                return False
+            self._number += 1
+            self.check(self._number, text)
+            while not text.endswith(b"\n") and (text := file.readline(BYTES_AT_ONCE)):
+                pass
+        return not self.is_hopeless
 
     def check(self, number: int, text: bytes) -> None:
         if not text.strip():
@@ -110,86 +110,3 @@ class LineChecker:
     ) -> None:
         if not self.is_hopeless:
             self.errors.append(LineError(code=code, message=message, line=number, param=param))
-
-
-def of_job(number: int, line: Line, job: Job) -> Entry:
-    """Note the answer of a job that has ended."""
-    assert job.response is not None
-    is_good = job.response.status_code == 200
-    progress = job.progress
-    response = {
-        "status_code": job.response.status_code, "request_id": job.id, "body": job.response.body,
-    }  # fmt: skip
-    return Entry(
-        number=number,
-        is_good=is_good,
-        input_tokens=(progress.prompt_tokens or 0) if is_good else 0,
-        cached_tokens=_cached(job.response.body) if is_good else 0,
-        output_tokens=progress.completion_tokens if is_good else 0,
-        model=job.model,
-        line=_written(job.id, line, response, None),
-    )
-
-
-def of_refusal(number: int, request_id: str, line: Line, error: ApiError) -> Entry:
-    """Note that a line's request is wrong."""
-    response = {"status_code": error.status, "request_id": request_id, "body": error.body}
-    return Entry(number=number, is_good=False, line=_written(request_id, line, response, None))
-
-
-def of_end(number: int, request_id: str, line: Line, code: str, message: str) -> Entry:
-    """Note that a line got no answer because the batch ended."""
-    words = {"code": code, "message": message}
-    return Entry(number=number, is_good=False, line=_written(request_id, line, None, words))
-
-
-def count(state: BatchState, entry: Entry) -> None:
-    """Add a result to a batch's figures."""
-    state.completed += entry.is_good
-    state.failed += not entry.is_good
-    state.num_input_tokens += entry.input_tokens
-    state.num_cached_tokens += entry.cached_tokens
-    state.num_output_tokens += entry.output_tokens
-    state.model = state.model or entry.model
-
-
-def read_entries(parts: list[Path]) -> Iterator[Entry]:
-    """Yield each line's first result; a part may end in the middle of a line, and is heard."""
-    seen: set[int] = set()
-    for part in parts:
-        with part.open("rb") as file:
-            for text in file:
-                try:
-                    entry = msgspec.json.decode(text, type=Entry)
-                except msgspec.DecodeError:
-                    continue  # what a worker wrote when it died
-                if entry.number not in seen:
-                    seen.add(entry.number)
-                    yield entry
-
-
-def now() -> int:
-    return int(time.time())
-
-
-def _cached(body: Any) -> int:
-    """Return how many prompt tokens an answer says were cached."""
-    plain = msgspec.to_builtins(body)
-    usage = plain.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    return int(details.get("cached_tokens", 0))
-
-
-def _written(
-    request_id: str, line: Line, response: dict[str, Any] | None, error: dict[str, str] | None
-) -> msgspec.Raw:
-    return msgspec.Raw(
-        _encode(
-            {
-                "id": f"batch_req_{request_id.removeprefix('batch_')}",
-                "custom_id": line.custom_id,
-                "response": response,
-                "error": error,
-            }
-        )
-    )

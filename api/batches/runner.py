@@ -7,9 +7,11 @@ import logging
 
 from redis.exceptions import RedisError
 
-from api.batches.run import LEASE_S, BatchRun, Desks, TakenOverError
+from api.batches import hold
+from api.batches.hold import TakenOverError
+from api.batches.run import BatchRun, Desks
 from api.errors import ApiError
-from worker.wire import batch_store
+from worker.wire import batch_store, codec
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class BatchRunner:
         await asyncio.gather(*self._tasks, *runs, return_exceptions=True)
         for run in runs.values():
             try:
-                await run.give_back()
+                await run.hold.give_back()
             except (RedisError, OSError):
                 return  # their leases will run out
 
@@ -53,8 +55,12 @@ class BatchRunner:
         limit = MAX_AT_ONCE - len(self._runs)
         if limit == 0:
             return
-        for batch_id, epoch in await batch_store.take(self._desks.redis, limit, LEASE_S):
-            batch = await batch_store.get_batch(self._desks.redis, batch_id)
+        for batch_id, epoch in await batch_store.take(self._desks.redis, limit, hold.LEASE_S):
+            try:
+                batch = await batch_store.get_batch(self._desks.redis, batch_id)
+            except codec.UnreadableError as error:  # the others must not wait for it
+                logger.warning("batch %s: %s", batch_id, error)
+                continue
             if batch is not None:
                 run = BatchRun(self._desks, batch, epoch)
                 task = asyncio.create_task(_work(run, batch_id))

@@ -16,7 +16,8 @@ from worker.wire import job_views, queueing
 from worker.wire.job_views import JobView
 from worker.wire.messages import Chat, ChatMessage, Delta, Failed, Finished, Rejected
 
-_RUNNING = {"queued": "queued", "started": "in_progress"}
+# A job is deferred while as many of its key run as may.
+_RUNNING = {"queued": "queued", "deferred": "queued", "started": "in_progress"}
 _GIVEN_UP = ("canceled", "stopped")
 
 
@@ -86,7 +87,7 @@ class ResponseDesk:
 
 
 def _body(view: JobView, deltas: list[Delta], asked: Asked) -> ResponseBody:
-    writer = ResponseWriter(view.job, asked)
+    writer = ResponseWriter(view.job, asked, view.ended_at)
     match view.ending:
         case Finished(num_deltas=num_deltas) as finished if num_deltas == len(deltas):
             return writer.whole(deltas, finished)

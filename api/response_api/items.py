@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from api.content import part_text
 from api.errors import InvalidRequestError
 from api.schemas import ContentPart, FunctionCallParam, MessageParam, ToolCallParam
 
@@ -69,7 +70,7 @@ def _message(item: dict[str, Any], param: str) -> MessageParam:
 
 def _from_message(item: dict[str, Any], param: str) -> MessageParam:
     given = _convert(item, InputMessage, param)
-    return MessageParam(role=given.role, content=_content(given.content))
+    return MessageParam(role=given.role, content=_content(given.content, f"{param}.content"))
 
 
 def _from_call(item: dict[str, Any], param: str) -> MessageParam:
@@ -81,7 +82,8 @@ def _from_call(item: dict[str, Any], param: str) -> MessageParam:
 
 def _from_call_output(item: dict[str, Any], param: str) -> MessageParam:
     given = _convert(item, InputCallOutput, param)
-    return MessageParam(role="tool", content=_content(given.output), tool_call_id=given.call_id)
+    content = _content(given.output, f"{param}.output")
+    return MessageParam(role="tool", content=content, tool_call_id=given.call_id)
 
 
 _KINDS: dict[str, Callable[[dict[str, Any], str], MessageParam]] = {
@@ -91,14 +93,17 @@ _KINDS: dict[str, Callable[[dict[str, Any], str], MessageParam]] = {
 }
 
 
-def _content(given: str | list[InputPart]) -> str | list[ContentPart]:
+def _content(given: str | list[InputPart], param: str) -> str:
     if isinstance(given, str):
         return given
-    # A part of another kind keeps its name, under which it will be refused.
-    return [
-        ContentPart(type="text" if part.type in _TEXT_PARTS else part.type, text=part.text)
-        for part in given
-    ]
+    if not given:
+        raise InvalidRequestError(f"'{param}' must not be empty.", param=param)
+    return "\n".join(_text(part, f"{param}[{index}]") for index, part in enumerate(given))
+
+
+def _text(part: InputPart, param: str) -> str:
+    kind = "text" if part.type in _TEXT_PARTS else part.type
+    return part_text(ContentPart(type=kind, text=part.text), param)
 
 
 def _joined(before: MessageParam, after: MessageParam) -> MessageParam:

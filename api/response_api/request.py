@@ -22,6 +22,7 @@ from api.schemas import (
     Tool,
     ToolChoice,
 )
+from api.validation import MAX_TOKEN_ID, check, check_metadata
 from worker.wire.messages import GenerateJob, ModelInfo
 
 LOGPROBS = "message.output_text.logprobs"
@@ -89,7 +90,7 @@ class ResponseRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unkno
 _NOT_OFFERED = (
     "conversation", "prompt", "max_tool_calls", "context_management", "moderation",
     "prompt_cache_retention", "prompt_cache_options", "background_options", "n", "max_tokens",
-    "response_format", "stream_options",
+    "response_format", "stream_options", "return_token_ids", "diffusing", "return_draft_events",
 )  # fmt: skip
 _CHAT_FIELDS = set(GenerationRequest.__struct_fields__) - {
     "max_tokens", "n", "response_format", "stream_options", "store",
@@ -102,6 +103,7 @@ def chat_request(request: ResponseRequest, earlier: list[MessageParam]) -> ChatC
     Raises InvalidRequestError for what is not offered; the rest is checked as a chat.
     """
     _refuse_what_is_not_offered(request)
+    check("max_output_tokens", request.max_output_tokens, 1, MAX_TOKEN_ID)
     instructions = []
     if request.instructions is not None:
         instructions = [MessageParam(role="system", content=request.instructions)]
@@ -119,11 +121,19 @@ def chat_request(request: ResponseRequest, earlier: list[MessageParam]) -> ChatC
     )
 
 
-def response_job(request: ResponseRequest, model: ModelInfo, sender: Sender) -> GenerateJob:
-    """Check a response that goes on after no other, and build its job."""
-    if request.previous_response_id is not None:
+def response_job(
+    request: ResponseRequest,
+    model: ModelInfo,
+    sender: Sender,
+    earlier: list[MessageParam] | None = None,
+) -> GenerateJob:
+    """Check a response and build its job; raises InvalidRequestError.
+
+    `earlier` are the turns of the responses before it; without them it may name none.
+    """
+    if earlier is None and request.previous_response_id is not None:
         raise _not_offered("previous_response_id")
-    return chat_job(chat_request(request, []), model, sender, PREFIX)
+    return chat_job(chat_request(request, earlier or []), model, sender, PREFIX)
 
 
 def asked_of(wanted: ResponseRequest, job: GenerateJob) -> str:
@@ -171,6 +181,7 @@ def _refuse_what_is_not_offered(request: ResponseRequest) -> None:
         raise InvalidRequestError(
             f"'top_logprobs' needs '{LOGPROBS}' in 'include'.", param="top_logprobs"
         )
+    check_metadata(request.metadata or {})
     if request.background and request.store is False:
         raise InvalidRequestError("'background' needs 'store'.", param="background")
 

@@ -45,8 +45,10 @@ class ResponseWriter:
     whoever reads the log a second time, in whichever process, writes the same events.
     """
 
-    def __init__(self, job: GenerateJob, asked: Asked) -> None:
+    def __init__(self, job: GenerateJob, asked: Asked, ended_at: float | None = None) -> None:
+        """`ended_at`: Unix time, where the job has ended before this is written."""
         self._job = job
+        self._ended_at = ended_at
         self._asked = asked
         may_call = isinstance(job.input, Chat) and job.input.tools is not None
         self._reader = ToolCallReader() if may_call else None
@@ -63,7 +65,7 @@ class ResponseWriter:
             **msgspec.structs.asdict(self._asked),
             id=self._job.job_id,
             created_at=int(self._job.created),
-            completed_at=int(time.time()) if status == "completed" else None,
+            completed_at=int(self._ended_at or time.time()) if status == "completed" else None,
             status=status,
             incomplete_details=IncompleteDetails(_ENDS[self._reason][1])
             if status == "incomplete"
@@ -149,6 +151,7 @@ class ResponseWriter:
             call_id = self._name("call", len(self._items))
             item = CallItem(id=self._name("fc", len(self._items)), call_id=call_id, name=piece.name)
             yield self._add(item)
+        self._unsaid = []  # of tokens that are no text
         self._text += piece.arguments
         if piece.arguments:
             yield ArgumentsDelta(

@@ -13,8 +13,11 @@ import pytest
 
 from api.errors import AuthenticationError
 from api.key_ring import ANONYMOUS, KeyRing, Limits, ring_of
+from api.rate_limit import num_tokens_charged
 from api.settings import ApiSettings, SettingsError
 from tests.api.fakes import FakeGateway, served
+from tests.worker_bench import make_job
+from worker.wire.messages import Prompts
 
 ENTRY = f'[[keys]]\nsha256 = "{"a" * 64}"\n'
 CHAT = "/v1/chat/completions"
@@ -132,3 +135,9 @@ def _preflight(url: str, origin: str) -> httpx.Response:
         "Access-Control-Request-Headers": "content-type",
     }
     return httpx.options(url + CHAT, headers=headers)
+
+
+def test_each_prompt_and_each_choice_counts_against_the_tokens_of_a_key() -> None:
+    job = make_job("j", input=Prompts(["a", "b", "c"]), n=2, max_tokens=10)
+    assert num_tokens_charged(job) == 3 * 2 * 10
+    assert num_tokens_charged(make_job("j", input=Prompts(["x" * 400]), max_tokens=10)) == 100

@@ -216,3 +216,29 @@ def _assert_refused(response: httpx.Response, param: str | None) -> dict[str, st
     assert error["param"] == param, error
     assert error["type"] == "invalid_request_error"
     return error
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/v1/files?limit=abc", "limit"),
+        ("/v1/batches?limit=0", "limit"),
+        ("/v1/jobs?limit=1000", "limit"),
+        ("/v1/files?order=up", "order"),
+        ("/v1/responses/resp_x?stream=maybe", "stream"),
+        ("/v1/responses/resp_x?starting_after=x", "starting_after"),
+    ],
+)
+def test_a_wrong_query_parameter_is_named(http: httpx.Client, path: str, param: str) -> None:
+    reply = http.get(path)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert param in error["message"]
+
+
+@pytest.mark.parametrize("head", ["", "\r\nContent-Type: text/plain; charset=nonsense"])
+def test_a_form_whose_text_cannot_be_read_is_refused(http: httpx.Client, head: str) -> None:
+    field = f'--b\r\nContent-Disposition: form-data; name="purpose"{head}\r\n\r\n'
+    content = field.encode() + b"\xff\r\n--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert http.post("/v1/files", content=content, headers=headers).status_code == 400

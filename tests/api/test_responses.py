@@ -136,7 +136,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
     ({"input": [{"role": "robot", "content": "x"}]}, "input[0]"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
-     "messages[0].content[0].type"),
+     "input[0].content[0].type"),
+    ({"input": [{"role": "user", "content": []}]}, "input[0].content"),
+    ({"max_output_tokens": 0}, "max_output_tokens"),
+    ({"max_queue_time": -1}, "max_queue_time"),
+    ({"return_token_ids": True}, "return_token_ids"),
+    ({"stream": True, "diffusing": True}, "diffusing"),
+    ({"stream": True, "return_draft_events": True}, "return_draft_events"),
+    ({"metadata": {"a": "x" * 513}}, "metadata"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "tools[0].name"),
     ({"conversation": "c"}, "conversation"),
@@ -149,6 +156,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 5}, "max_tokens"),
     ({"shoe": 1}, "shoe"),
 ]  # fmt: skip
+
+
+def test_a_model_that_nobody_serves_is_said_at_once(
+    http: httpx.Client, gateway: FakeGateway
+) -> None:
+    gateway.served = False
+    reply = http.post(PATH, json={"model": "tiny", "input": "Hi"})
+    assert reply.status_code == 503
+    assert gateway.jobs == []
 
 
 @pytest.mark.parametrize(("fields", "param"), WRONG)

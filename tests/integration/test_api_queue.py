@@ -258,12 +258,20 @@ def test_the_priority_picks_the_queue(valkey: Valkey, worker: ScriptedWorker) ->
     assert origins == {keys.queue_name("tiny", "interactive").encode(), name.encode()}
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, BODY | {"temperature": 9}),
+        ("/tokenize", {"model": "tiny"}),
+        ("/detokenize", {"model": "tiny"}),
+    ],
+)
 def test_a_tenant_that_asks_too_often_is_told_how_long_to_wait(
-    valkey: Valkey, worker: ScriptedWorker
+    valkey: Valkey, worker: ScriptedWorker, path: str, body: dict[str, object]
 ) -> None:
     limits = {"rate_limit_requests": 2, "rate_limit_window": 1000}
     with _api(valkey, **limits) as api:
-        answers = [api.post(CHAT, json=BODY | {"temperature": 9}) for _ in range(3)]
+        answers = [api.post(path, json=body) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [400, 400, 429]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == [
         "1", "0", "0",

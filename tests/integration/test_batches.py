@@ -17,7 +17,7 @@ import pytest
 import redis
 from openai.types import Batch
 
-import api.batches.run
+import api.batches.hold
 from api.app import create_app
 from api.settings import ApiSettings
 from tests.api.fakes import serving
@@ -137,7 +137,7 @@ def test_a_file_with_a_wrong_line_fails_as_a_whole(valkey: Valkey, tmp_path: Pat
 def test_cancelling_keeps_what_is_answered(
     valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.batches.run, "LEASE_S", 1.0)
+    monkeypatch.setattr(api.batches.hold, "LEASE_S", 1.0)
     with running_worker(valkey, "w1", step_s=0.02), _client(valkey, tmp_path) as client:
         batch_id = _begin(client, [_line(number, max_tokens=20) for number in range(200)]).id
 

@@ -99,6 +99,12 @@ def test_a_conversation_goes_on_from_a_response(valkey: Valkey, redis_client: re
         items = client.responses.input_items.list(second.id).data
         assert [item.role for item in items] == ["user", "assistant", "user"]  # type: ignore[union-attr]
         assert items[1].content[0].text == first.output_text  # type: ignore[union-attr]
+        assert items[0].content[0].text == "two"  # type: ignore[union-attr]
+        pages = client.responses.input_items.list(second.id, limit=2, order="asc")
+        assert [item.id for item in pages] == [item.id for item in reversed(items)]
+        assert len(pages.data) == 2 and pages.has_more
+        with pytest.raises(openai.BadRequestError):
+            client.responses.input_items.list(second.id, after="none")
         with pytest.raises(openai.NotFoundError):
             _create(client, input="two", previous_response_id="resp_none")
 
@@ -155,3 +161,19 @@ def test_asking_again_with_the_same_key_gives_the_same_response(valkey: Valkey) 
         again = _create(client, input="x", extra_headers=headers)
         assert again.id == first.id
         assert again.created_at <= begun
+        client.responses.delete(first.id)
+        anew = _create(client, input="x", extra_headers=headers)
+        assert anew.id != first.id
+
+
+def test_a_background_response_says_whose_job_it_is(valkey: Valkey) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    with running_worker(valkey, "w1"), _client(valkey) as client:
+        raw = client.responses.with_raw_response
+        ask: dict[str, Any] = {"model": MODEL, "input": "x", "background": True}
+        first, again = (
+            raw.create(**ask, max_output_tokens=5, extra_headers=headers) for _ in range(2)
+        )
+        assert first.headers["x-job-id"] == again.headers["x-job-id"] == first.parse().id
+        assert "idempotent-replayed" not in first.headers
+        assert again.headers["idempotent-replayed"] == "true"

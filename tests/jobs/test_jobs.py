@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import msgspec
 import pytest
 from rq import Queue
 from rq.job import Job
@@ -14,7 +15,7 @@ from tests.jobs.servers import CHAT, TEXT, api_server, chat, job, look, submit, 
 from tests.valkey import Valkey
 from tests.worker_bench import running_worker
 from worker.serializer import RestrictedSerializer
-from worker.wire import keys
+from worker.wire import codec, keys
 
 HEADERS = {"a": {"Authorization": "Bearer a"}, "b": {"Authorization": "Bearer b"}}
 
@@ -76,7 +77,8 @@ def test_a_line_of_openais_batch_files_is_a_job(api: httpx.Client) -> None:
         (job(chat(nonsense=1)), "body.nonsense"),
         (job(chat(max_queue_time=0)), "body.max_queue_time"),
         (job(chat(model="other")), "body.model"),
-        (job([]), None),
+        (job([]), "body"),
+        (job(custom_id="x" * 513), "custom_id"),
         (job(url="/v1/embeddings"), "url"),
         (job(method="GET"), "method"),
         (job(surprise=1), "surprise"),
@@ -210,9 +212,8 @@ def test_the_openapi_page_shows_a_job(api: httpx.Client) -> None:
     content = post["requestBody"]["content"]["application/json"]
     assert set(content["schema"]["required"]) == {"url", "body"}
     assert submit(api, content["example"] | {"webhook": None})["custom_id"] == "row-17"
-    shown = post["responses"]["202"]["content"]["application/json"]["examples"]
-    (example,) = shown.values()
-    assert set(example["value"]) <= set(submit(api, job()))
+    example = post["responses"]["202"]["content"]["application/json"]["example"]
+    assert set(example) <= set(submit(api, job()))
     assert set(paths["/v1/jobs/{job_id}"]) == {"get", "delete"}
     assert "get" in paths["/v1/jobs/{job_id}/events"]
 
@@ -227,3 +228,36 @@ def test_a_response_is_a_job_too(api: httpx.Client, worker: ScriptedWorker) -> N
     rest = api.get(f"/v1/jobs/{made['id']}/events", headers={"Last-Event-ID": "3"}).text
     assert "event: response.created" in whole and "event: response.completed" in rest
     assert whole.endswith(rest) and "id: 3\n" not in rest and "id: 4\n" in rest
+
+
+def test_a_response_was_completed_when_its_job_ended(
+    api: httpx.Client, worker: ScriptedWorker
+) -> None:
+    body = {"model": "tiny", "input": "x"}
+    job_id = submit(api, {"url": "/v1/responses", "body": body})["id"]
+    worker.claim()
+    worker.accept()
+    worker.say("hello")
+    worker.finish()
+    worker.redis.hset(keys.job(job_id), "ended_at", "2020-01-01T00:00:00.000000Z")
+    ended_at = 1577836800
+    assert api.get(f"/v1/responses/{job_id}").json()["completed_at"] == ended_at
+    assert look(api, job_id)["response"]["body"]["completed_at"] == ended_at
+
+
+@pytest.mark.parametrize("name", ["resp_x", "batch_x-1"])
+def test_a_job_for_responses_streams_their_events_whatever_its_name(
+    api: httpx.Client, worker: ScriptedWorker, name: str
+) -> None:
+    body = {"model": "tiny", "input": "x"}
+    made = submit(api, {"url": "/v1/responses", "body": body})["id"]
+    worker.claim()
+    worker.accept()
+    worker.say("hello")
+    worker.finish()
+    worker.redis.rename(keys.job(made), keys.job(name))
+    worker.redis.rename(keys.log(made), keys.log(name))
+    packed = worker.redis.hget(keys.job(name), "dfl")
+    renamed = msgspec.structs.replace(codec.decode_job(packed), job_id=name)
+    worker.redis.hset(keys.job(name), "dfl", codec.encode(renamed))
+    assert "event: response.completed" in api.get(f"/v1/jobs/{name}/events").text

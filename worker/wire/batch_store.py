@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from redis.asyncio import Redis
 
 from worker.wire import keys, lua
+from worker.wire.queueing import ENDED
 
 INDEX_TTL_S = 31 * 86400
 """Longer than anything lives that it lists."""
@@ -147,7 +148,7 @@ async def have_ended(redis: Redis, job_ids: list[str]) -> list[bool]:
         for job_id in job_ids:
             pipeline.hget(keys.job(job_id), "status")
         statuses = await pipeline.execute()
-    return [status not in (b"queued", b"started") for status in statuses]
+    return [status is None or status in ENDED for status in statuses]
 
 
 async def request_cancel(redis: Redis, batch_id: str) -> None:
@@ -155,16 +156,19 @@ async def request_cancel(redis: Redis, batch_id: str) -> None:
     await redis.hset(keys.batch(batch_id), "cancel", 1)
 
 
-async def listed(redis: Redis, index: str, limit: int, after: str | None) -> list[str] | None:
-    """Return up to `limit` + 1 ids, the newest first; None where there is no `after`."""
+async def listed(
+    redis: Redis, index: str, limit: int, after: str | None, *, is_newest_first: bool = True
+) -> list[str] | None:
+    """Return up to `limit` + 1 ids; None where there is no `after`."""
+    find_rank = redis.zrevrank if is_newest_first else redis.zrank
     await redis.zremrangebyscore(index, "-inf", time.time() - INDEX_TTL_S)
     first = 0
     if after is not None:
-        rank: Any = await redis.zrevrank(index, after)
+        rank: Any = await find_rank(index, after)
         if rank is None:
             return None
         first = rank + 1
-    ids: Any = await redis.zrevrange(index, first, first + limit)
+    ids: Any = await redis.zrange(index, first, first + limit, desc=is_newest_first)
     return [name.decode() for name in ids]
 
 

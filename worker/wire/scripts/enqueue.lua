@@ -10,7 +10,7 @@ end
 if args.idempotency then
   local words = redis.call('GET', args.idempotency) or ''
   local digest, id = string.match(words, '^(%S+) (%S+)$')
-  if id and redis.call('EXISTS', job_key(id)) == 1 then
+  if id and redis.call('HEXISTS', job_key(id), 'dfl') == 1 then -- a deleted answer is none
     return {digest == args.digest and 'joined' or 'reused', id, 0}
   end
 end
