@@ -11,7 +11,8 @@ from api.jobs import Sender, chat_job, completion_job, priority_of, tier_used
 from api.response_api.request import ResponseRequest, asked_of, response_job
 from api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from api.validation import check
-from worker.wire.messages import GenerateJob, JobRecord, ModelInfo
+from worker.wire.job_record import JobRecord
+from worker.wire.messages import GenerateJob, ModelInfo
 
 MAX_QUEUE_TIME_S = 30 * 86400
 

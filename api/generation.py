@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from api.bell import Bell
 from api.errors import ApiError, GenerationFailedError
+from worker.wire.job_record import JobRecord
 from worker.wire.messages import (
     Accepted,
     Delta,
@@ -15,7 +16,6 @@ from worker.wire.messages import (
     Failed,
     Finished,
     GenerateJob,
-    JobRecord,
     Rejected,
 )
 

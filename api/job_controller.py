@@ -24,8 +24,8 @@ from api.openapi import body_of
 from api.services import AppServices, Services
 from api.validation import check_metadata
 from api.webhook_target import webhook_of
+from worker.wire.job_record import JobRecord
 from worker.wire.job_views import MAX_LISTED
-from worker.wire.messages import JobRecord
 from worker.wire.queueing import Terms
 
 PATH = "/v1/jobs"

@@ -19,7 +19,8 @@ from api.responses import (
 )
 from api.tool_calls import Content, Piece, ToolCallReader, gathered
 from api.writers import ChatWriter, GatheredChoice
-from worker.wire.messages import Chat, Delta, GenerateJob, JobRecord
+from worker.wire.job_record import JobRecord
+from worker.wire.messages import Chat, Delta, GenerateJob
 
 
 class ToolChatWriter(ChatWriter):

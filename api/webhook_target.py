@@ -15,7 +15,7 @@ from api.errors import InvalidRequestError
 from api.job_schemas import WebhookParam
 from api.settings import ApiSettings
 from api.webhook_signature import secret_bytes
-from worker.wire.messages import Webhook
+from worker.wire.job_record import Webhook
 
 MAX_URL_LENGTH = 2048
 

@@ -22,7 +22,8 @@ from api.responses import (
     metrics_body,
     usage_body,
 )
-from worker.wire.messages import Delta, Finished, GenerateJob, JobRecord, TokenLogprob
+from worker.wire.job_record import JobRecord
+from worker.wire.messages import Delta, Finished, GenerateJob, TokenLogprob
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from api.response_api.objects import Asked
 from api.response_api.writer import ResponseWriter
 from api.tool_writer import ToolChatWriter
 from api.writers import ChatWriter, GatheredChoice, TextWriter, Writer
-from worker.wire.messages import Chat, Delta, Finished, GenerateJob, JobRecord
+from worker.wire.job_record import JobRecord
+from worker.wire.messages import Chat, Delta, Finished, GenerateJob
 
 
 def writer_of(job: GenerateJob, record: JobRecord) -> Writer:

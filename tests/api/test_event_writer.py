@@ -9,11 +9,11 @@ import pytest
 
 from api.sse import EventWriter
 from api.writers import ChatWriter, TextWriter, Writer
+from worker.wire.job_record import JobRecord
 from worker.wire.messages import (
     Delta,
     Finished,
     GenerateJob,
-    JobRecord,
     Prompts,
     Sampling,
     TokenLogprob,

@@ -13,8 +13,9 @@ from worker.held_job import StepRecord
 from worker.job_store import JobStore
 from worker.wire import chores, job_views, queueing
 from worker.wire.chores import DueWebhook
+from worker.wire.job_record import JobRecord, Webhook
 from worker.wire.job_views import HookNote
-from worker.wire.messages import Failed, JobRecord, Webhook
+from worker.wire.messages import Failed
 from worker.wire.queueing import Terms
 
 pytestmark = pytest.mark.anyio

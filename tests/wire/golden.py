@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worker.wire.job_record import JobRecord, Webhook
 from worker.wire.messages import (
     Accepted,
     Answered,
@@ -15,7 +16,6 @@ from worker.wire.messages import (
     GenerateJob,
     GenerationStats,
     Grammar,
-    JobRecord,
     LogEntry,
     ModelInfo,
     Options,
@@ -29,7 +29,6 @@ from worker.wire.messages import (
     Tools,
     Trace,
     Usage,
-    Webhook,
     WorkerInfo,
 )
 

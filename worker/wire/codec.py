@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
+from worker.wire.job_record import JobRecord
 from worker.wire.messages import (
     WIRE_VERSION,
     Delta,
     Event,
     Frame,
     GenerateJob,
-    JobRecord,
     LogEntry,
     ModelInfo,
     WorkerInfo,

@@ -9,7 +9,8 @@ import msgspec
 from redis.asyncio import Redis
 
 from worker.wire import codec, keys, lua, queueing
-from worker.wire.messages import Accepted, Event, GenerateJob, JobRecord
+from worker.wire.job_record import JobRecord
+from worker.wire.messages import Accepted, Event, GenerateJob
 
 MAX_LISTED = 100
 

@@ -11,12 +11,12 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from worker.wire import codec, keys, lua, reasons, rq_hash
+from worker.wire.job_record import JobRecord
 from worker.wire.messages import (
     Accepted,
     Delta,
     Event,
     GenerateJob,
-    JobRecord,
     ModelInfo,
     WorkerInfo,
 )

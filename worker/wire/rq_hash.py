@@ -9,7 +9,8 @@ from base64 import b64encode
 import msgspec
 
 from worker.wire import codec, keys, lua
-from worker.wire.messages import Chat, GenerateJob, JobRecord, Prompts
+from worker.wire.job_record import JobRecord
+from worker.wire.messages import Chat, GenerateJob, Prompts
 
 WEBHOOK_KEEP_S = 12 * 3600
 """How long at least a job that owes a webhook stays after its end: longer than the last try."""
