@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import math
 import os
 import socket
 import sys
 from collections.abc import Sequence
+from types import FrameType
+from typing import cast
 
 import uvicorn
 
@@ -23,7 +26,6 @@ from worker.wire.logs import set_up_logs
 from worker.wire.tracing import open_tracing
 
 GC_THRESHOLD = 50_000  # new objects; what a frame brings is gone again before there are so many
-GRACE_S = 3  # without it one open stream would keep a stopping server alive for ever
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tracing = open_tracing("api", f"{socket.gethostname()}-{os.getpid()}")
     if tracing is not None:
         app.spans = RequestSpans(tracing)
-    server = uvicorn.Server(_config(app, settings))
+    server = _Server(_config(app, settings))
     _spare_the_collector()
     server.run()
     if tracing is not None:
@@ -79,8 +81,19 @@ def _config(app: ServerApp, settings: ApiSettings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
+        # Without it one open stream would keep a stopping server alive for ever.
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
     )
+
+
+class _Server(uvicorn.Server):
+    """Leaves streams that it must cut to run on, for their clients to read elsewhere."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        services = getattr(cast("ServerApp", self.config.app).state, "services", None)
+        if services is not None:
+            services.gateway.hand_over()
 
 
 if __name__ == "__main__":

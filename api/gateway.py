@@ -65,6 +65,10 @@ class GenerationGateway(Protocol):
         """Read along with a job that is there; raises JobNotFoundError or UnavailableError."""
         ...
 
+    def hand_over(self) -> None:
+        """From now on a stream whose reader goes is left to run: the process is about to stop."""
+        ...
+
     async def models(self, *, is_fresh: bool = False) -> list[ModelInfo]:
         """Return the models known, as of a moment ago unless `is_fresh`."""
         ...
@@ -99,6 +103,7 @@ class RedisGateway:
         self._models: list[queueing.KnownModel] = []
         self._models_until = -math.inf
         self._cancellations: set[asyncio.Task[None]] = set()
+        self._hands_over = False
 
     async def start(self) -> None:
         self._channel.start()
@@ -225,9 +230,13 @@ class RedisGateway:
             terms=terms,
         )
 
+    def hand_over(self) -> None:
+        self._hands_over = True
+
     def _on_close(self, generation: Generation) -> None:
         self._channel.unregister(generation)
-        if not generation.may_still_run:
+        is_left = self._hands_over and generation.job.stream
+        if is_left or not generation.may_still_run:
             return
         # A task of its own: whoever closes is often being cancelled, and could not await.
         task = asyncio.get_running_loop().create_task(self._cancel(generation.job_id))

@@ -36,6 +36,7 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     max_queued_per_key: int = 0
     worker_patience: float = 60.0  # seconds without a worker until requests are refused
     request_timeout: float = 300.0  # seconds
+    shutdown_grace: float = 3.0  # seconds
     rate_limit_requests: int = 0  # a key and window; 0: off
     rate_limit_tokens: int = 0  # the same
     rate_limit_window: float = 60.0  # seconds
@@ -71,6 +72,7 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         patience = self.worker_patience
         _require(0 <= patience < math.inf, "WORKER_PATIENCE", "0 or more seconds", patience)
         _positive("REQUEST_TIMEOUT", self.request_timeout)
+        _positive("SHUTDOWN_GRACE", self.shutdown_grace)
         _positive("RATE_LIMIT_WINDOW", self.rate_limit_window)
         limit = self.rate_limit_requests
         _require(limit >= 0, "RATE_LIMIT_REQUESTS", "0 (off) or more", limit)

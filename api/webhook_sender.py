@@ -74,6 +74,8 @@ class WebhookSender:
                 await self._take()
             except (RedisError, OSError) as error:
                 logger.warning("cannot look for webhooks: %s", type(error).__name__)
+            except Exception:  # boundary: one look; the next may find better
+                logger.exception("looking for webhooks failed")
             await asyncio.sleep(self._settings.chores_s)
 
     async def _take(self) -> None:

@@ -49,6 +49,8 @@ class BatchRunner:
                 await self._take()
             except (RedisError, OSError) as error:
                 logger.warning("cannot look for batches: %s", type(error).__name__)
+            except Exception:  # boundary: one look; the next may find better
+                logger.exception("looking for batches failed")
             await asyncio.sleep(LOOK_S)
 
     async def _take(self) -> None:

@@ -33,7 +33,7 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
         "VDIFF_FAILURE_TTL": "6", "VDIFF_LOG_LEVEL": "DEBUG",
         "VDIFF_JOB_TIMEOUT": "7", "VDIFF_MAX_QUEUE_TIME": "8",
         "VDIFF_WEBHOOK_SECRET": "x" * 24, "VDIFF_WEBHOOK_NETWORKS": "10.0.0.0/8, ::1",
-        "VDIFF_FILES_DIR": "/f", "VDIFF_KEYS_FILE": str(keys_file),
+        "VDIFF_SHUTDOWN_GRACE": "4.5", "VDIFF_FILES_DIR": "/f", "VDIFF_KEYS_FILE": str(keys_file),
         "VDIFF_CORS_ORIGINS": "https://a, https://b", "VDIFF_RATE_LIMIT_TOKENS": "9",
         "VDIFF_LOG_FORMAT": "JSON", "VDIFF_VLLM_METRICS": "False",
     }  # fmt: skip
@@ -51,6 +51,7 @@ def test_every_setting_of_the_api_is_read(tmp_path: Path) -> None:
     assert (settings.files_dir, settings.keys_file) == ("/f", str(keys_file))
     assert settings.cors_origins == ("https://a", "https://b")
     assert settings.rate_limit_tokens == 9
+    assert settings.shutdown_grace == 4.5
     assert settings.log_format == "json"
     assert settings.vllm_metrics is False
     assert settings.webhook_networks == ("10.0.0.0/8", "::1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -126,3 +128,38 @@ def test_a_server_told_to_stop_does_not_wait_for_its_streams(valkey: Valkey) -> 
         os.kill(process.pid, signal.SIGTERM)
         process.wait(STOP_LIMIT_S)
         assert time.monotonic() - started < STOP_LIMIT_S
+
+
+def test_a_stopping_server_hands_its_streams_over(valkey: Valkey) -> None:
+    body = {"model": "fake", "prompt": "x", "max_tokens": 100, "stream": True}
+    with (
+        _api_process(valkey) as (url, process),
+        running_worker(valkey, "w1", step_s=0.1),
+        httpx.Client(timeout=30) as client,
+    ):
+        wait_until(lambda: _is_ready(url), "the server is ready")
+        lines: list[str] = []
+        with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            job_id = answer.headers["X-Job-Id"]
+            with contextlib.suppress(httpx.TransportError):
+                for line in answer.iter_lines():
+                    lines.append(line)
+                    if len(lines) == 10:
+                        os.kill(process.pid, signal.SIGTERM)
+        process.wait(STOP_LIMIT_S)
+        assert "[DONE]" not in "".join(lines)
+        with _api_process(valkey) as (other, _):
+            wait_until(lambda: _is_ready(other), "the other server is ready")
+            last = [line for line in lines if line.startswith("id: ")][-1].removeprefix("id: ")
+            headers = {"Last-Event-ID": last}
+            rest = client.get(f"{other}/v1/jobs/{job_id}/events", headers=headers).text
+            whole = client.get(f"{other}/v1/jobs/{job_id}").json()["response"]["body"]
+    text = "".join(_texts([*lines, *rest.splitlines()]))
+    assert text == whole["choices"][0]["text"]
+    assert len(text) == 100
+
+
+def _texts(lines: list[str]) -> Iterator[str]:
+    for line in lines:
+        if line.startswith("data: {"):
+            yield json.loads(line.removeprefix("data: "))["choices"][0]["text"]

@@ -51,6 +51,12 @@ _ALL = (
         "seconds that a model's requests may still wait once its last worker has gone; then 503",
     ),
     _setting("REQUEST_TIMEOUT", (API,), "300", "seconds until a request is given up"),
+    _setting(
+        "SHUTDOWN_GRACE",
+        (API,),
+        "3",
+        "seconds that open requests may go on after a stop is asked for",
+    ),
     _setting("RATE_LIMIT_REQUESTS", (API,), "0: off", "requests a key may send in one window"),
     _setting("RATE_LIMIT_TOKENS", (API,), "0: off", "tokens a key may ask for in one window"),
     _setting("RATE_LIMIT_WINDOW", (API,), "60", "length of that window in seconds"),
