@@ -13,6 +13,7 @@ from api.batches.batch_desk import BatchDesk
 from api.batches.objects import BatchBody, BatchList, BatchRequest
 from api.decoding import decode_request
 from api.errors import UnavailableError
+from api.idempotency import HEADER, checked_key, digest_of
 from api.openapi import body_of
 from api.services import AppServices, Services
 
@@ -27,7 +28,10 @@ class BatchController(Controller):
     ) -> BatchBody:
         """Have every line of a file answered within a day, behind all that is more urgent."""
         wanted = decode_request(body, request.headers.get("content-type", ""), BatchRequest)
-        return await _desk(services).create(wanted, request.state.tenant)
+        given = request.headers.get(HEADER)
+        key = None if given is None else checked_key(given)
+        digest = digest_of(self.path, body)
+        return await _desk(services).create(wanted, request.state.tenant, key, digest)
 
     @get(guards=[require_key])
     async def list_batches(

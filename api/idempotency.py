@@ -25,19 +25,24 @@ def with_key(terms: Terms, given: str | None, tenant: str, path: str, body: byte
     """
     if given is None:
         return terms
+    note = keys.idempotency(tenant, hashlib.sha256(checked_key(given).encode()).hexdigest())
+    return terms._replace(
+        idempotency_key=note, body_digest=digest_of(path, body), outlives_client=True
+    )
+
+
+def checked_key(given: str) -> str:
+    """Return the key that a header names; raises InvalidRequestError."""
     # The draft writes a quoted string, nearly all clients write it bare: both are the same key.
     key = given.strip().removeprefix('"').removesuffix('"')
     if not 0 < len(key) <= MAX_LENGTH or not key.isprintable():
         raise InvalidRequestError(
             f"{HEADER} must be 1 to {MAX_LENGTH} printable characters.", code="invalid_header"
         )
-    note = keys.idempotency(tenant, hashlib.sha256(key.encode()).hexdigest())
-    return terms._replace(
-        idempotency_key=note, body_digest=_digest(path, body), outlives_client=True
-    )
+    return key
 
 
-def _digest(path: str, body: bytes) -> str:
+def digest_of(path: str, body: bytes) -> str:
     """Equal for bodies that mean the same JSON, however they are written."""
     canonical = msgspec.json.encode(msgspec.json.decode(body), order="sorted")
     return hashlib.sha256(path.encode() + b"\0" + canonical).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from functools import partial
@@ -13,7 +14,7 @@ from api.batches.hold import ENDS
 from api.batches.objects import BatchBody, BatchList, BatchRequest, batch_body
 from api.batches.paging import find_page
 from api.endpoints import ENDPOINTS
-from api.errors import BatchNotFoundError, ConflictError, InvalidRequestError
+from api.errors import BatchNotFoundError, ConflictError, InvalidRequestError, KeyReusedError
 from api.gateway import reachable
 from api.validation import check_metadata
 from worker.wire import batch_store, keys
@@ -29,8 +30,14 @@ class BatchDesk:
         self.files = files
         self._redis = redis
 
-    async def create(self, wanted: BatchRequest, tenant: str) -> BatchBody:
-        """Make a batch, whose file is checked later; raises InvalidRequestError."""
+    async def create(
+        self, wanted: BatchRequest, tenant: str, key: str | None = None, digest: str = ""
+    ) -> BatchBody:
+        """Make a batch, whose file is checked later; raises InvalidRequestError.
+
+        With an idempotency `key` it is the one that a request of this `digest` has made before;
+        raises KeyReusedError where the key stands for another.
+        """
         if wanted.endpoint not in ENDPOINTS:
             raise InvalidRequestError(
                 f"'endpoint' must be one of {', '.join(ENDPOINTS)}.", param="endpoint"
@@ -52,8 +59,12 @@ class BatchDesk:
             metadata=wanted.metadata or {},
             output_ttl_s=DEFAULT_TTL_S if after is None else checked_ttl(after.seconds),
         )
-        batch_id, state = f"batch_{uuid.uuid4().hex}", BatchState()
-        await reachable(batch_store.add_batch(self._redis, batch_id, spec, state))
+        batch_id, state = _new_id(tenant, key), BatchState()
+        known = await reachable(batch_store.add_batch(self._redis, batch_id, spec, state, digest))
+        if known is not None and known != digest:
+            raise KeyReusedError
+        if known is not None:
+            return await self.look(batch_id, tenant)
         return batch_body(Batch(batch_id, spec, state, is_cancelled=False))
 
     async def count_open(self) -> dict[str, int]:
@@ -100,3 +111,11 @@ def checked_ttl(seconds: int) -> int:
             param="expires_after",
         )
     return seconds
+
+
+def _new_id(tenant: str, key: str | None) -> str:
+    """Name a batch; the same key of the same tenant always names the same one."""
+    if key is None:
+        return f"batch_{uuid.uuid4().hex}"
+    named = f"{tenant}\0{key}".encode()
+    return f"batch_{hashlib.sha256(named).hexdigest()[:32]}"

@@ -173,6 +173,28 @@ def test_a_batch_that_is_too_old_expires(
         assert batch.request_counts.completed + len(bad) == 40
 
 
+def test_asking_again_with_the_same_key_makes_no_second_batch(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    with (
+        running_worker(valkey, "w1"),
+        _client(valkey, tmp_path) as one,
+        _client(valkey, tmp_path, "two") as two,
+    ):
+        wanted: Any = {"endpoint": URL, "completion_window": "24h", "extra_headers": headers}
+        file_id = _upload(one, [_line(1)])
+        first = one.batches.create(input_file_id=file_id, **wanted)
+        assert _ended(one, first.id).status == "completed"
+        again = one.batches.create(input_file_id=file_id, **wanted)
+        assert (again.id, again.status) == (first.id, "completed")
+        assert len(one.batches.list().data) == 1
+        with pytest.raises(openai.UnprocessableEntityError):
+            one.batches.create(input_file_id=file_id, metadata={"a": "b"}, **wanted)
+        other = two.batches.create(input_file_id=_upload(two, [_line(1)]), **wanted)
+        assert other.id != first.id
+
+
 def test_another_tenant_sees_nothing_of_it(valkey: Valkey, tmp_path: Path) -> None:
     with (
         running_worker(valkey, "w1"),

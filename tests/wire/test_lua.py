@@ -23,15 +23,18 @@ def test_the_sha1_is_the_one_redis_computes(name: str, redis_client: redis.Redis
     assert redis_client.script_load(script.text) == script.sha
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(NAMES) - {"enqueue", "jobs", "listed", "models", "queues", "state", "view"})
-)
+BRING_WORK = {"enqueue", "batch_add"}
+ONLY_READ = {"jobs", "listed", "models", "queues", "state", "view"}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - BRING_WORK - ONLY_READ))
 def test_what_ends_or_moves_jobs_may_run_at_the_memory_limit(name: str) -> None:
     assert lua.load(name).text.startswith("#!lua flags=allow-oom\n")
 
 
-def test_enqueue_may_not_run_at_the_memory_limit() -> None:
-    assert lua.load("enqueue").text.startswith("#!lua\n")
+@pytest.mark.parametrize("name", sorted(BRING_WORK))
+def test_what_brings_work_may_not_run_at_the_memory_limit(name: str) -> None:
+    assert lua.load(name).text.startswith("#!lua\n")
 
 
 def test_a_forgotten_script_is_sent_again(redis_client: redis.Redis) -> None:

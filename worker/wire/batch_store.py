@@ -103,15 +103,20 @@ async def drop_file(redis: Redis, record: FileRecord) -> None:
         await pipeline.execute()
 
 
-async def add_batch(redis: Redis, batch_id: str, spec: BatchSpec, state: BatchState) -> None:
-    key = keys.batch(batch_id)
-    async with redis.pipeline(transaction=True) as pipeline:
-        pipeline.hset(key, mapping={"spec": _encode(spec), "state": _encode(state)})
-        # A batch that nobody ends is forgotten long after it should have.
-        pipeline.expire(key, INDEX_TTL_S)
-        _list(pipeline, keys.batches_of(spec.tenant), batch_id)
-        _list(pipeline, keys.OPEN_BATCHES, batch_id)
-        await pipeline.execute()
+async def add_batch(
+    redis: Redis, batch_id: str, spec: BatchSpec, state: BatchState, digest: str = ""
+) -> str | None:
+    """Make a batch; where it is there already, return the digest that it was made with."""
+    arguments = {
+        "id": batch_id,
+        "spec": _encode(spec).decode(),
+        "state": _encode(state).decode(),
+        "digest": digest,
+        "index": keys.batches_of(spec.tenant),
+        "keep": INDEX_TTL_S,
+    }
+    known = await lua.acall(redis, "batch_add", arguments)
+    return None if known is None else known.decode()
 
 
 async def get_batch(redis: Redis, batch_id: str) -> Batch | None:
