@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from importlib.resources import files
-from typing import Any
-
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
 
-from api.errors import RateLimitedError, UnavailableError
-from worker.wire import keys
+from api.errors import RateLimitedError
+from api.gateway import reachable
+from worker.wire import lua
 from worker.wire.messages import Chat, GenerateJob
 from worker.wire.rq_hash import num_places
 
@@ -25,8 +21,6 @@ class RateLimiter:
     def __init__(self, redis: Redis, window_s: float) -> None:
         self._redis = redis
         self._window_s = window_s
-        self._text = (files("api") / "rate_limit.lua").read_text("utf-8")
-        self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
     async def admit(self, tenant: str, unit: str, size: int, cost: int = 1) -> dict[str, str]:
         """Take `cost` of a tenant's `unit` ("requests" or "tokens"), of which a window has `size`.
@@ -34,8 +28,10 @@ class RateLimiter:
         Returns the headers that say what is left. Raises RateLimitedError, with the same headers,
         where it is too little, and then takes nothing.
         """
-        key = f"{keys.DFL_PREFIX}:rl:{unit}:{tenant}"
-        passes, left, full_ms, wait_ms = await self._take(key, size, cost)
+        bucket = {"tenant": tenant, "unit": unit, "size": size, "window": self._window_s}
+        passes, left, full_ms, wait_ms = await reachable(
+            lua.acall(self._redis, "rate_limit", {**bucket, "cost": cost})
+        )
         headers = {
             f"x-ratelimit-limit-{unit}": str(size),
             f"x-ratelimit-remaining-{unit}": str(left),
@@ -49,16 +45,6 @@ class RateLimiter:
             error.headers |= headers
             raise error
         return headers
-
-    async def _take(self, key: str, size: int, cost: int) -> Any:
-        arguments = (1, key, str(size), str(self._window_s), str(cost))
-        try:
-            try:
-                return await self._redis.evalsha(self._sha, *arguments)
-            except NoScriptError:
-                return await self._redis.eval(self._text, *arguments)
-        except (RedisError, OSError) as error:
-            raise UnavailableError("The queue cannot be reached.") from error
 
 
 def num_tokens_charged(job: GenerateJob) -> int:

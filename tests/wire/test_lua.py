@@ -23,7 +23,7 @@ def test_the_sha1_is_the_one_redis_computes(name: str, redis_client: redis.Redis
     assert redis_client.script_load(script.text) == script.sha
 
 
-BRING_WORK = {"enqueue", "batch_add"}
+BRING_WORK = {"enqueue", "batch_add", "rate_limit"}
 ONLY_READ = {"jobs", "listed", "models", "queues", "state", "view"}
 
 
