@@ -84,31 +84,30 @@ class ModelNotFoundError(ApiError):
     code = "model_not_found"
 
 
-class JobNotFoundError(ApiError):
+class ForgottenError(ApiError):
+    """What a tenant names is not his, never was, or has outlived its time."""
+
     status = 404
     type = "invalid_request_error"
+    what = ""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no {self.what} '{name[:100]}', or it is forgotten by now.")
+
+
+class JobNotFoundError(ForgottenError):
     code = "job_not_found"
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"There is no job '{job_id[:100]}', or it is forgotten by now.")
+    what = "job"
 
 
-class FileNotFoundHereError(ApiError):
-    status = 404
-    type = "invalid_request_error"
+class FileNotFoundHereError(ForgottenError):
     code = "file_not_found"
-
-    def __init__(self, file_id: str) -> None:
-        super().__init__(f"There is no file '{file_id[:100]}', or it is forgotten by now.")
+    what = "file"
 
 
-class BatchNotFoundError(ApiError):
-    status = 404
-    type = "invalid_request_error"
+class BatchNotFoundError(ForgottenError):
     code = "batch_not_found"
-
-    def __init__(self, batch_id: str) -> None:
-        super().__init__(f"There is no batch '{batch_id[:100]}', or it is forgotten by now.")
+    what = "batch"
 
 
 class StorageError(ApiError):

@@ -33,11 +33,27 @@ def with_extras(writer: Writer, generation: Generation) -> Writer:
     return writer
 
 
-class ExtrasWriter:
+class _Around:
+    """A writer around another, whose chunks it changes; the rest is the other's."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def shows_text_alone(self, delta: Delta) -> bool:
+        return False
+
+    def last_chunk(self, finished: Finished) -> Struct | None:
+        return self._writer.last_chunk(finished)
+
+    def body(self, choices: Sequence[GatheredChoice], finished: Finished) -> Struct:
+        return self._writer.body(choices, finished)
+
+
+class ExtrasWriter(_Around):
     """Adds usage so far, what was drafted, and padding that hides how long a chunk's text is."""
 
     def __init__(self, writer: Writer, generation: Generation) -> None:
-        self._writer = writer
+        super().__init__(writer)
         self._generation = generation
         self._record = generation.record
         self._num_output = 0
@@ -57,15 +73,6 @@ class ExtrasWriter:
             last.draft_events, self._drafts = self._drafts, []
         return chunks
 
-    def shows_text_alone(self, delta: Delta) -> bool:
-        return False
-
-    def last_chunk(self, finished: Finished) -> Struct | None:
-        return self._writer.last_chunk(finished)
-
-    def body(self, choices: Sequence[GatheredChoice], finished: Finished) -> Struct:
-        return self._writer.body(choices, finished)
-
     def _add(self, chunk: ChatChunk | Completion) -> None:
         num_prompt = self._generation.num_prompt_tokens
         if self._record.continuous_usage and num_prompt is not None:
@@ -74,14 +81,14 @@ class ExtrasWriter:
             chunk.obfuscation = _padding(chunk)
 
 
-class SnapshotWriter:
+class SnapshotWriter(_Around):
     """Writes each choice's whole text, with masks where none is yet, instead of what is new in it.
 
     The shape is Inception's (Mercury): a last, empty chunk says why it ended.
     """
 
     def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+        super().__init__(writer)
         self._texts: dict[int, str] = {}
 
     def chunks(self, delta: Delta) -> list[Struct]:
@@ -100,15 +107,6 @@ class SnapshotWriter:
             end = msgspec.structs.replace(delta, text="", token_ids=[], logprobs=None)
             chunks += self._writer.chunks(end)
         return chunks
-
-    def shows_text_alone(self, delta: Delta) -> bool:
-        return False
-
-    def last_chunk(self, finished: Finished) -> Struct | None:
-        return self._writer.last_chunk(finished)
-
-    def body(self, choices: Sequence[GatheredChoice], finished: Finished) -> Struct:
-        return self._writer.body(choices, finished)
 
 
 def _draft_event(choice: int, trace: Trace) -> DraftEvent:
