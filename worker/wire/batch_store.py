@@ -87,7 +87,9 @@ _encode = msgspec.json.Encoder().encode
 async def add_file(redis: Redis, record: FileRecord) -> None:
     async with redis.pipeline(transaction=True) as pipeline:
         pipeline.set(keys.file(record.file_id), _encode(record), exat=record.expires_at)
-        _list(pipeline, keys.files_of(record.tenant), record.file_id)
+        index = keys.files_of(record.tenant)
+        pipeline.zadd(index, {record.file_id: time.time()})
+        pipeline.expire(index, INDEX_TTL_S)
         await pipeline.execute()
 
 
@@ -210,8 +212,3 @@ async def update(
     }
     reply = await lua.acall(redis, "batch_update", arguments)
     return Standing(reply != 0, reply == 2)
-
-
-def _list(pipeline: Any, index: str, name: str) -> None:
-    pipeline.zadd(index, {name: time.time()})
-    pipeline.expire(index, INDEX_TTL_S)
