@@ -173,9 +173,9 @@ def _use_kernels(config: EngineConfig, runner: ModelRunner) -> None:
     if not runner.use_kernels(num_threads):
         return
     logger.info(
-        "CPU kernels: products in %s, %d threads, fewer while other processes are on their cores",
-        config.dtype,
+        "CPU kernels: %d threads, fewer while other processes are on their cores; products in %s",
         num_threads,
+        config.dtype,
     )
     if config.num_threads is not None:
         # Torch only samples now, and its threads would wait for those of the kernels.
