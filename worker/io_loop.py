@@ -18,7 +18,7 @@ from worker.mailbox import Mailbox
 from worker.question_desk import QuestionDesk
 from worker.rhythm import Rhythm
 from worker.run_spans import RunSpans
-from worker.wire.messages import ModelInfo, WorkerInfo
+from worker.worker_info import info_of
 
 log = logging.getLogger("worker")
 
@@ -218,7 +218,8 @@ class IoLoop:
             self._runner.drop(lost)
 
     def _beat(self) -> None:
-        beat = self._store.beat(self._runner.jobs.job_ids, self._info())
+        info = info_of(self._engine, self._worker.name, self._created, self._is_draining)
+        beat = self._store.beat(self._runner.jobs.job_ids, info)
         self._beat_at = time.monotonic() + self._limits.beat_s
         if not beat.registered:
             self._worker.register_again()
@@ -294,23 +295,3 @@ class IoLoop:
         self._fault = None
         self._beat_at = 0.0
         self._mailbox.wake()
-
-    def _info(self) -> WorkerInfo:
-        engine = self._engine
-        model = ModelInfo(
-            name=engine.model_name,
-            max_model_len=engine.max_model_len,
-            modes=list(engine.modes),
-            created=self._created,
-            fingerprint=engine.fingerprint,
-            tool_syntax=engine.tokenizer.tool_syntax,
-        )
-        return WorkerInfo(
-            name=self._worker.name,
-            model=model,
-            max_batch_size=engine.max_batch_size,
-            num_running=engine.num_running,
-            num_waiting=engine.num_waiting,
-            metrics=engine.metrics(),
-            is_draining=self._is_draining,
-        )
