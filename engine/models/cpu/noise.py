@@ -40,22 +40,29 @@ def gumbel(
 def fill_with_negated_uniforms(seeds, prompts, choices, positions, out):
     """-u of every number's Philox word, u in (0, 1): [R] int64 each, out: [R, blocks, 4]."""
     for row in range(out.shape[0]):
-        seed = np.uint64(seeds[row])
-        first_key0, first_key1 = np.uint32(seed), np.uint32(seed >> _HALF_WORD)
-        position, prompt = np.uint32(positions[row]), np.uint32(prompts[row])
-        choice = np.uint32(choices[row])
-        own = out[row]
-        for block in range(out.shape[1]):
-            c0, c1, c2, c3 = np.uint32(block), position, prompt, choice
-            key0, key1 = first_key0, first_key1
-            for _ in range(NUM_ROUNDS):
-                product0 = np.uint64(c0) * _MULTIPLIER_0
-                product1 = np.uint64(c2) * _MULTIPLIER_1
-                c0 = np.uint32(product1 >> _HALF_WORD) ^ c1 ^ key0
-                c2 = np.uint32(product0 >> _HALF_WORD) ^ c3 ^ key1
-                c1, c3 = np.uint32(product1), np.uint32(product0)
-                key0, key1 = np.uint32(key0 + _KEY_STEP_0), np.uint32(key1 + _KEY_STEP_1)
-            own[block, 0] = max((np.float32(c0) + _HALF) * _SCALE, _LOWEST)
-            own[block, 1] = max((np.float32(c1) + _HALF) * _SCALE, _LOWEST)
-            own[block, 2] = max((np.float32(c2) + _HALF) * _SCALE, _LOWEST)
-            own[block, 3] = max((np.float32(c3) + _HALF) * _SCALE, _LOWEST)
+        negated_uniforms(seeds[row], prompts[row], choices[row], positions[row], 0, out[row])
+
+
+@kernel
+def negated_uniforms(seed, prompt, choice, position, first_block, out):
+    """-u of a row's words from block `first_block` on, out: [blocks, 4] float32.
+
+    A denoising step stands in the upper half of `choice`.
+    """
+    seed = np.uint64(seed)
+    first_key0, first_key1 = np.uint32(seed), np.uint32(seed >> _HALF_WORD)
+    position, prompt, choice = np.uint32(position), np.uint32(prompt), np.uint32(choice)
+    for block in range(out.shape[0]):
+        c0, c1, c2, c3 = np.uint32(first_block + block), position, prompt, choice
+        key0, key1 = first_key0, first_key1
+        for _ in range(NUM_ROUNDS):
+            product0 = np.uint64(c0) * _MULTIPLIER_0
+            product1 = np.uint64(c2) * _MULTIPLIER_1
+            c0 = np.uint32(product1 >> _HALF_WORD) ^ c1 ^ key0
+            c2 = np.uint32(product0 >> _HALF_WORD) ^ c3 ^ key1
+            c1, c3 = np.uint32(product1), np.uint32(product0)
+            key0, key1 = np.uint32(key0 + _KEY_STEP_0), np.uint32(key1 + _KEY_STEP_1)
+        out[block, 0] = max((np.float32(c0) + _HALF) * _SCALE, _LOWEST)
+        out[block, 1] = max((np.float32(c1) + _HALF) * _SCALE, _LOWEST)
+        out[block, 2] = max((np.float32(c2) + _HALF) * _SCALE, _LOWEST)
+        out[block, 3] = max((np.float32(c3) + _HALF) * _SCALE, _LOWEST)
