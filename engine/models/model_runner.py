@@ -184,9 +184,7 @@ class ModelRunner:
         self._write_context(batch)
         return logits
 
-    def verify_drawn(
-        self, spans: Seq[Span], logit_rows: list[int], draws: Draws | None
-    ) -> Tensor:
+    def verify_drawn(self, spans: Seq[Span], logit_rows: list[int], draws: Draws | None) -> Tensor:
         """As `verify`, where kernels run; what they are to draw from the logits is in `draws`."""
         assert self._kernels is not None
         self._count_verify(spans)

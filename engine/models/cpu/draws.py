@@ -21,7 +21,9 @@ _NO_PICK = Draws(
     np.empty((0, 3), np.float32),
     np.empty((0, 6), np.int64),
     np.zeros(1, np.int64),
-    *(np.empty(0, np.int64) for _ in range(3)),
+    np.empty(0, np.int64),
+    np.empty(0, np.int64),
+    np.empty(0, np.int64),
     has_noise=False,
 )
 

@@ -28,9 +28,9 @@ def has_odd(row):
 
 @kernel
 def find_peaks(row, width, peaks):
-    """The largest value of each `width` entries, into peaks; returns the first place of the largest.
+    """The largest value of each `width` entries, into peaks; returns where the largest of all is.
 
-    The row has as many parts as there are peaks.
+    Of equals the first. The row has as many parts as there are peaks.
     """
     best = 0
     for part in range(peaks.shape[0]):

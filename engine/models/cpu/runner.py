@@ -61,9 +61,7 @@ class KernelRunner:
         parts = (self._verifier, self._drafter)
         return [plane for part in parts if part for plane in part.page_planes(num_pages)]
 
-    def verify(
-        self, spans: Seq[Span], logit_rows: Seq[int], draws: Draws | None = None
-    ) -> Tensor:
+    def verify(self, spans: Seq[Span], logit_rows: Seq[int], draws: Draws | None = None) -> Tensor:
         """With `draws` tokens are drawn in the same call."""
         assert self._verifier is not None
         return self._verifier.forward(spans, logit_rows, self._drafter, draws)
