@@ -15,10 +15,10 @@ from numba.extending import intrinsic
 
 from engine.models.cpu.filters import find_peaks, survivors
 from engine.models.cpu.kernel import kernel
-from engine.models.cpu.noise import negated_uniforms
+from engine.models.cpu.noise import negated_uniform, negated_uniforms
 from engine.models.cpu.sampling import noise_of
 
-_BLOCKS = 32  # of four tokens, whose noise is made together
+_BLOCKS = 256  # of four tokens, whose noise is made together
 _ONE, _TWO, _NONE = np.float32(1.0), np.float32(2.0), np.float32(-np.inf)
 _LN2 = np.float32(np.log(2.0))
 _TWO_THIRDS = np.int32(0x3F2AAAAB)  # the bits of 2 / 3
@@ -54,20 +54,16 @@ def add_noise(logits, draws, first, end, out):
 
 @kernel
 def _scatter(ids, count, temperature, noise, out):
-    uniforms = np.empty((1, 4), np.float32)
-    seed, prompt, stream, position = noise
     for i in range(count):
-        negated_uniforms(seed, prompt, stream, position, ids[i] // 4, uniforms)
-        out[ids[i]] = temperature * _gumbel(uniforms[0, ids[i] % 4])
+        out[ids[i]] = temperature * _gumbel(negated_uniform(noise, ids[i]))
 
 
 @kernel
 def _fill(size, temperature, noise, out):
-    uniforms = np.empty((_BLOCKS, 4), np.float32)
-    seed, prompt, stream, position = noise
+    words, uniforms = np.empty((4, _BLOCKS), np.uint32), np.empty((_BLOCKS, 4), np.float32)
     flat = uniforms.reshape(-1)
     for start in range(0, size, 4 * _BLOCKS):
-        negated_uniforms(seed, prompt, stream, position, start // 4, uniforms)
+        negated_uniforms(noise, start // 4, words, uniforms)
         own = out[start : start + 4 * _BLOCKS]
         for i in range(own.shape[0]):
             own[i] = temperature * _gumbel(flat[i])

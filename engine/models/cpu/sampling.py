@@ -16,11 +16,11 @@ from engine.models.cpu.decoder import Ints
 from engine.models.cpu.filters import find_peaks, has_odd, survivors
 from engine.models.cpu.functions import larger
 from engine.models.cpu.kernel import kernel
-from engine.models.cpu.noise import negated_uniforms
+from engine.models.cpu.noise import negated_uniform, negated_uniforms
 from engine.models.cpu.product import Floats
 
-_CHUNK = 128  # tokens whose noise is made together
-_BLOCKS = _CHUNK // 4
+_BLOCKS = 256  # of four tokens, whose noise is made together
+_CHUNK = 128  # tokens of which one bound is held against the best so far
 _WIDTH = 512  # entries, of which the largest is found
 _SPARSE = 16  # of so many tokens one survivor or less: each makes its own noise
 # -log(u) <= 127 ln(2) - ln(2) / 2^23 * (the bits of u), as log2(1 + m) >= m; and some room for
@@ -101,20 +101,20 @@ def _race(row, best, temperature, lowest, noise):
     """The token with the highest noisy score, of those not below `lowest`."""
     size = row.shape[0]
     largest, factor = row[best], np.float32(1.0) / temperature
-    uniforms = np.empty((_BLOCKS, 4), np.float32)
+    words, uniforms = np.empty((4, _BLOCKS), np.uint32), np.empty((_BLOCKS, 4), np.float32)
     bounds, padded = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
-    seed, prompt, stream, position = noise
-    negated_uniforms(seed, prompt, stream, position, best // 4, uniforms[:1])
-    most, token = _gumbel(uniforms[0, best % 4]), best
+    most, token = _gumbel(negated_uniform(noise, best)), best
     flat = uniforms.reshape(-1)
     for start in range(0, size, _CHUNK):
-        part = row[start : start + _CHUNK]
+        offset = start % (4 * _BLOCKS)
+        if offset == 0:
+            negated_uniforms(noise, start // 4, words, uniforms)
+        part, own = row[start : start + _CHUNK], flat[offset : offset + _CHUNK]
         if start + _CHUNK > size:
             padded[:] = _NONE
             padded[: size - start] = row[start:size]
             part = padded
-        negated_uniforms(seed, prompt, stream, position, start // 4, uniforms)
-        if np.float64(_bound(part, largest, factor, flat, bounds)) < most:
+        if np.float64(_bound(part, largest, factor, own, bounds)) < most:
             continue
         for i in range(_CHUNK):
             if np.float64(bounds[i]) < most:
@@ -122,7 +122,7 @@ def _race(row, best, temperature, lowest, noise):
             value = (part[i] - largest) / temperature
             if value < lowest or value == -np.inf:
                 continue
-            score = np.float64(value) + _gumbel(flat[i])
+            score = np.float64(value) + _gumbel(own[i])
             if score > most or (score == most and start + i < token):
                 most, token = score, start + i
     return token
@@ -143,12 +143,9 @@ def _bound(part, largest, factor, uniforms, bounds):
 @kernel
 def _race_of(ids, values, count, noise):
     """The same among few tokens, which rise."""
-    uniforms = np.empty((1, 4), np.float32)
-    seed, prompt, stream, position = noise
     most, token = -np.inf, ids[0]
     for i in range(count):
-        negated_uniforms(seed, prompt, stream, position, ids[i] // 4, uniforms)
-        score = np.float64(values[i]) + _gumbel(uniforms[0, ids[i] % 4])
+        score = np.float64(values[i]) + _gumbel(negated_uniform(noise, ids[i]))
         if score > most:
             most, token = score, ids[i]
     return token
