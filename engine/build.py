@@ -26,7 +26,7 @@ from engine.generation.strategy import GenerationStrategy, ModelRole, StrategyCo
 from engine.models.attention_choice import AttentionChoice, AttentionNeed, choose_attention
 from engine.models.causal_lm import UnsupportedModelError
 from engine.models.compiled import check_compiler
-from engine.models.cpu_kernels import kernel_gumbel
+from engine.models.cpu_kernels import kernel_draws, kernel_gumbel
 from engine.models.device_pages import lower_floors, page_tag
 from engine.models.forward_costs import denoise_costs, draft_costs, verify_costs
 from engine.models.kv_pool import bytes_per_token
@@ -93,7 +93,8 @@ def assemble_engine(
     runner = _model_runner(config, models, num_pages, attention)
     by_kernel = config.cpu_kernels and runner.device.type == "cpu"
     make_noise = kernel_gumbel() if by_kernel else gumbel
-    sampler = TokenSampler(tokenizer, runner.device, make_noise)
+    draws = kernel_draws() if by_kernel else None
+    sampler = TokenSampler(tokenizer, runner.device, make_noise, draws)
     context = _strategy_context(config, runner, sampler, max_model_len)
     available = _available(models)
     strategies = load_strategies(context, available, config.disabled_modes)

@@ -32,8 +32,14 @@ class Forwards:
             offset += len(rows.token_ids)
             wanted.extend(range(offset - rows.num_logits, offset))
             picks.append(verify_pick(rows))
-        logits = self._runner.verify(spans, wanted)
-        tokens = self._sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
+        runner, sampler = self._runner, self._sampler
+        draws = sampler.plan(picks, runner.vocab_size) if runner.uses_kernels else None
+        if draws is not None:
+            logits = runner.verify_drawn(spans, wanted, draws)
+            tokens = sampler.drawn(draws)
+        else:
+            logits = runner.verify(spans, wanted)
+            tokens = sampler.sample(logits, picks) if len(logits) else [[] for _ in picks]
         return self._with_logprobs(_outputs(all_rows, logits, tokens), picks)
 
     def draft(self, blocks: Seq[Rows]) -> list[RowsOutput]:
@@ -43,11 +49,9 @@ class Forwards:
         picks = [draft_pick(rows) for rows in blocks]
         anchors = [r.token_ids[0] for r in blocks]
         runner, bias = self._runner, self._runner.next_token_bias
-        noise = None
-        if runner.draws_drafts:
-            noise = self._sampler.noise_alone(picks, runner.vocab_size)
-        if noise is not None:
-            logits, tokens = runner.draft_drawn(spans, lengths, noise)
+        draws = self._sampler.plan(picks, runner.vocab_size) if runner.draws_drafts else None
+        if draws is not None:
+            logits, tokens = runner.draft_drawn(spans, lengths, draws)
         elif not runner.chains_drafts:
             logits = runner.draft(spans, lengths)
             tokens = self._sampler.sample(logits, picks)

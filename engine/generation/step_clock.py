@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from engine.generation.rounds import DraftRounds
 from engine.generation.strategy import StepTiming
@@ -26,7 +26,7 @@ class StepClock:
         self.modes: set[str] = set()
         """Of the sequences that decoded in the step before the one under way."""
         self._started = 0.0
-        self._timing: StepTiming | None = None  # of the step under way, still without its seconds
+        self._noted: tuple[Schedule, DraftRounds] | None = None  # of the step under way
         self._sequences: set[str] = set()
 
     def start(self, schedule: Schedule) -> StepTiming | None:
@@ -36,22 +36,25 @@ class StepClock:
         """
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
-        timing, self._timing = self._timing, None
+        noted, self._noted = self._noted, None
         ids = {seq.sequence_id for seq in schedule.decoding}
         ids.update(seq.sequence_id for seq, _ in schedule.prefills)
-        if self._sequences.isdisjoint(ids):
-            timing = None
+        are_others = self._sequences.isdisjoint(ids)
         self._sequences = ids
-        return None if timing is None else replace(timing, seconds=seconds)
+        return None if noted is None or are_others else _timing(*noted, seconds)
 
     def note(self, schedule: Schedule, rounds: DraftRounds) -> None:
         """What the step under way consists of."""
         self.modes = {seq.mode for seq in schedule.decoding}
-        self._timing = StepTiming(
-            rounds.drafts,
-            rounds.denoises,
-            num_sequences=len(schedule.decoding),
-            num_rows=sum(len(rows.token_ids) for rows in rounds.verifier_rows),
-            num_prefill_rows=sum(count for _, count in schedule.prefills),
-            seconds=0.0,
-        )
+        self._noted = schedule, rounds
+
+
+def _timing(schedule: Schedule, rounds: DraftRounds, seconds: float) -> StepTiming:
+    return StepTiming(
+        rounds.drafts,
+        rounds.denoises,
+        num_sequences=len(schedule.decoding),
+        num_rows=sum([len(rows.token_ids) for rows in rounds.verifier_rows]),
+        num_prefill_rows=sum([count for _, count in schedule.prefills]),
+        seconds=seconds,
+    )

@@ -13,6 +13,7 @@ from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
 
 if TYPE_CHECKING:
+    from engine.models.cpu.draws import KernelDraws
     from engine.models.cpu.runner import KernelRunner
 
 logger = logging.getLogger("dfastllm.engine")
@@ -25,6 +26,15 @@ def kernel_gumbel() -> Gumbel:
     from engine.models.cpu.noise import gumbel as by_kernel
 
     return by_kernel
+
+
+def kernel_draws() -> KernelDraws | None:
+    """Sampling by kernels; None where numba does not work."""
+    if why_no_numba() is not None:
+        return None
+    from engine.models.cpu import draws
+
+    return draws.KernelDraws()
 
 
 def cpu_kernels(

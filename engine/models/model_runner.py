@@ -24,6 +24,7 @@ from engine.models.packing import PackedBatch, Span, pack
 
 if TYPE_CHECKING:
     from engine.models.cpu.runner import KernelRunner
+    from engine.models.cpu.sampling import Draws
 
 
 @dataclass
@@ -173,16 +174,21 @@ class ModelRunner:
     @torch.inference_mode()
     def verify(self, spans: Seq[Span], logit_rows: list[int]) -> Tensor:
         """One packed verifier forward; returns the logits of the given rows of the pack, [R, V]."""
-        self.counts.num_verify_forwards += 1
-        self.counts.num_verify_rows += sum(len(span.token_ids) for span in spans)
         if self._kernels is not None:
-            return self._kernels.verify(spans, logit_rows)
+            return self.verify_drawn(spans, logit_rows, None)
+        self._count_verify(spans)
         assert self._pool is not None
         batch = pack(spans, self.page_size, self.device)
         rows = torch.tensor(logit_rows, dtype=torch.int64).to(self.device)
         logits = self.verifier.forward(batch, self._pool, self._backend, rows)
         self._write_context(batch)
         return logits
+
+    def verify_drawn(self, spans: Seq[Span], logit_rows: list[int], draws: Draws | None) -> Tensor:
+        """As `verify`, where kernels run; what they are to draw from the logits is in `draws`."""
+        assert self._kernels is not None
+        self._count_verify(spans)
+        return self._kernels.verify(spans, logit_rows, draws)
 
     @torch.inference_mode()
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
@@ -210,15 +216,16 @@ class ModelRunner:
         return self.drafter.shape_logits(logits)
 
     def draft_drawn(
-        self, blocks: Seq[Span], lengths: Seq[int], noise: Tensor
+        self, blocks: Seq[Span], lengths: Seq[int], draws: Draws
     ) -> tuple[Tensor, list[list[int]]]:
-        """As `draft`, and the tokens of each draft: `draw_chained` of logits + noise in one call.
-
-        noise: [sum(lengths), V], or [0, V] where there is none.
-        """
+        """As `draft`, and the tokens of each draft, drawn as `draws` says in the same call."""
         assert self._kernels is not None
         self._count_draft(blocks)
-        return self._kernels.draft_drawn(blocks, lengths, noise)
+        return self._kernels.draft_drawn(blocks, lengths, draws)
+
+    def _count_verify(self, spans: Seq[Span]) -> None:
+        self.counts.num_verify_forwards += 1
+        self.counts.num_verify_rows += sum([len(span.token_ids) for span in spans])
 
     def _count_draft(self, blocks: Seq[Span]) -> None:
         self.counts.num_draft_forwards += 1

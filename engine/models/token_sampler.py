@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,41 +19,40 @@ from engine.decoding.sampler import (
     perturbed_logits,
     processed_logprobs,
     sample,
-    scaled_noise,
 )
-from engine.decoding.sampling_table import Entry, SamplingTable
+from engine.decoding.sampling_table import SamplingTable
 from engine.models.chain_order import ChainOrder
 from engine.models.grammar_rows import apply_grammars, draft_grammar, no_bias, within_grammars
 from engine.models.pick import Pick
+from engine.models.sampled_batches import SampledBatches
 from engine.request.outputs import TokenLogprobs
 from engine.request.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from engine.models.cpu.draws import KernelDraws
+    from engine.models.cpu.sampling import Draws
 
 # (scores [R, V], rows of each draft, the token before each) -> the tokens of each draft
 Chain = Callable[[Tensor, Seq[int], Seq[int]], list[list[int]]]
 
-_MAX_BATCHES = 64  # that are remembered; a running one keeps its own for many steps
-
-
-class _Batch(NamedTuple):
-    """What is known of some sequences together."""
-
-    entries: list[Entry]  # kept, because the ids by which a batch is found again are theirs
-    table: SamplingTable
-    is_plain: bool  # none has penalties, biases, a minimum length or a grammar
-
 
 class TokenSampler:
-    """Logits in, token ids out; remembers the sampling table of an unchanged batch."""
+    """Logits in, token ids out."""
 
     def __init__(
-        self, tokenizer: Tokenizer, device: torch.device, make_noise: Gumbel = gumbel
+        self,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        make_noise: Gumbel = gumbel,
+        kernels: KernelDraws | None = None,
     ) -> None:
-        """`make_noise` is for CPUs: `gumbel`, or what gives the same sooner."""
+        """For CPUs: `make_noise` is `gumbel`, or what gives the same sooner; `kernels` draw."""
         self._tokenizer = tokenizer
         self._device = device
+        self._kernels = kernels
         # A row of noise is wanted by drafter and verifier; on a GPU a look-up costs more than it.
         self._noise_cache = NoiseCache(make=make_noise) if device.type == "cpu" else None
-        self._batches: dict[tuple[int, ...], _Batch] = {}
+        self._batches = SampledBatches(device, kernels)
 
     def sample(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
         """logits: [R, V], the rows of all picks in order -> the tokens of each pick."""
@@ -61,7 +60,11 @@ class TokenSampler:
 
     def draw(self, logits: Tensor, picks: Seq[Pick]) -> list[list[int]]:
         """As `sample`, from logits that have been through `process`."""
-        _, table, is_plain = self._batch(picks)
+        _, table, settings, is_plain = self._batches.of(picks)
+        if self._kernels is not None:
+            assert settings is not None
+            tokens = self._kernels.draw(logits, settings, picks)
+            return tokens if is_plain else self._follow_grammars(logits, picks, tokens)
         if table.all_greedy:
             drawn = most_likely(logits)
         else:
@@ -131,17 +134,20 @@ class TokenSampler:
             return chain(self._perturbed(logits, picks), [p.num_rows for p in picks], anchors)
         return self._chain(logits, picks, anchors, bias)
 
-    def noise_alone(self, picks: Seq[Pick], vocab_size: int) -> Tensor | None:
-        """What the logits of drafts lack to be drawn from: T * G, [R, V]; [0, V]: all are greedy.
+    def plan(self, picks: Seq[Pick], vocab_size: int) -> Draws | None:
+        """How a forward's kernel is to draw the tokens of its own logits.
 
-        None where processors or filters must see them before.
+        None where there is none, or processors must see the logits before.
         """
-        _, table, is_plain = self._batch(picks)
-        if table.any_filter or not is_plain:
+        _, _, settings, is_plain = self._batches.of(picks)
+        if self._kernels is None or settings is None or not is_plain:
             return None
-        if table.all_greedy:
-            return torch.empty(0, vocab_size)
-        return scaled_noise(table, *self._rows(picks), vocab_size, self._noise_cache)
+        return self._kernels.plan(settings, picks, vocab_size)
+
+    def drawn(self, draws: Draws) -> list[list[int]]:
+        """The tokens of each pick, which a forward has drawn."""
+        assert self._kernels is not None
+        return self._kernels.drawn(draws)
 
     def _chain(
         self, logits: Tensor, picks: Seq[Pick], anchors: Seq[int], bias: Callable[[Tensor], Tensor]
@@ -238,28 +244,16 @@ class TokenSampler:
         return torch.tensor(steps).to(self._device)
 
     def _table(self, picks: Seq[Pick]) -> SamplingTable:
-        return self._batch(picks).table
-
-    def _batch(self, picks: Seq[Pick]) -> _Batch:
-        entries = [pick.sequence.sampling for pick in picks]
-        key = tuple(map(id, entries))
-        known = self._batches.get(key)
-        if known is None:
-            if len(self._batches) > _MAX_BATCHES:
-                self._batches.clear()
-            table = SamplingTable.build(entries, self._device)
-            is_plain = not any(
-                needs_processing(params) or params.grammar is not None for params, _, _ in entries
-            )
-            known = self._batches[key] = _Batch(entries, table, is_plain)
-        return known
+        return self._batches.of(picks).table
 
     def process(self, logits: Tensor, picks: Seq[Pick]) -> Tensor:
         """Penalties, biases and bans along each pick's hypothetical prefix; copies if there are.
 
         Then the picks' own temperatures; those of the requests are left to the drawing.
         """
-        is_plain = self._batch(picks).is_plain and all(pick.temperature == 1.0 for pick in picks)
+        is_plain = self._batches.of(picks).is_plain and all(
+            pick.temperature == 1.0 for pick in picks
+        )
         if is_plain or not any(map(_needs_processing, picks)):
             return logits
         logits = logits.float().clone()

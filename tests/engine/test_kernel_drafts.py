@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from engine.decoding.sampler import scaled_noise
+from engine.decoding.sampling_table import SamplingTable
+from engine.models.cpu.draws import KernelDraws
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
+from engine.models.pick import Pick
+from engine.request.sampling_params import SamplingParams
 from tests.engine.kernel_models import (
     DTYPES,
     MASK,
@@ -117,8 +122,18 @@ def test_drafts_that_are_drawn_at_once_are_those_drawn_one_after_the_other(
     read(runner, texts, MIXED)
     blocks = [block(texts[text], start, 8) for text, start in ANCHORS] * 7
     lengths = [1 + i % 7 for i in range(len(blocks))]
-    noise = torch.randn(sum(lengths) if is_noisy else 0, VOCAB) * 0.3
-    logits, drawn = runner.draft_drawn(blocks, lengths, noise)
+    temperature = 0.3 if is_noisy else 0.0
+    table = SamplingTable.build(
+        [(SamplingParams(seed=i, temperature=temperature), 0, 0) for i in range(len(blocks))]
+    )
+    sequence: Any = None  # of which drawing asks nothing
+    picks = [Pick(sequence, 5, length) for length in lengths]
+    index = torch.arange(len(blocks)).repeat_interleave(torch.tensor(lengths))
+    positions = torch.tensor([5 + k for length in lengths for k in range(length)])
+    noise = scaled_noise(table, index, positions, VOCAB)
+    kernels = KernelDraws()
+    draws = kernels.plan(kernels.settings(table), picks, VOCAB)
+    logits, drawn = runner.draft_drawn(blocks, lengths, draws)
     assert torch.equal(logits, runner.draft(blocks, lengths))
     scores = logits + noise if is_noisy else logits
     anchors = [one.token_ids[0] for one in blocks]

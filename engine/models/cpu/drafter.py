@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.chain import Drafts, Markov, draw_chains
 from engine.models.cpu.decoder import Cache, Shape, Weights, new_buffers
+from engine.models.cpu.draws import part_of
 from engine.models.cpu.forwards import Head, Taps, draft_blocks, draw_drafts, new_head
 from engine.models.cpu.packed_model import Moved, PackedLayers, PackedModel
 from engine.models.cpu.product import PANEL, Floats, num_products, pack_panels
 from engine.models.cpu.rows import num_scratch_blocks, pack_drafts
+from engine.models.cpu.sampling import Draws
 from engine.models.cpu.team import Team
 from engine.models.cpu.weights import choose_storage, to_array
 from engine.models.dflash import DFlashDrafter
@@ -90,40 +92,41 @@ class DrafterKernels:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def draft_drawn(
-        self, blocks: Seq[Span], lengths: Seq[int], noise: Tensor
+        self, blocks: Seq[Span], lengths: Seq[int], draws: Draws
     ) -> tuple[Tensor, list[list[int]]]:
-        """As `draft`, and the tokens as by `draw_chained` of logits + noise, [R, V] or [0, V]."""
+        """As `draft`, and the tokens: by `draw_chained` of logits and what `add_noise` adds."""
         assert self._markov is not None
-        parts, tokens, start = [], [], 0
+        parts, tokens = [], []
         for part in _parts(blocks):
             args, head, cost = self._forward(blocks[part], lengths[part])
-            end = start + len(head.chosen)
             anchors = [block.token_ids[0] for block in blocks[part]]
-            drafts = self._drafts(lengths[part], anchors, noise[start:end])
+            num_noisy = len(head.chosen) if draws.has_noise else 0
+            noise = np.empty((num_noisy, head.logits.shape[1]), np.float32)
+            drafts = self._drafts(lengths[part], anchors, noise)
             cost += len(head.chosen) * num_products(self._markov.head)
-            self._team.run(draw_drafts, *args, self._markov, drafts, num_products=cost)
+            own = part_of(draws, part) if len(blocks) > _MAX_DRAFTS else draws
+            self._team.run(draw_drafts, *args, self._markov, drafts, own, num_products=cost)
             parts.append(self._logits(head))
             tokens += _tokens(drafts)
-            start = end
         return (parts[0] if len(parts) == 1 else torch.cat(parts)), tokens
 
     def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
         """scores: [R, V], noise included -> the tokens of each draft, one after the other."""
         assert self._markov is not None
-        drafts = self._drafts(lengths, anchors, scores[:0])
-        cost = len(scores) * num_products(self._markov.head)
         padded = _padded(scores)
+        drafts = self._drafts(lengths, anchors, padded[:0])
+        cost = len(scores) * num_products(self._markov.head)
         self._team.run(draw_chains, padded, self._markov, drafts, num_products=cost)
         return _tokens(drafts)
 
-    def _drafts(self, lengths: Seq[int], anchors: Seq[int], noise: Tensor) -> Drafts:
+    def _drafts(self, lengths: Seq[int], anchors: Seq[int], noise: Floats) -> Drafts:
         starts = np.array([0, *accumulate(lengths)])
         room = (2, self._team.size, len(lengths))
         return Drafts(
             self._model.vocab_size,
             starts,
             np.array(anchors),
-            _padded(noise),
+            noise,
             np.empty(starts[-1], np.int64),
             np.empty(room, np.float32),
             np.empty(room, np.int64),

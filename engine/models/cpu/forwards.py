@@ -9,9 +9,11 @@ import numpy as np
 
 from engine.models.cpu.chain import draw
 from engine.models.cpu.decoder import Ints, keep_head, run_layers, write_logits
+from engine.models.cpu.draft_noise import add_noise
 from engine.models.cpu.functions import normalise
 from engine.models.cpu.kernel import kernel
 from engine.models.cpu.product import PANEL, Floats, Panels, project
+from engine.models.cpu.sampling import draw_tokens
 from engine.models.cpu.team import begin, leave, meet, share
 
 
@@ -54,11 +56,14 @@ def read_text(
     draft_shape,
     draft_weights,
     draft_cache,
+    draws,
 ):
-    """All layers, logits of some rows, and the drafter's context of every row."""
+    """All layers, logits of some rows, their tokens, and the drafter's context of every row."""
     begin(member)
     barrier = run_layers(member, shape, weights, rows, cache, buffers, taps.layers, taps.hidden, 1)
     barrier = write_logits(member, buffers.x, weights, head, barrier)
+    first, end = share(draws.drawn.shape[0], member)
+    draw_tokens(head.logits, draws, first, end)
     if taps.norm.shape[0]:
         barrier = _write_context(
             member, draft_shape, draft_weights, rows, draft_cache, taps, barrier
@@ -76,12 +81,16 @@ def draft_blocks(member, shape, weights, rows, cache, buffers, head):
 
 
 @kernel
-def draw_drafts(member, shape, weights, rows, cache, buffers, head, markov, drafts):
-    """As `draft_blocks`, and the tokens of the drafts."""
+def draw_drafts(member, shape, weights, rows, cache, buffers, head, markov, drafts, draws):
+    """As `draft_blocks`, and the tokens of the drafts; `drafts.noise` is made on the way."""
     begin(member)
     nothing, room = np.empty(0, np.int64), np.empty((0, 0), np.float32)
     barrier = run_layers(member, shape, weights, rows, cache, buffers, nothing, room, 1)
     barrier = write_logits(member, buffers.x, weights, head, barrier)
+    if drafts.noise.shape[0]:
+        first, end = share(head.logits.shape[0], member)
+        add_noise(head.logits, draws, first, end, drafts.noise)
+        barrier = meet(member, barrier)
     leave(member, draw(member, head.logits, markov, drafts, barrier))
 
 

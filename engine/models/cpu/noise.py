@@ -39,23 +39,57 @@ def gumbel(
 @kernel
 def fill_with_negated_uniforms(seeds, prompts, choices, positions, out):
     """-u of every number's Philox word, u in (0, 1): [R] int64 each, out: [R, blocks, 4]."""
+    words = np.empty((4, out.shape[1]), np.uint32)
     for row in range(out.shape[0]):
-        seed = np.uint64(seeds[row])
-        first_key0, first_key1 = np.uint32(seed), np.uint32(seed >> _HALF_WORD)
-        position, prompt = np.uint32(positions[row]), np.uint32(prompts[row])
-        choice = np.uint32(choices[row])
-        own = out[row]
-        for block in range(out.shape[1]):
-            c0, c1, c2, c3 = np.uint32(block), position, prompt, choice
-            key0, key1 = first_key0, first_key1
-            for _ in range(NUM_ROUNDS):
-                product0 = np.uint64(c0) * _MULTIPLIER_0
-                product1 = np.uint64(c2) * _MULTIPLIER_1
-                c0 = np.uint32(product1 >> _HALF_WORD) ^ c1 ^ key0
-                c2 = np.uint32(product0 >> _HALF_WORD) ^ c3 ^ key1
-                c1, c3 = np.uint32(product1), np.uint32(product0)
-                key0, key1 = np.uint32(key0 + _KEY_STEP_0), np.uint32(key1 + _KEY_STEP_1)
-            own[block, 0] = max((np.float32(c0) + _HALF) * _SCALE, _LOWEST)
-            own[block, 1] = max((np.float32(c1) + _HALF) * _SCALE, _LOWEST)
-            own[block, 2] = max((np.float32(c2) + _HALF) * _SCALE, _LOWEST)
-            own[block, 3] = max((np.float32(c3) + _HALF) * _SCALE, _LOWEST)
+        number = seeds[row], prompts[row], choices[row], positions[row]
+        negated_uniforms(number, 0, words, out[row])
+
+
+@kernel
+def negated_uniforms(number, first_block, words, out):
+    """-u of a row's words from block `first_block` on, out: [blocks, 4] float32.
+
+    number: seed, prompt, choice (a denoising step in its upper half) and position; words:
+    [4, blocks], room. Round after round over all blocks, because only so LLVM makes vectors.
+    """
+    seed, num_blocks = np.uint64(number[0]), out.shape[0]
+    key0, key1 = np.uint32(seed), np.uint32(seed >> _HALF_WORD)
+    c0, c1, c2, c3 = words[0], words[1], words[2], words[3]
+    for block in range(num_blocks):
+        c0[block], c1[block] = np.uint32(first_block + block), np.uint32(number[3])
+        c2[block], c3[block] = np.uint32(number[1]), np.uint32(number[2])
+    for _ in range(NUM_ROUNDS):
+        for block in range(num_blocks):
+            product0 = np.uint64(c0[block]) * _MULTIPLIER_0
+            product1 = np.uint64(c2[block]) * _MULTIPLIER_1
+            c0[block] = np.uint32(product1 >> _HALF_WORD) ^ c1[block] ^ key0
+            c2[block] = np.uint32(product0 >> _HALF_WORD) ^ c3[block] ^ key1
+            c1[block], c3[block] = np.uint32(product1), np.uint32(product0)
+        key0, key1 = np.uint32(key0 + _KEY_STEP_0), np.uint32(key1 + _KEY_STEP_1)
+    for block in range(num_blocks):
+        for lane in range(4):
+            uniform = (np.float32(words[lane, block]) + _HALF) * _SCALE
+            out[block, lane] = max(uniform, _LOWEST)
+
+
+@kernel
+def negated_uniform(number, token):
+    """-u of one token's word."""
+    seed = np.uint64(number[0])
+    key0, key1 = np.uint32(seed), np.uint32(seed >> _HALF_WORD)
+    c0, c1 = np.uint32(token // 4), np.uint32(number[3])
+    c2, c3 = np.uint32(number[1]), np.uint32(number[2])
+    for _ in range(NUM_ROUNDS):
+        product0, product1 = np.uint64(c0) * _MULTIPLIER_0, np.uint64(c2) * _MULTIPLIER_1
+        c0 = np.uint32(product1 >> _HALF_WORD) ^ c1 ^ key0
+        c2 = np.uint32(product0 >> _HALF_WORD) ^ c3 ^ key1
+        c1, c3 = np.uint32(product1), np.uint32(product0)
+        key0, key1 = np.uint32(key0 + _KEY_STEP_0), np.uint32(key1 + _KEY_STEP_1)
+    lane, word = token % 4, np.uint32(c0)
+    if lane == 1:
+        word = c1
+    elif lane == 2:
+        word = np.uint32(c2)
+    elif lane == 3:
+        word = c3
+    return max((np.float32(word) + _HALF) * _SCALE, _LOWEST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -40,29 +40,10 @@ def pack_drafts(blocks: Seq[Span], page_size: int, scratch: int) -> Rows:
     each table; what is left of the context's last block is the gap.
     """
     width = len(blocks[0].token_ids)
-    num_own = num_scratch_blocks(width)
-    starts = np.array([block.start for block in blocks])
-    used = -(-starts // BLOCK)
     pages = [block.page_ids[: -(-block.start // page_size)] for block in blocks]
-    context, begins = _blocks(pages, page_size)
-    tables = np.concatenate(([0], np.cumsum(used + num_own)))
-    table = np.empty(int(tables[-1]), np.int64)
-    for i in range(len(blocks)):
-        own = scratch + i * num_own
-        table[tables[i] : tables[i] + used[i]] = context[begins[i] : begins[i] + used[i]]
-        table[tables[i] + used[i] : tables[i + 1]] = np.arange(own, own + num_own)
-    steps = np.arange(width)
-    first = used * BLOCK
-    return Rows(
-        positions=(starts[:, None] + steps).ravel(),
-        places=(first[:, None] + steps).ravel(),
-        ends=np.repeat(first + width, width),
-        origins=np.repeat(starts, width),
-        spans=np.arange(0, width * (len(blocks) + 1), width),
-        tables=tables,
-        blocks=table,
-        gaps=np.stack((starts, first), axis=1),
-    )
+    starts = np.array([block.start for block in blocks])
+    num_own = num_scratch_blocks(width)
+    return Rows(*_lay_out_drafts(starts, *_blocks(pages, page_size), width, scratch, num_own))
 
 
 def num_scratch_blocks(width: int) -> int:
@@ -73,7 +54,8 @@ def num_scratch_blocks(width: int) -> int:
 def _blocks(pages: Seq[Seq[int]], page_size: int) -> tuple[Ints, Ints]:
     """The blocks of some page tables, one after the other, and where each table's begin."""
     per_page = page_size // BLOCK
-    blocks = np.array([page for table in pages for page in table], np.int64)
+    num_pages = sum(map(len, pages))
+    blocks = np.fromiter(chain.from_iterable(pages), np.int64, num_pages)
     if per_page > 1:
         blocks = (blocks[:, None] * per_page + np.arange(per_page)).ravel()
     begins = accumulate((len(table) * per_page for table in pages), initial=0)
@@ -95,3 +77,30 @@ def _lay_out(starts, counts, visible):
             row += 1
         firsts[span + 1] = row
     return positions, ends, origins, firsts
+
+
+@kernel
+def _lay_out_drafts(starts, context, begins, width, scratch, num_own):
+    """The fields of `Rows`, for blocks of `width` rows behind `starts` positions of context."""
+    num_blocks, total = len(starts), len(starts) * width
+    positions, places = np.empty(total, np.int64), np.empty(total, np.int64)
+    ends, origins = np.empty(total, np.int64), np.empty(total, np.int64)
+    spans, tables = np.empty(num_blocks + 1, np.int64), np.zeros(num_blocks + 1, np.int64)
+    gaps = np.empty((num_blocks, 2), np.int64)
+    for i in range(num_blocks):
+        tables[i + 1] = tables[i] + (starts[i] + BLOCK - 1) // BLOCK + num_own
+    blocks = np.empty(tables[num_blocks], np.int64)
+    for i in range(num_blocks):
+        used = (starts[i] + BLOCK - 1) // BLOCK
+        first = used * BLOCK
+        spans[i], gaps[i, 0], gaps[i, 1] = i * width, starts[i], first
+        for k in range(used):
+            blocks[tables[i] + k] = context[begins[i] + k]
+        for k in range(num_own):
+            blocks[tables[i] + used + k] = scratch + i * num_own + k
+        for k in range(width):
+            row = i * width + k
+            positions[row], places[row] = starts[i] + k, first + k
+            ends[row], origins[row] = first + width, starts[i]
+    spans[num_blocks] = total
+    return positions, places, ends, origins, spans, tables, blocks, gaps

@@ -12,6 +12,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.decoder import Cache, new_buffers
 from engine.models.cpu.drafter import DrafterKernels, DraftSide
+from engine.models.cpu.draws import no_draws
 from engine.models.cpu.forwards import Taps, new_head, read_text
 from engine.models.cpu.packed_model import (
     PackedModel,
@@ -20,6 +21,7 @@ from engine.models.cpu.packed_model import (
 )
 from engine.models.cpu.product import num_products
 from engine.models.cpu.rows import pack_rows, reach
+from engine.models.cpu.sampling import Draws
 from engine.models.cpu.team import Team
 from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
@@ -60,9 +62,10 @@ class KernelRunner:
         parts = (self._verifier, self._drafter)
         return [plane for part in parts if part for plane in part.page_planes(num_pages)]
 
-    def verify(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
+    def verify(self, spans: Seq[Span], logit_rows: Seq[int], draws: Draws | None = None) -> Tensor:
+        """With `draws` tokens are drawn in the same call."""
         assert self._verifier is not None
-        return self._verifier.forward(spans, logit_rows, self._drafter)
+        return self._verifier.forward(spans, logit_rows, self._drafter, draws)
 
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
         assert self._drafter is not None
@@ -73,10 +76,10 @@ class KernelRunner:
         return self._drafter.draw_chained(scores, lengths, anchors)
 
     def draft_drawn(
-        self, blocks: Seq[Span], lengths: Seq[int], noise: Tensor
+        self, blocks: Seq[Span], lengths: Seq[int], draws: Draws
     ) -> tuple[Tensor, list[list[int]]]:
         assert self._drafter is not None
-        return self._drafter.draft_drawn(blocks, lengths, noise)
+        return self._drafter.draft_drawn(blocks, lengths, draws)
 
     def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
         assert self._diffusion is not None
@@ -119,7 +122,11 @@ class ModelKernels:
         return self.model.layers.page_planes(self._kept, num_pages, self._page_size)
 
     def forward(
-        self, spans: Seq[Span], logit_rows: Seq[int], drafter: DrafterKernels | None = None
+        self,
+        spans: Seq[Span],
+        logit_rows: Seq[int],
+        drafter: DrafterKernels | None = None,
+        draws: Draws | None = None,
     ) -> Tensor:
         """One packed forward, the drafter's context with it; logits of some rows, [R, V]."""
         rows = pack_rows(spans, self._page_size)
@@ -138,6 +145,7 @@ class ModelKernels:
             head,
             taps,
             *side,
+            draws or no_draws(),
             num_products=len(token_ids) * self.model.layers.num_weights
             + head.logits.shape[0] * num_products(self.model.head),
         )
