@@ -10,6 +10,9 @@ SHARE = 0.01
 """Of the time, that may be lost with trials."""
 _GAP = 4
 """Steps from one trial to the next."""
+_FIRST_DRAFTS, _FIRST_STEPS, _FIRST_LOSS = 48, 4, 12.0
+"""The first drafts: how many, how many steps of them without a thought, and what they may lose in
+all, in steps without drafts."""
 _STEPS = {True: 3, False: 8}
 """How long a trial is, by whether it drafts: the first steps are no measure."""
 _LONGEST_WAIT = 4096
@@ -36,9 +39,9 @@ class Trials:
         self._is_even = False
         self._turn = 0  # of the second kind
 
-    def save(self, seconds: float) -> None:
-        """A step of so many seconds has gone by."""
-        self._num_steps += 1
+    def save(self, seconds: float, num_steps: int = 1) -> None:
+        """Steps of so many seconds in all have gone by."""
+        self._num_steps += num_steps
         self._saved_s[0] += seconds * SHARE / 2
         self._saved_s[1] += seconds * SHARE / 2
 
@@ -81,3 +84,21 @@ class Trials:
     def _can_pay(self, best: Plan, plan: Plan) -> bool:
         lost = self.num_steps(plan) * max(0.0, plan.seconds - plan.committed / best.rate)
         return self._saved_s[self._is_even] >= min(lost, best.seconds * _LONGEST_WAIT * SHARE / 2)
+
+
+class FirstDrafts:
+    """Full drafts before anything is decided, for of what becomes of them nothing is known."""
+
+    def __init__(self) -> None:
+        self._num_left = _FIRST_DRAFTS
+        self._may_lose = _FIRST_LOSS
+
+    def due(self, full: Plan, asked: Plan, may_be_best: Callable[[], Plan | None]) -> int:
+        """For how many steps everybody is to have a full draft now; 0: enough is known."""
+        if self._num_left <= 0 or may_be_best() is None:
+            return 0
+        lost = max(full.seconds / asked.seconds - full.committed / asked.committed, 1e-9)
+        num_steps = min(int(self._may_lose / lost), _FIRST_STEPS)
+        self._may_lose -= num_steps * lost
+        self._num_left -= num_steps * sum(length > 0 for length in full.lengths)
+        return num_steps

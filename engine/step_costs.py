@@ -11,7 +11,8 @@ at once when it is seen again.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from math import exp, log, log2
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ _SPEED, _SIZE, _WIDTH, _KIND = 0.6, 0.6, 0.5, 0.15
 """How far start-up may be wrong: standard deviations of logarithms."""
 _SPEED_DRIFT, _DRIFT = 0.01, 0.001
 """How far a term walks in one step."""
+_PASSES, _TIMED, _TIMED_SPEED = 4, 0.12, 0.3
+"""How often batches timed at start-up are learnt from, and how far off the terms may be after it:
+these were forwards alone, and all that a step does besides goes to the speed at first."""
 _NOISE, _NOISE_RATE = 0.15, 0.02
 """The first guess of how much equal steps differ, and the weight of what the newest says of it."""
 _CLIP, _LEAST_CLIP = 4.0, 0.1
@@ -52,6 +56,11 @@ class _Term:
 
     def variance(self, now: int) -> float:
         return min(self._most, self._variance + (now - self._seen_at) * self._drift)
+
+    def doubt(self, deviation: float) -> None:
+        """Start anew with this value, known no better than that."""
+        variance = self.variance(self._seen_at)
+        self._variance, self._seen_at = min(self._most, max(variance, deviation**2)), 0
 
     def move(self, step: float, variance: float, now: int) -> None:
         self.value += step
@@ -92,8 +101,11 @@ class _Filter:
 class StepCosts:
     """Seconds of a step, drafting forwards not counted, by `StepShape`."""
 
-    def __init__(self, verify: Cost) -> None:
-        """`verify` says what a forward of the verifier over so many rows was timed at."""
+    def __init__(self, verify: Cost, timed: Seq[tuple[StepShape, float]] = ()) -> None:
+        """`verify` says what a forward of the verifier over so many rows was timed at.
+
+        `timed` are batches of such shapes and their seconds, as far as these were timed.
+        """
         self._verify = verify
         self._filter = _Filter()
         self._speed = _Term(_SPEED, _SPEED_DRIFT)
@@ -101,6 +113,8 @@ class StepCosts:
         self._sizes = [_Term(_SIZE, _DRIFT) for _ in _SIZES]
         self._widths = [[_Term(_WIDTH, _DRIFT) for _ in _SIZES] for _ in _SIZES]
         self._kinds = [[_Term(_KIND, _DRIFT) for _ in _WIDTHS] for _ in _SIZES]
+        if timed:
+            self._begin(timed)
 
     def __call__(self, shape: StepShape) -> float:
         return self._verify(shape.num_rows) * exp(_sum(self._terms(shape)))
@@ -159,6 +173,23 @@ class StepCosts:
                 expected += reading_s
             self._filter.learn(terms, log(max(seconds, 1e-9) / expected), num_steps)
         return exp(self._speed.value - before)
+
+    def _begin(self, timed: Seq[tuple[StepShape, float]]) -> None:
+        """Learn from what start-up timed, and doubt it: steps are more than forwards."""
+        for _ in range(_PASSES):
+            for shape, seconds in timed:
+                self.update(shape, seconds)
+        self._filter = _Filter()
+        self._speed.doubt(_TIMED_SPEED)
+        for term in self._parts():
+            term.doubt(_TIMED)
+
+    def _parts(self) -> Iterator[_Term]:
+        """All terms but the speed."""
+        yield self._reading
+        yield from self._sizes
+        for terms in (*self._widths, *self._kinds):
+            yield from terms
 
     def _reading_s(self, shape: StepShape, num_prefill_rows: int) -> float:
         """What a step takes longer for the prompts that are read in it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from engine.generation.rounds import DraftRounds
 from engine.generation.strategy import StepTiming
@@ -42,7 +42,7 @@ class StepClock:
         if self._sequences.isdisjoint(ids):
             timing = None
         self._sequences = ids
-        return None if timing is None else replace(timing, seconds=seconds)
+        return None if timing is None else timing._replace(seconds=seconds)
 
     def note(self, schedule: Schedule, rounds: DraftRounds) -> None:
         """What the step under way consists of."""
