@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from math import exp
+from statistics import median
 from typing import Any, NamedTuple
 
 from engine.acceptance_model import AcceptanceModel
@@ -283,7 +284,7 @@ class StepPlanner:
     def _learn(self, step: StepTime) -> None:
         """From equal steps at once: half of them took no longer than what is learnt."""
         alike_s, self._alike_s = self._alike_s, []
-        seconds = sorted(alike_s)[len(alike_s) // 2]
+        seconds = median(alike_s)
         slower = self.costs.update(step.shape, seconds, step.num_prefill_rows, len(alike_s))
         self._draft_cost.pass_step(1.0 if step.drafting_s else slower)
         num_asked = len(self._lengths)

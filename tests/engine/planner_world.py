@@ -212,7 +212,9 @@ class World:
                 self.planner.forget(one.name)
         shape = StepShape(len(lengths), len(lengths) + sum(lengths))
         self._thought_s = 0.0
-        if self.planner.observe(StepTime(shape, rest_s + draft_s, draft_s)):
+        if not draft_s and self.planner.pass_rest(shape, rest_s):
+            pass
+        elif self.planner.observe(StepTime(shape, rest_s + draft_s, draft_s)):
             self._think(self.lesson_s)
             if draft_s:
                 self.draft_costs.update(sum(length > 0 for length in lengths), draft_s)
