@@ -10,7 +10,7 @@ SHARE = 0.01
 """Of the time, that may be lost with trials."""
 _GAP = 4
 """Steps from one trial to the next."""
-_FIRST_DRAFTS, _FIRST_STEPS, _FIRST_LOSS = 48, 4, 12.0
+_FIRST_DRAFTS, _FIRST_STEPS, _FIRST_LOSS = 48, 4, 8.0
 """The first drafts: how many, how many steps of them without a thought, and what they may lose in
 all, in steps without drafts."""
 _STEPS = {True: 3, False: 8}
@@ -63,6 +63,8 @@ class Trials:
             return None
         self._num_steps = 0
         self._is_even = not self._is_even
+        if self._saved_s[self._is_even] < 0.0:
+            return None
         plan = even(self._length(best)) if self._is_even else other
         if plan is not None and not self._can_pay(best, plan):
             return None
@@ -93,12 +95,20 @@ class FirstDrafts:
         self._num_left = _FIRST_DRAFTS
         self._may_lose = _FIRST_LOSS
 
-    def due(self, full: Plan, asked: Plan, may_be_best: Callable[[], Plan | None]) -> int:
-        """For how many steps everybody is to have a full draft now; 0: enough is known."""
-        if self._num_left <= 0 or may_be_best() is None:
-            return 0
-        lost = max(full.seconds / asked.seconds - full.committed / asked.committed, 1e-9)
-        num_steps = min(int(self._may_lose / lost), _FIRST_STEPS)
-        self._may_lose -= num_steps * lost
+    @property
+    def are_due(self) -> bool:
+        return self._num_left > 0 and self._may_lose > 0.0
+
+    def num_steps(self, full: Plan, asked: Plan) -> int:
+        """How many steps of full drafts can be afforded now."""
+        return min(int(self._may_lose / max(_lost(full, asked), 1e-9)), _FIRST_STEPS)
+
+    def begin(self, full: Plan, asked: Plan, num_steps: int) -> None:
+        """So many steps of these drafts are to be made, which are expected to lose that much."""
+        self._may_lose -= num_steps * _lost(full, asked)
         self._num_left -= num_steps * sum(length > 0 for length in full.lengths)
-        return num_steps
+
+
+def _lost(full: Plan, asked: Plan) -> float:
+    """By a step, in steps without drafts."""
+    return max(full.seconds / asked.seconds - full.committed / asked.committed, 0.0)

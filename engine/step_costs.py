@@ -113,6 +113,7 @@ class StepCosts:
         self._sizes = [_Term(_SIZE, _DRIFT) for _ in _SIZES]
         self._widths = [[_Term(_WIDTH, _DRIFT) for _ in _SIZES] for _ in _SIZES]
         self._kinds = [[_Term(_KIND, _DRIFT) for _ in _WIDTHS] for _ in _SIZES]
+        self._by_width: dict[int, list[tuple[float, float, Terms]]] = {}
         if timed:
             self._begin(timed)
 
@@ -134,17 +135,17 @@ class StepCosts:
 
         `most` rows a sequence are of interest.
         """
-        sizes = _shares(num_sequences)
-        common = self._speed.value + sum(self._sizes[i].value * share for i, share in sizes)
-        kinds = [(self._widths[i], self._kinds[i], share) for i, share in sizes]
+        if num_sequences not in self._by_width:
+            self._by_width[num_sequences] = self._knots(num_sequences)
+        common = self._speed.value
         rows, seconds = [], []
-        for index, width in enumerate(_WIDTHS[: max(2, bisect_right(_WIDTHS, most) + 1)]):
+        knots = self._by_width[num_sequences]
+        for num_rows, timed_s, terms in knots[: max(2, bisect_right(_WIDTHS, most) + 1)]:
             learnt = common
-            for coarse, fine, share in kinds:
-                learnt += fine[index].value * share
-                learnt += sum(coarse[i].value * part * share for i, part in _WIDTH_SHARES[index])
-            rows.append(num_sequences * width)
-            seconds.append(self._verify(rows[-1]) * exp(learnt))
+            for term, weight in terms:
+                learnt += term.value * weight
+            rows.append(num_rows)
+            seconds.append(timed_s * exp(learnt))
         last = len(rows) - 2
 
         def cost(num_rows: float) -> float:
@@ -153,6 +154,17 @@ class StepCosts:
             return max(seconds[left] + (seconds[left + 1] - seconds[left]) * share, 1e-9)
 
         return cost
+
+    def _knots(self, num_sequences: int) -> list[tuple[float, float, Terms]]:
+        """By rows a sequence: all rows, what start-up says of them, and the terms but the speed."""
+        knots = []
+        for index, width in enumerate(_WIDTHS):
+            terms: Terms = []
+            for i, share in _shares(num_sequences):
+                terms += [(self._sizes[i], share), (self._kinds[i][index], share)]
+                terms += [(self._widths[i][j], share * part) for j, part in _shares(width)]
+            knots.append((num_sequences * width, self._verify(num_sequences * width), terms))
+        return knots
 
     def update(
         self, shape: StepShape, seconds: float, num_prefill_rows: int = 0, num_steps: int = 1
@@ -251,6 +263,3 @@ def _shares(count: float) -> list[tuple[int, float]]:
     left = int(position)
     above = position - left
     return [(left, 1.0 - above), (left + 1, above)] if above else [(left, 1.0)]
-
-
-_WIDTH_SHARES = [_shares(width) for width in _WIDTHS]

@@ -231,13 +231,14 @@ class StepPlanner:
         if single is None:
             self._weighed = (asked, _NO_PLAN)
             return asked, _LONGEST_BY_LEAD
-        first = choice.even(self._num_positions)
-        if num_steps := self._first.due(
-            first, asked, lambda: self._worth_a_trial(choice, self._num_positions, asked)
-        ):
-            self._weighed, self._is_brief = (asked, single), True
-            return first, num_steps
-        single, even = self._believed(single, asked), _best_even(choice, single)
+        if self._first.are_due:
+            first = choice.even(self._num_positions)
+            num_steps = self._first.num_steps(first, asked)
+            if num_steps and self._worth_a_trial(choice, self._num_positions, asked):
+                self._weighed, self._is_brief = (asked, single), True
+                self._first.begin(first, asked, num_steps)
+                return first, num_steps
+        single, even = self._believed(single, asked), choice.even_like(single)
         drafted = single if single.rate > even.rate * _SURER else even
         self._weighed = (asked, drafted)
         # To try the best for one or two sequences would be cheap and teach little.
@@ -291,11 +292,3 @@ class StepPlanner:
         num_others = max(step.shape.num_sequences - num_asked, 0)
         num_rows = step.shape.num_rows - num_asked - sum(self._lengths)
         self._others = StepShape(num_others, max(num_rows, num_others) if num_others else 0)
-
-
-def _best_even(choice: Choice, single: Plan) -> Plan:
-    """The best of the lengths about the mean of a plan, if all had the same."""
-    drafted = [length for length in single.lengths if length]
-    usual = round(sum(drafted) / len(drafted))
-    lengths = [n for n in (usual - 1, usual, usual + 1) if n > 0]
-    return max(map(choice.even, lengths), key=lambda plan: plan.rate)

@@ -28,7 +28,7 @@ _LEAST_BATCHES, _LONG_S = 2, 0.2
 """Fewer batches are timed where they take long."""
 _WIDTH = 8
 """Rows of a drafted sequence, where no drafter's blocks say it."""
-_LEAST_RUNS, _MOST_RUNS, _LEAST_S = 3, 16, 2e-3
+_LEAST_RUNS, _MOST_RUNS, _LEAST_S = 3, 16, 5e-3
 """A forward is run until it was run so often and for so long."""
 
 
