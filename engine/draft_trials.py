@@ -17,7 +17,7 @@ _STEPS = {True: 3, False: 8}
 """How long a trial is, by whether it drafts: the first steps are no measure."""
 _LONGEST_WAIT = 4096
 """Steps after which a trial is made whatever it costs: what is expected of it may be wrong."""
-_WELCOME = 6
+_WELCOME = 8
 """Steps' worth of time that may be lost to get to know batches of a new size."""
 _DEAREST = 3.0
 """Times what it was expected to take: what a step took beyond that is not a trial's fault."""

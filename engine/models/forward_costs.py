@@ -66,7 +66,10 @@ def batch_costs(runner: ModelRunner) -> BatchCosts:
         if number >= _LEAST_BATCHES and time.perf_counter() - started > _LONG_S:
             break
         _time_batch(runner, count, found)
-    return found
+    sizes = [(one.num_sequences, one.num_rows) for one in found.verifies]
+    seconds = _no_dearer_than_larger(sizes, [one.seconds for one in found.verifies])
+    verifies = [BatchCost(*size, s) for size, s in zip(sizes, seconds, strict=True)]
+    return BatchCosts(verifies, _points(found.drafts))
 
 
 def _time_batch(runner: ModelRunner, count: int, found: BatchCosts) -> None:
@@ -90,7 +93,28 @@ def _by_rows(runner: ModelRunner, model: Model) -> Points:
         width = min(num_rows, 4)
         forward = _forward(model, width, num_rows // width, runner.page_size)
         found.append((num_rows, _best([forward])[0]))
-    return found[::-1]
+    return _points(found[::-1])
+
+
+def _points(timed: Points) -> Points:
+    sizes = [size for size, _ in timed]
+    seconds = _no_dearer_than_larger([(size, size) for size in sizes], [s for _, s in timed])
+    return list(zip(sizes, seconds, strict=True))
+
+
+def _no_dearer_than_larger(sizes: Seq[tuple[int, int]], seconds: Seq[float]) -> list[float]:
+    """What disturbs a run makes it longer, so a larger one that took less time is to be believed.
+
+    By sequences and rows; larger is what has as many of both at least.
+    """
+    return [
+        min(
+            other_s
+            for (others, other_rows), other_s in zip(sizes, seconds, strict=True)
+            if others >= count and other_rows >= rows
+        )
+        for count, rows in sizes
+    ]
 
 
 def _forward(model: Model, width: int, count: int, page_size: int) -> Forward:

@@ -65,3 +65,14 @@ def test_a_first_run_of_a_size_that_is_slow_is_not_its_cost(
     costs = verify_costs(runner)
     assert [rows for rows, _ in costs] == [1, 4, 16, 64, 128]
     assert all(seconds < 0.05 for _, seconds in costs)
+
+
+def test_a_size_whose_runs_were_all_disturbed_costs_no_more_than_a_larger_one(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds_of(spans: list[Any], rows: list[int]) -> float:
+        return 0.05 if len(rows) == 4 else 0.0
+
+    monkeypatch.setattr(runner, "verify", slower(runner.verify, seconds_of))
+    assert all(seconds < 0.05 for _, seconds in verify_costs(runner))
+    assert all(one.seconds < 0.05 for one in batch_costs(runner).verifies)
