@@ -27,7 +27,7 @@ _SPEED, _SIZE, _WIDTH, _KIND = 0.6, 0.6, 0.5, 0.15
 """How far start-up may be wrong: standard deviations of logarithms."""
 _SPEED_DRIFT, _DRIFT = 0.01, 0.001
 """How far a term walks in one step."""
-_PASSES, _TIMED, _TIMED_SPEED = 4, 0.1, 0.25
+_PASSES, _TIMED, _TIMED_SPEED = 4, 0.105, 0.25
 """How often batches timed at start-up are learnt from, and how far off the terms may be after it:
 these were forwards alone, and all that a step does besides goes to the speed at first."""
 _NOISE, _NOISE_RATE = 0.15, 0.02
