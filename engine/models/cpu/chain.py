@@ -61,8 +61,8 @@ def draw(member, logits, markov, drafts, barrier):
             return barrier
         for i in range(count):
             features[i] = markov.embedding[previous[alive[i]]]
-        part, w0, width = bias[:count], first * rank * PANEL, bias.shape[1]
-        project(features[:count], rank, markov.head, w0, part, width, 0, end - first, 0)
+        part, width = bias[:count], bias.shape[1]
+        project(features[:count], markov.head, first, part, width, 0, end - first, 0)
         # Two rooms in turn: who is slow to read the one is not waited for before the next meeting.
         sums, tokens = drafts.sums[place % 2], drafts.tokens[place % 2]
         for i in range(count):

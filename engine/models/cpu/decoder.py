@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.models.cpu.attention import BLOCK, attend, keep
+from engine.models.cpu.bfloat16 import factors_for
 from engine.models.cpu.functions import gate, normalise, place_head
 from engine.models.cpu.kernel import kernel
 from engine.models.cpu.lanes import scale_into
@@ -128,17 +129,18 @@ def write_logits(member, x, weights, head, barrier):
 
 @kernel
 def _project(member, x, w, layer, num_out, out, adds):
-    depth = x.shape[1]
-    first, end = share(num_out // PANEL, member)
-    project(x, depth, w, layer * depth * num_out, out, num_out, first, end, adds)
+    num_panels = num_out // PANEL
+    first, end = share(num_panels, member)
+    project(x, w, layer * num_panels, out, num_out, first, end, adds)
 
 
 @kernel
 def _feed_forward(member, normed, layer, shape, gate_up, active):
     """silu(gate) * up into `active` [T, I], two panels at a time."""
-    num_rows, depth = normed.shape
+    factors = factors_for(normed, gate_up)
+    num_rows, depth = factors.shape
     pair = np.empty((num_rows, 2 * PANEL), np.float32)
-    a, c = normed.reshape(-1), pair.reshape(-1)
+    a, c = factors.reshape(-1), pair.reshape(-1)
     size, num_panels = depth * PANEL, shape.intermediate // PANEL
     pairs, out = pair.reshape(num_rows, 2, PANEL), active.reshape(num_rows, num_panels, PANEL)
     first, end = share(num_panels, member)

@@ -14,10 +14,11 @@ from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.chain import Drafts, Markov, draw_chains
 from engine.models.cpu.decoder import Cache, Shape, Weights, new_buffers
 from engine.models.cpu.forwards import Head, Taps, draft_blocks, draw_drafts, new_head
-from engine.models.cpu.packed_model import Moved, PackedLayers, PackedModel, are_bfloat16
-from engine.models.cpu.product import PANEL, Floats, is_bfloat16, pack_panels
+from engine.models.cpu.packed_model import Moved, PackedLayers, PackedModel
+from engine.models.cpu.product import PANEL, Floats, num_products, pack_panels
 from engine.models.cpu.rows import num_scratch_blocks, pack_drafts
 from engine.models.cpu.team import Team
+from engine.models.cpu.weights import choose_storage, to_array
 from engine.models.dflash import DFlashDrafter
 from engine.models.packing import Span
 
@@ -41,23 +42,22 @@ class DrafterKernels:
         config = drafter.config
         layers = list(drafter.layers)
         rope: Any = layers[0].rope
-        is_half = are_bfloat16(layers, drafter.fc.weight)
-        self.packed = PackedLayers(layers, drafter.norm.weight, rope.tables, as_bfloat16=is_half)
+        storage = choose_storage(layers, drafter.fc.weight)
+        self.packed = PackedLayers(layers, drafter.norm.weight, rope.tables, storage)
         self._model, self._team, self._page_size = model, team, page_size
         self._scale = np.float32(config.input_embedding_scale)
         self._scratch = num_pages * page_size // BLOCK
         own = _MAX_DRAFTS * num_scratch_blocks(config.block_size)
         self._kept = self.packed.new_cache(self._scratch + own)
         self._tapped = np.array(config.target_layer_ids, np.int64)
-        self._fc = self.packed.pack(drafter.fc.weight.detach().numpy()).reshape(-1)
-        self._norm = drafter.hidden_norm.weight.detach().numpy()
+        self._fc = self.packed.pack(to_array(drafter.fc.weight)).reshape(-1)
+        self._norm = to_array(drafter.hidden_norm.weight)
         self._markov: Markov | None = None
         if drafter.markov is not None:
-            output = drafter.markov.lm_head.weight.detach().numpy()
-            half = is_bfloat16(output)
+            output = drafter.markov.lm_head.weight
             self._markov = Markov(
-                drafter.markov.embed_previous.weight.detach().numpy(),
-                pack_panels(output, as_bfloat16=half).reshape(-1),
+                to_array(drafter.markov.embed_previous.weight),
+                pack_panels(to_array(output), choose_storage((), output)).reshape(-1),
             )
         drafter.layers = nn.ModuleList([Moved()])
 
@@ -84,8 +84,8 @@ class DrafterKernels:
         """One drafter forward over whole blocks: logits of the first masks of each."""
         parts = []
         for part in _parts(blocks):
-            args, head, num_products = self._forward(blocks[part], lengths[part])
-            self._team.run(draft_blocks, *args, num_products=num_products)
+            args, head, cost = self._forward(blocks[part], lengths[part])
+            self._team.run(draft_blocks, *args, num_products=cost)
             parts.append(self._logits(head))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -96,12 +96,12 @@ class DrafterKernels:
         assert self._markov is not None
         parts, tokens, start = [], [], 0
         for part in _parts(blocks):
-            args, head, num_products = self._forward(blocks[part], lengths[part])
+            args, head, cost = self._forward(blocks[part], lengths[part])
             end = start + len(head.chosen)
             anchors = [block.token_ids[0] for block in blocks[part]]
             drafts = self._drafts(lengths[part], anchors, noise[start:end])
-            num_products += len(head.chosen) * len(self._markov.head)
-            self._team.run(draw_drafts, *args, self._markov, drafts, num_products=num_products)
+            cost += len(head.chosen) * num_products(self._markov.head)
+            self._team.run(draw_drafts, *args, self._markov, drafts, num_products=cost)
             parts.append(self._logits(head))
             tokens += _tokens(drafts)
             start = end
@@ -111,9 +111,9 @@ class DrafterKernels:
         """scores: [R, V], noise included -> the tokens of each draft, one after the other."""
         assert self._markov is not None
         drafts = self._drafts(lengths, anchors, scores[:0])
-        num_products = len(scores) * len(self._markov.head)
+        cost = len(scores) * num_products(self._markov.head)
         padded = _padded(scores)
-        self._team.run(draw_chains, padded, self._markov, drafts, num_products=num_products)
+        self._team.run(draw_chains, padded, self._markov, drafts, num_products=cost)
         return _tokens(drafts)
 
     def _drafts(self, lengths: Seq[int], anchors: Seq[int], noise: Tensor) -> Drafts:
@@ -136,12 +136,12 @@ class DrafterKernels:
         token_ids = [token_id for block in blocks for token_id in block.token_ids]
         wanted = [i * width + k for i, length in enumerate(lengths) for k in range(1, length + 1)]
         head = new_head(self._model.head, wanted, self._model.vocab_size)
-        x = self._model.embedding[token_ids] * self._scale
+        x = self._model.embed(token_ids) * self._scale
         cache = self.packed.with_rotation(self._kept, max(block.end for block in blocks))
         shape = self.packed.shape
         args = (shape, self.packed.weights, rows, cache, new_buffers(x, shape), head)
-        num_products = len(x) * self.packed.num_weights + len(wanted) * len(self._model.head)
-        return args, head, num_products
+        cost = len(x) * self.packed.num_weights + len(wanted) * num_products(self._model.head)
+        return args, head, cost
 
     def _logits(self, head: Head) -> Tensor:
         return torch.from_numpy(head.logits)[:, : self._model.vocab_size]

@@ -88,9 +88,9 @@ def draw_drafts(member, shape, weights, rows, cache, buffers, head, markov, draf
 @kernel
 def _write_context(member, shape, weights, rows, cache, taps, barrier):
     """Keys and values of every drafter layer, from the tapped hidden states of every row."""
-    hidden, depth = shape.hidden, taps.hidden.shape[1]
+    hidden = shape.hidden
     first, end = share(hidden // PANEL, member)
-    project(taps.hidden, depth, taps.fc, 0, taps.features, hidden, first, end, 0)
+    project(taps.hidden, taps.fc, 0, taps.features, hidden, first, end, 0)
     barrier = meet(member, barrier)
     context = np.empty_like(taps.features)
     normalise(taps.features, taps.norm, weights.eps, context)
@@ -98,8 +98,8 @@ def _write_context(member, shape, weights, rows, cache, taps, barrier):
     first, end = share(2 * kv_size // PANEL, member)
     begin, last = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
     for layer in range(shape.num_layers):
-        start = (layer * (q_size + 2 * kv_size) + q_size) * hidden
-        project(context, hidden, weights.qkv, start, taps.kv, 2 * kv_size, first, end, 0)
+        start = (layer * (q_size + 2 * kv_size) + q_size) // PANEL
+        project(context, weights.qkv, start, taps.kv, 2 * kv_size, first, end, 0)
         barrier = meet(member, barrier)
         for unit in range(begin, last):
             span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads

@@ -13,12 +13,20 @@ from torch import Tensor, nn
 from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.decoder import Cache, Shape, Weights
-from engine.models.cpu.product import PANEL, Floats, Panels, is_bfloat16, pack_panels
+from engine.models.cpu.product import (
+    PANEL,
+    Floats,
+    Panels,
+    Storage,
+    num_products,
+    pack_panels,
+)
+from engine.models.cpu.weights import Embedding, can_multiply_in, choose_storage, to_array
 from engine.models.dflash import DFlashDrafter
 from engine.models.fused_drafter import FusedDraftLayer
 from engine.models.fused_layers import FusedLayer
 
-_STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Whose angles are a function of the position alone."""
 
 
@@ -30,12 +38,11 @@ class PackedLayers:
         layers: Seq[Any],
         final_norm: Tensor,
         rotation: Callable[[Tensor], tuple[Tensor, Tensor]],
-        *,
-        as_bfloat16: bool,
+        storage: Storage,
     ) -> None:
         """`rotation` maps positions [T] to cos and sin, [1, T, D] each."""
         first = layers[0]
-        self.as_bfloat16 = as_bfloat16
+        self.storage = storage
         self.shape = Shape(
             num_layers=len(layers),
             hidden=len(first.input_norm),
@@ -47,11 +54,11 @@ class PackedLayers:
         self.weights = Weights(
             input_norm=_stack(layer.input_norm for layer in layers),
             post_norm=_stack(layer.post_norm for layer in layers),
-            final_norm=_array(final_norm),
+            final_norm=to_array(final_norm),
             head_norm=_head_norms(layers, self.shape),
-            qkv=self._matrices(_array(layer.qkv) for layer in layers),
+            qkv=self._matrices(to_array(layer.qkv) for layer in layers),
             qkv_bias=_biases(layers),
-            out=self._matrices(_array(layer.out) for layer in layers),
+            out=self._matrices(to_array(layer.out) for layer in layers),
             gate_up=self._matrices(self._gate_up(layer.gate_up) for layer in layers),
             down=self._matrices(self._down(layer.down) for layer in layers),
             scales=np.array([_scale(layer) for layer in layers], np.float32),
@@ -69,7 +76,8 @@ class PackedLayers:
     def num_weights(self) -> int:
         """Multiply-adds of a row in all matrices."""
         weights = self.weights
-        return sum(map(len, (weights.qkv, weights.out, weights.gate_up, weights.down)))
+        matrices = (weights.qkv, weights.out, weights.gate_up, weights.down)
+        return sum(map(num_products, matrices))
 
     def new_cache(self, num_blocks: int) -> tuple[Floats, Floats]:
         """Zeroed room for the keys and the values of so many blocks, in every layer."""
@@ -91,32 +99,26 @@ class PackedLayers:
             length = max(256, 1 << (num_positions - 1).bit_length())
             tables = self._rotation(torch.arange(length))
             half = self.shape.head_dim // 2
-            self._cos, self._sin = (_array(table[0, :, :half]) for table in tables)
+            self._cos, self._sin = (to_array(table[0, :, :half]) for table in tables)
         return Cache(*kept, self._cos, self._sin)
 
     def _matrices(self, weights: Any) -> Panels:
         return np.concatenate([self.pack(weight).reshape(-1) for weight in weights])
 
     def pack(self, weight: Floats) -> Panels:
-        return pack_panels(weight, as_bfloat16=self.as_bfloat16)
+        return pack_panels(weight, self.storage)
 
     def _gate_up(self, weight: Tensor) -> Floats:
         """[2 I, H] as rows of 32 gates, 32 ups, and so on."""
         size, hidden = self.shape.intermediate, self.shape.hidden
         both = np.zeros((2, size, hidden), np.float32)
-        both[:, : len(weight) // 2] = _array(weight).reshape(2, -1, hidden)
+        both[:, : len(weight) // 2] = to_array(weight).reshape(2, -1, hidden)
         return both.reshape(2, -1, PANEL, hidden).swapaxes(0, 1).reshape(-1, hidden)
 
     def _down(self, weight: Tensor) -> Floats:
         padded = np.zeros((self.shape.hidden, self.shape.intermediate), np.float32)
-        padded[:, : weight.shape[1]] = _array(weight)
+        padded[:, : weight.shape[1]] = to_array(weight)
         return padded
-
-
-def are_bfloat16(layers: Seq[Any], *others: Tensor) -> bool:
-    """Whether every matrix is bfloat16 exactly, and may be kept so."""
-    matrices = [getattr(layer, name) for layer in layers for name in type(layer).MATRICES]
-    return all(is_bfloat16(_array(matrix)) for matrix in (*matrices, *others))
 
 
 def fits(layers: Seq[Any]) -> bool:
@@ -127,25 +129,24 @@ def fits(layers: Seq[Any]) -> bool:
 
 
 def can_pack(model: CausalLM) -> bool:
-    """Whether the kernels compute this model: fused layers, in float32, under a static rotation."""
+    """Whether the kernels compute this model: fused layers under a static rotation."""
     decoder: Any = model.model.get_decoder()  # type: ignore[operator]
     layers = list(getattr(decoder, "layers", ()))
     if not all(isinstance(layer, FusedLayer) for layer in layers) or not fits(layers):
         return False
     head = model.model.get_output_embeddings()  # type: ignore[operator]
     parameters = getattr(decoder.config, "rope_parameters", None) or {}
-    is_static = parameters.get("rope_type", "default") in _STATIC_ROTATIONS
-    return is_static and head.bias is None and model.dtype is torch.float32
+    is_static = parameters.get("rope_type", "default") in STATIC_ROTATIONS
+    return is_static and head.bias is None and can_multiply_in(model.dtype)
 
 
 def can_pack_drafter(drafter: DFlashDrafter) -> bool:
-    """Whether the kernels compute this drafter: fused layers without windows, in float32."""
+    """Whether the kernels compute this drafter: fused layers without windows."""
     config, layers = drafter.config, list(drafter.layers)
     are_fused = all(isinstance(layer, FusedDraftLayer) for layer in layers)
     indices = range(config.num_layers)
     is_plain = not any(config.window(i) or config.is_causal(i) for i in indices)
-    is_single = drafter.fc.weight.dtype is torch.float32
-    return are_fused and is_plain and is_single and fits(layers)
+    return are_fused and is_plain and can_multiply_in(drafter.fc.weight.dtype) and fits(layers)
 
 
 class PackedModel:
@@ -155,15 +156,15 @@ class PackedModel:
         decoder: Any = model.model.get_decoder()  # type: ignore[operator]
         head = model.model.get_output_embeddings().weight  # type: ignore[operator]
         layers = list(decoder.layers)
-        self.embedding = _array(decoder.embed_tokens.weight)
+        self.embed = Embedding(decoder.embed_tokens.weight)
         self.vocab_size = model.vocab_size
         self.layers = PackedLayers(
             layers,
             decoder.norm.weight,
-            lambda positions: decoder.rotary_emb(head[:1], positions[None]),
-            as_bfloat16=are_bfloat16(layers, head),
+            lambda positions: decoder.rotary_emb(head[:1].float(), positions[None]),
+            choose_storage(layers, head),
         )
-        self.head = self.layers.pack(_array(head)).reshape(-1)
+        self.head = self.layers.pack(to_array(head)).reshape(-1)
         decoder.layers = nn.ModuleList([Moved()])
 
 
@@ -191,8 +192,4 @@ def _scale(layer: Any) -> float:
 
 
 def _stack(tensors: Any) -> Floats:
-    return np.stack([_array(tensor) for tensor in tensors])
-
-
-def _array(tensor: Tensor) -> Floats:
-    return np.ascontiguousarray(tensor.detach().numpy())
+    return np.stack([to_array(tensor) for tensor in tensors])

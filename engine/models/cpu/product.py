@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 import numpy as np
 import numpy.typing as npt
 
+from engine.models.cpu.bfloat16 import factors_for
 from engine.models.cpu.kernel import kernel
 from engine.models.cpu.tile import LANES, TWO_WIDE, WIDE, make_tile
 
 Floats = npt.NDArray[np.float32]
-Panels = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+Panels = npt.NDArray[np.float32] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 PANEL = 2 * LANES
 """Columns of a panel."""
 
+
+class Storage(Enum):
+    """How a weight is kept, and with that how it is multiplied."""
+
+    FLOATS = auto()
+    HALVES = auto()  # float32 products of weights that are bfloat16 exactly, in uint16
+    PAIRS = auto()  # bfloat16 products of such, in uint32 (`bfloat16.py`)
+
+
 _tile_1, _tile_2, _tile_4, _tile_8 = (make_tile(num_rows) for num_rows in (1, 2, 4, 8))
 
 
-def pack_panels(weight: Floats, *, as_bfloat16: bool) -> Panels:
+def pack_panels(weight: Floats, storage: Storage) -> Panels:
     """A weight [out, in] as panels [ceil(out / 32), in, 32], the last one filled up with zeros.
 
-    With `as_bfloat16` the upper halves alone, which must be all there is (`is_bfloat16`).
+    Of pairs [ceil(out / 32), ceil(in / 2), 32]. All but floats keep the upper halves alone, which
+    must be all there is (`is_bfloat16`).
     """
     num_out, depth = weight.shape
-    padded = np.zeros((-(-num_out // PANEL) * PANEL, depth), np.float32)
-    padded[:num_out] = weight
-    panels = np.ascontiguousarray(padded.reshape(-1, PANEL, depth).transpose(0, 2, 1))
-    return (panels.view(np.uint32) >> 16).astype(np.uint16) if as_bfloat16 else panels
+    padded = np.zeros((-(-num_out // PANEL) * PANEL, depth + depth % 2), np.float32)
+    padded[:num_out, :depth] = weight
+    panels = padded.reshape(-1, PANEL, padded.shape[1]).transpose(0, 2, 1)
+    if storage is Storage.PAIRS:
+        halves = (np.ascontiguousarray(panels).view(np.uint32) >> 16).astype(np.uint16)
+        pairs = np.stack((halves[:, ::2], halves[:, 1::2]), axis=-1)  # [P, depth / 2, 32, 2]
+        return pairs.view(np.uint32)[..., 0]
+    panels = np.ascontiguousarray(panels[:, :depth])
+    is_half = storage is Storage.HALVES
+    return (panels.view(np.uint32) >> 16).astype(np.uint16) if is_half else panels
+
+
+def num_products(panels: Panels) -> int:
+    """Multiply-adds of one row with a packed weight."""
+    return panels.size * (2 if panels.dtype == np.uint32 else 1)
 
 
 def is_bfloat16(weight: Floats) -> bool:
@@ -69,19 +93,22 @@ def multiply_panels(a, a0, lda, num_rows, w, w0, ldw, apart, depth, c, c0, ldc, 
 
 
 @kernel
-def project(x, depth, w, w0, out, num_out, first, end, adds):
-    """Panels `first` to `end` of x [T, depth] times a packed weight -> those columns of out.
+def project(x, w, start, out, num_out, first, end, adds):
+    """Panels `first` to `end` of rows x times a packed weight -> those columns of out.
 
-    x and out are [T, depth] and [T, num_out]; w is flat, the matrix begins at w0.
+    x and out are [T, depth] and [T, num_out]; w is flat: panels of x's depth, of which number
+    `start` is the matrix's first.
     """
+    a = factors_for(x, w)
+    depth = a.shape[1]
     size = depth * PANEL
     multiply_panels(
-        x.reshape(-1),
+        a.reshape(-1),
         0,
         depth,
-        x.shape[0],
+        a.shape[0],
         w,
-        w0 + first * size,
+        (start + first) * size,
         PANEL,
         size,
         depth,

@@ -18,6 +18,7 @@ from engine.models.cpu.packed_model import (
     can_pack,
     can_pack_drafter,
 )
+from engine.models.cpu.product import num_products
 from engine.models.cpu.rows import pack_rows, reach
 from engine.models.cpu.team import Team
 from engine.models.dflash import DFlashDrafter
@@ -133,12 +134,12 @@ class ModelKernels:
             self.model.layers.weights,
             rows,
             self._cache(num_positions),
-            new_buffers(self.model.embedding[token_ids], self.model.layers.shape),
+            new_buffers(self.model.embed(token_ids), self.model.layers.shape),
             head,
             taps,
             *side,
             num_products=len(token_ids) * self.model.layers.num_weights
-            + head.logits.shape[0] * len(self.model.head),
+            + head.logits.shape[0] * num_products(self.model.head),
         )
         return torch.from_numpy(head.logits)[:, : self.model.vocab_size]
 

@@ -2,7 +2,8 @@
 
 Written in LLVM's intermediate language, because the accumulators must stay in registers, which no
 compiler promises for arrays. A weight stored as bfloat16 is widened as it is loaded: its float32
-is the same number, so half the bytes are read and nothing is lost.
+is the same number, so half the bytes are read and nothing is lost. One that is stored in pairs of
+them is multiplied as it is (`bfloat16.py`).
 
 Every output is one chain of fused multiply-adds over the inner dimension, in order. So a row's
 result does not depend on the rows beside it, and drafting cannot change what the verifier says.
@@ -17,6 +18,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from engine.models.cpu.bfloat16 import add_products
+
 LANES = 16
 """Floats of a vector: one register of AVX-512, two of AVX2, four of NEON."""
 
@@ -24,7 +27,6 @@ _FLOAT = ir.FloatType()
 _INT64 = ir.IntType(64)
 _FLOATS = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
-_HALVES = ir.VectorType(ir.IntType(16), LANES)
 _ZEROS = ir.Constant(_FLOATS, [0.0] * LANES)
 
 
@@ -44,8 +46,9 @@ def make_tile(num_rows: int) -> Any:
     c[c0 + m * ldc + n] = sum over k < depth of a[a0 + m * lda + k] * w[w0 + k * ldw + n], for m <
     num_rows and all columns n of the shape; added to what is there where `adds` is not 0. The
     second half of the columns of `TWO_` shapes begins at w[w0 + apart]. a and c are float32; w is
-    float32, or uint16 that holds bfloat16. All are indexed flat; depth is at least 1. Of shapes
-    with more than 16 sums of vectors there is no tile.
+    float32, or uint16 that holds bfloat16; or both a and w are uint32 that hold pairs of bfloat16,
+    and depth counts pairs. All are indexed flat; depth is at least 1. Of shapes with more than 16
+    sums of vectors there is no tile.
     """
 
     @intrinsic
@@ -93,9 +96,6 @@ class _Tile:
         self._columns = [(part, v) for part in range(num_parts) for v in range(num_vectors)]
         self._places = [(m, n) for m in range(num_rows) for n in range(len(self._columns))]
         self._num_rows = num_rows
-        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        name = f"llvm.fma.v{LANES}f32"
-        self._fma = cgutils.get_or_insert_function(builder.module, kind, name)
 
     def emit(
         self,
@@ -120,7 +120,7 @@ class _Tile:
         columns = self._load_columns(w, b.mul(k, ldw), apart)
         factors = [spread(b, b.load(b.gep(row, [k]))) for row in rows]
         new = [
-            b.call(self._fma, [factors[m], columns[n], old])
+            self._add_product(old, factors[m], columns[n])
             for (m, n), old in zip(self._places, sums, strict=True)
         ]
         following = b.add(k, _INT64(1))
@@ -132,18 +132,26 @@ class _Tile:
         b.position_at_end(after)
         self._store(new, c, ldc, b.icmp_signed("!=", adds, _INT64(0)))
 
+    def _add_product(self, old: Any, factors: Any, columns: Any) -> Any:
+        if columns.type == _INTS:
+            return add_products(self._b, old, factors, columns)
+        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        fma = cgutils.get_or_insert_function(self._b.module, kind, f"llvm.fma.v{LANES}f32")
+        return self._b.call(fma, [factors, columns, old])
+
     def _load_columns(self, w: Any, offset: Any, apart: Any) -> list[Any]:
+        """Vectors of float32, or of int32 where a weight is kept in pairs."""
         b, found = self._b, []
-        is_half = w.type.pointee.width == 16 if isinstance(w.type.pointee, ir.IntType) else False
+        is_half = w.type.pointee == ir.IntType(16)
+        kind = ir.VectorType(w.type.pointee, LANES)
         for part, v in self._columns:
             start = b.add(offset, _INT64(v * LANES))
             place = b.gep(w, [b.add(start, apart) if part else start])
+            vector = b.load(b.bitcast(place, kind.as_pointer()), align=2 if is_half else 4)
             if is_half:
-                half = b.load(b.bitcast(place, _HALVES.as_pointer()), align=2)
-                wide = b.shl(b.zext(half, _INTS), ir.Constant(_INTS, [16] * LANES))
-                found.append(b.bitcast(wide, _FLOATS))
-            else:
-                found.append(b.load(b.bitcast(place, _FLOATS.as_pointer()), align=4))
+                wide = b.shl(b.zext(vector, _INTS), ir.Constant(_INTS, [16] * LANES))
+                vector = b.bitcast(wide, _FLOATS)
+            found.append(vector)
         return found
 
     def _store(self, sums: list[Any], c: Any, ldc: Any, adds: Any) -> None:
@@ -156,7 +164,7 @@ class _Tile:
 
 
 def spread(builder: Any, scalar: Any) -> Any:
-    """One float in every lane."""
-    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    """One number in every lane."""
+    undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
     single = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
     return builder.shuffle_vector(single, undefined, ir.Constant(_INTS, [0] * LANES))
