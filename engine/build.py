@@ -28,7 +28,7 @@ from engine.models.causal_lm import UnsupportedModelError
 from engine.models.compiled import check_compiler
 from engine.models.cpu_kernels import kernel_draws, kernel_gumbel
 from engine.models.device_pages import lower_floors, page_tag
-from engine.models.forward_costs import denoise_costs, draft_costs, verify_costs
+from engine.models.forward_costs import batch_costs, denoise_costs, verify_costs
 from engine.models.kv_pool import bytes_per_token
 from engine.models.loader import Models, check_models, load_models
 from engine.models.model_runner import ModelRunner
@@ -264,13 +264,15 @@ def _default_kv_memory(device: torch.device) -> int:
 def _strategy_context(
     config: EngineConfig, runner: ModelRunner, sampler: TokenSampler, max_model_len: int
 ) -> StrategyContext:
+    batches = batch_costs(runner)
     context = StrategyContext(
         block_size=runner.block_size,
         mask_token_id=runner.drafter.config.mask_token_id if runner.drafter else None,
         max_model_len=max_model_len,
         max_draft_length=config.max_draft_length,
         verify_costs=verify_costs(runner),
-        draft_costs=draft_costs(runner),
+        draft_costs=batches.drafts,
+        batch_costs=batches.verifies,
         sampler=sampler,
         defaults=config.options,
         diffusion=runner.diffusion.config if runner.diffusion else None,

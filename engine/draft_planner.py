@@ -95,6 +95,15 @@ class Choice:
             ]
         )
 
+    def even_like(self, plan: Plan) -> Plan:
+        """The best of the lengths about the mean of a plan, if all had the same."""
+        if len(plan.lengths) == 1:
+            return plan
+        drafted = [length for length in plan.lengths if length]
+        usual = round(sum(drafted) / len(drafted))
+        lengths = [n for n in (usual - 1, usual, usual + 1) if n > 0]
+        return max(map(self.even, lengths), key=lambda plan: plan.rate)
+
     def best_drafts(self) -> Plan | None:
         """The best plan with at least one draft of the planner's choice; None where none may be.
 

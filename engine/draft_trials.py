@@ -10,11 +10,14 @@ SHARE = 0.01
 """Of the time, that may be lost with trials."""
 _GAP = 4
 """Steps from one trial to the next."""
+_FIRST_DRAFTS, _FIRST_STEPS, _FIRST_LOSS = 48, 4, 8.0
+"""The first drafts: how many, how many steps of them without a thought, and what they may lose in
+all, in steps without drafts."""
 _STEPS = {True: 3, False: 8}
 """How long a trial is, by whether it drafts: the first steps are no measure."""
 _LONGEST_WAIT = 4096
 """Steps after which a trial is made whatever it costs: what is expected of it may be wrong."""
-_WELCOME = 6
+_WELCOME = 8
 """Steps' worth of time that may be lost to get to know batches of a new size."""
 _DEAREST = 3.0
 """Times what it was expected to take: what a step took beyond that is not a trial's fault."""
@@ -36,9 +39,9 @@ class Trials:
         self._is_even = False
         self._turn = 0  # of the second kind
 
-    def save(self, seconds: float) -> None:
-        """A step of so many seconds has gone by."""
-        self._num_steps += 1
+    def save(self, seconds: float, num_steps: int = 1) -> None:
+        """Steps of so many seconds in all have gone by."""
+        self._num_steps += num_steps
         self._saved_s[0] += seconds * SHARE / 2
         self._saved_s[1] += seconds * SHARE / 2
 
@@ -60,6 +63,8 @@ class Trials:
             return None
         self._num_steps = 0
         self._is_even = not self._is_even
+        if self._saved_s[self._is_even] < 0.0:
+            return None
         plan = even(self._length(best)) if self._is_even else other
         if plan is not None and not self._can_pay(best, plan):
             return None
@@ -81,3 +86,29 @@ class Trials:
     def _can_pay(self, best: Plan, plan: Plan) -> bool:
         lost = self.num_steps(plan) * max(0.0, plan.seconds - plan.committed / best.rate)
         return self._saved_s[self._is_even] >= min(lost, best.seconds * _LONGEST_WAIT * SHARE / 2)
+
+
+class FirstDrafts:
+    """Full drafts before anything is decided, for of what becomes of them nothing is known."""
+
+    def __init__(self) -> None:
+        self._num_left = _FIRST_DRAFTS
+        self._may_lose = _FIRST_LOSS
+
+    @property
+    def are_due(self) -> bool:
+        return self._num_left > 0 and self._may_lose > 0.0
+
+    def num_steps(self, full: Plan, asked: Plan) -> int:
+        """How many steps of full drafts can be afforded now."""
+        return min(int(self._may_lose / max(_lost(full, asked), 1e-9)), _FIRST_STEPS)
+
+    def begin(self, full: Plan, asked: Plan, num_steps: int) -> None:
+        """So many steps of these drafts are to be made, which are expected to lose that much."""
+        self._may_lose -= num_steps * _lost(full, asked)
+        self._num_left -= num_steps * sum(length > 0 for length in full.lengths)
+
+
+def _lost(full: Plan, asked: Plan) -> float:
+    """By a step, in steps without drafts."""
+    return max(full.seconds / asked.seconds - full.committed / asked.committed, 0.0)

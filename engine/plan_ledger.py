@@ -57,6 +57,20 @@ class Ledger:
         for length in lengths:
             self._length_counts[length] += 1
 
+    def count_rests(self, num_steps: int, num_asked: int) -> None:
+        """Steps that rested, each with so many sequences and no draft."""
+        self.stats.num_plans += num_steps
+        self.stats.num_rests += num_steps
+        self._length_counts[0] += num_steps * num_asked
+
+    def note_rests(self, num_steps: int, num_asked: int, seconds: float) -> None:
+        """Steps without drafts that have ended, of so many sequences each; seconds of them all."""
+        since = self.since
+        since.num_steps += num_steps
+        since.seconds += seconds
+        since.num_asked += num_steps * num_asked
+        since.num_committed += num_steps * num_asked
+
     def note(self, seconds: float, num_asked: int, num_committed: int) -> None:
         """A step that has ended."""
         since = self.since

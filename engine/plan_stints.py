@@ -10,7 +10,7 @@ _SETTLING = {True: 1, False: 3}
 """Steps by whether they draft, after some that did not do the same, that are no measure: what the
 others have driven out of the caches is read from memory again. Without drafts such a step of 16
 sequences takes up to 1.6 times as long, with them one of a lone sequence 1.1 times."""
-_LIKE = 0.8
+_LIKE = 0.5
 """A batch is like another one if they have this share of the larger one's sequences in common."""
 
 
@@ -72,6 +72,14 @@ class Stint:
         if sequence_id in self._ids:
             self._ids = ["" if name == sequence_id else name for name in self._ids]
 
+    def keep_resting(self, ids: Seq[str], may_think: bool) -> bool:
+        """Like `go_on`, where these very sequences go on without drafts."""
+        if self.drafts or ids != self._ids or (may_think and self._num_left <= 0):
+            return False
+        self._num_left -= 1
+        self.num_alike += 1
+        return True
+
     def go_on(self, ids: Seq[str], ask: AskOf) -> Seq[int] | None:
         """The lengths of the step before, where this is a batch like that one; else None.
 
@@ -79,10 +87,10 @@ class Stint:
         """
         if not self._ids or (ids != self._ids and not self._admit(ids, ask)):
             return None
-        if self.drafts:
-            self._lengths = [min(n, ask(i).limit) if n else 0 for i, n in enumerate(self._lengths)]
         self._pass()
-        return self._lengths
+        if not self.drafts:
+            return self._lengths
+        return [min(n, ask(i).limit) if n else 0 for i, n in enumerate(self._lengths)]
 
     def _pass(self) -> None:
         self._num_left -= 1

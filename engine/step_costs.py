@@ -11,7 +11,8 @@ at once when it is seen again.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from math import exp, log, log2
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ _SPEED, _SIZE, _WIDTH, _KIND = 0.6, 0.6, 0.5, 0.15
 """How far start-up may be wrong: standard deviations of logarithms."""
 _SPEED_DRIFT, _DRIFT = 0.01, 0.001
 """How far a term walks in one step."""
+_PASSES, _TIMED, _TIMED_SPEED = 4, 0.105, 0.25
+"""How often batches timed at start-up are learnt from, and how far off the terms may be after it:
+these were forwards alone, and all that a step does besides goes to the speed at first."""
 _NOISE, _NOISE_RATE = 0.15, 0.02
 """The first guess of how much equal steps differ, and the weight of what the newest says of it."""
 _CLIP, _LEAST_CLIP = 4.0, 0.1
@@ -52,6 +56,11 @@ class _Term:
 
     def variance(self, now: int) -> float:
         return min(self._most, self._variance + (now - self._seen_at) * self._drift)
+
+    def doubt(self, deviation: float) -> None:
+        """Start anew with this value, known no better than that."""
+        variance = self.variance(self._seen_at)
+        self._variance, self._seen_at = min(self._most, max(variance, deviation**2)), 0
 
     def move(self, step: float, variance: float, now: int) -> None:
         self.value += step
@@ -92,8 +101,11 @@ class _Filter:
 class StepCosts:
     """Seconds of a step, drafting forwards not counted, by `StepShape`."""
 
-    def __init__(self, verify: Cost) -> None:
-        """`verify` says what a forward of the verifier over so many rows was timed at."""
+    def __init__(self, verify: Cost, timed: Seq[tuple[StepShape, float]] = ()) -> None:
+        """`verify` says what a forward of the verifier over so many rows was timed at.
+
+        `timed` are batches of such shapes and their seconds, as far as these were timed.
+        """
         self._verify = verify
         self._filter = _Filter()
         self._speed = _Term(_SPEED, _SPEED_DRIFT)
@@ -101,6 +113,9 @@ class StepCosts:
         self._sizes = [_Term(_SIZE, _DRIFT) for _ in _SIZES]
         self._widths = [[_Term(_WIDTH, _DRIFT) for _ in _SIZES] for _ in _SIZES]
         self._kinds = [[_Term(_KIND, _DRIFT) for _ in _WIDTHS] for _ in _SIZES]
+        self._by_width: dict[int, list[tuple[float, float, Terms]]] = {}
+        if timed:
+            self._begin(timed)
 
     def __call__(self, shape: StepShape) -> float:
         return self._verify(shape.num_rows) * exp(_sum(self._terms(shape)))
@@ -120,17 +135,17 @@ class StepCosts:
 
         `most` rows a sequence are of interest.
         """
-        sizes = _shares(num_sequences)
-        common = self._speed.value + sum(self._sizes[i].value * share for i, share in sizes)
-        kinds = [(self._widths[i], self._kinds[i], share) for i, share in sizes]
+        if num_sequences not in self._by_width:
+            self._by_width[num_sequences] = self._knots(num_sequences)
+        common = self._speed.value
         rows, seconds = [], []
-        for index, width in enumerate(_WIDTHS[: max(2, bisect_right(_WIDTHS, most) + 1)]):
+        knots = self._by_width[num_sequences]
+        for num_rows, timed_s, terms in knots[: max(2, bisect_right(_WIDTHS, most) + 1)]:
             learnt = common
-            for coarse, fine, share in kinds:
-                learnt += fine[index].value * share
-                learnt += sum(coarse[i].value * part * share for i, part in _WIDTH_SHARES[index])
-            rows.append(num_sequences * width)
-            seconds.append(self._verify(rows[-1]) * exp(learnt))
+            for term, weight in terms:
+                learnt += term.value * weight
+            rows.append(num_rows)
+            seconds.append(timed_s * exp(learnt))
         last = len(rows) - 2
 
         def cost(num_rows: float) -> float:
@@ -139,6 +154,17 @@ class StepCosts:
             return max(seconds[left] + (seconds[left + 1] - seconds[left]) * share, 1e-9)
 
         return cost
+
+    def _knots(self, num_sequences: int) -> list[tuple[float, float, Terms]]:
+        """By rows a sequence: all rows, what start-up says of them, and the terms but the speed."""
+        knots = []
+        for index, width in enumerate(_WIDTHS):
+            terms: Terms = []
+            for i, share in _shares(num_sequences):
+                terms += [(self._sizes[i], share), (self._kinds[i][index], share)]
+                terms += [(self._widths[i][j], share * part) for j, part in _shares(width)]
+            knots.append((num_sequences * width, self._verify(num_sequences * width), terms))
+        return knots
 
     def update(
         self, shape: StepShape, seconds: float, num_prefill_rows: int = 0, num_steps: int = 1
@@ -159,6 +185,23 @@ class StepCosts:
                 expected += reading_s
             self._filter.learn(terms, log(max(seconds, 1e-9) / expected), num_steps)
         return exp(self._speed.value - before)
+
+    def _begin(self, timed: Seq[tuple[StepShape, float]]) -> None:
+        """Learn from what start-up timed, and doubt it: steps are more than forwards."""
+        for _ in range(_PASSES):
+            for shape, seconds in timed:
+                self.update(shape, seconds)
+        self._filter = _Filter()
+        self._speed.doubt(_TIMED_SPEED)
+        for term in self._parts():
+            term.doubt(_TIMED)
+
+    def _parts(self) -> Iterator[_Term]:
+        """All terms but the speed."""
+        yield self._reading
+        yield from self._sizes
+        for terms in (*self._widths, *self._kinds):
+            yield from terms
 
     def _reading_s(self, shape: StepShape, num_prefill_rows: int) -> float:
         """What a step takes longer for the prompts that are read in it."""
@@ -220,6 +263,3 @@ def _shares(count: float) -> list[tuple[int, float]]:
     left = int(position)
     above = position - left
     return [(left, 1.0 - above), (left + 1, above)] if above else [(left, 1.0)]
-
-
-_WIDTH_SHARES = [_shares(width) for width in _WIDTHS]

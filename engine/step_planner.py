@@ -7,24 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from math import exp
+from statistics import median
 from typing import Any, NamedTuple
 
 from engine.acceptance_model import AcceptanceModel
 from engine.draft_planner import Candidate, Choice, Cost, Plan
-from engine.draft_trials import Trials
+from engine.draft_trials import FirstDrafts, Trials
+from engine.plan_candidates import Candidates
 from engine.plan_ledger import Ledger
 from engine.plan_stints import Ask, AskOf, Stint
 from engine.step_costs import DraftCosts, StepCosts, StepShape
 
 _SURER = 1.005
 """By how much lengths one by one must beat the same length for all, whose cost is known better."""
-_FIRST_DRAFTS, _DEAREST_FIRST = 48, 2.0
-"""Drafts of full length before anything is decided: of what becomes of them nothing is known.
-Such a step may lose no more than the time of two without."""
-_HOPE = 0.3
-"""Tokens by which a lone sequence is thought luckier: of it alone there is something to learn."""
-_READ_AFTER = 256
-"""Plans without anybody to try drafts on after which a prompt is read for it."""
 _BY_LEAD, _LONGEST_BY_LEAD = 100.0, 16
 """Steps that a plan holds, for all the rate that drafts would cost: the clearer, the longer."""
 _BY_SIZE, _SHORTEST, _LONGEST_BY_SIZE = 4, 2, 6
@@ -51,10 +46,16 @@ class StepTime(NamedTuple):
 class StepPlanner:
     """Follows the best plan by what is known, but for trials; thinks only as time allows."""
 
-    def __init__(self, num_positions: int, verify_cost: Cost, draft_cost: DraftCosts) -> None:
-        """`verify_cost` is what forwards took at start-up, by rows."""
+    def __init__(
+        self,
+        num_positions: int,
+        verify_cost: Cost,
+        draft_cost: DraftCosts,
+        timed: Seq[tuple[StepShape, float]] = (),
+    ) -> None:
+        """`verify_cost` is what forwards took at start-up, by rows; `timed` what batches took."""
         self.acceptance = AcceptanceModel(num_positions)
-        self.costs = StepCosts(verify_cost)
+        self.costs = StepCosts(verify_cost, timed)
         self.ledger = Ledger(num_positions)
         self.asks: Seq[Ask] = ()
         self.candidates: Seq[Candidate] = ()
@@ -68,6 +69,10 @@ class StepPlanner:
         self._num_positions = num_positions
         self._trials = Trials(num_positions)
         self._stint = Stint()
+        self._keeps_resting = False  # in the step under way
+        self._num_kept = self._num_passed = 0
+        """Steps that have kept resting, and that have passed so, since that was last counted."""
+        self._passed_s = 0.0
         self._is_brief = False  # a stint that is not to be longer than planned
         self._is_chosen_one_by_one = False
         self._has_fixed = False
@@ -80,14 +85,14 @@ class StepPlanner:
         self._alike_s: list[float] = []  # of steps of this shape, drafting forwards not counted
         self._shape = StepShape(0, 0)
         self._others = StepShape(0, 0)  # of other strategies, in the last step
-        self._num_waits = 0
-        self._num_first_drafts = 0
-        self._pays = True
-        """Whether drafts were last chosen where nothing had to be read for them; until they are,
-        nobody's prompt is read to draft."""
+        self._first = FirstDrafts()
+        self._choices = Candidates(self.acceptance)
 
     def plan(self, ids: Seq[str], ask: AskOf) -> Seq[int]:
         """Tokens to draft for each; a step that rests asks next to nothing."""
+        if self.keep_resting(ids):
+            return self._lengths
+        self._count_rests()
         self._num_committed = 0
         lengths = self._stint.go_on(ids, ask) if self._may_rest() else None
         self.is_resting = lengths is not None
@@ -100,6 +105,14 @@ class StepPlanner:
             own = [n for i, n in enumerate(lengths) if ask(i).fixed_length is None]
         self.ledger.count(own, is_rest=self.is_resting, is_trial=self.is_trial)
         return lengths
+
+    def keep_resting(self, ids: Seq[str]) -> bool:
+        """Like `plan`, in less time, where nobody is drafted for as in the step before."""
+        self._keeps_resting = not self._is_brief and self._stint.keep_resting(ids, self._may_think)
+        if self._keeps_resting:
+            self.is_resting, self._num_committed = True, 0
+            self._num_kept += 1
+        return self._keeps_resting
 
     def charge(self, seconds: float) -> None:
         """What a plan or a lesson took, as whoever asks has measured it: it is to be saved up."""
@@ -125,11 +138,27 @@ class StepPlanner:
         """Of a sequence whose draft was not the planner's."""
         self._num_committed += num_tokens
 
+    def pass_rest(self, shape: tuple[int, int], seconds: float) -> bool:
+        """Like `observe`, in less time, for a step that kept resting, and read and drafted nothing.
+
+        False: there is something to do, so it is to be observed.
+        """
+        debt_s = self._debt_s - seconds * THOUGHT_SHARE
+        is_usual = self._keeps_resting and shape == self._shape and self._stint.is_settled
+        if debt_s <= 0.0 or not is_usual:
+            return False
+        self._debt_s, self._may_think = debt_s, False
+        self._num_passed += 1
+        self._passed_s += seconds
+        self._alike_s.append(seconds)
+        return True
+
     def observe(self, step: StepTime) -> bool:
         """A step has gone by; whether it was time to learn from it, and those like it before."""
+        self._count_rests()
         self._trials.save(step.seconds)
         self._debt_s = max(self._debt_s - step.seconds * THOUGHT_SHARE, 0.0)
-        self._may_think = self._is_brief or not self._debt_s
+        self._may_think = not self._debt_s or (self._is_brief and self._stint.has_ended)
         is_settled = self._stint.is_settled
         if not step.num_prefill_rows:
             self.ledger.note(step.seconds, len(self._lengths), self._num_committed)
@@ -154,6 +183,7 @@ class StepPlanner:
 
     def get_stats(self) -> dict[str, Any]:
         """Counts, and as gauges what was last expected without drafts and with the best ones."""
+        self._count_rests()
         undrafted, drafted = self._weighed
         return {
             **self.ledger.to_dict(),
@@ -164,7 +194,17 @@ class StepPlanner:
         }
 
     def reset_stats(self) -> None:
+        self._count_rests()
         self.ledger.reset()
+
+    def _count_rests(self) -> None:
+        """Make up for what was left out in steps that rested."""
+        if self._num_kept:
+            self.ledger.count_rests(self._num_kept, len(self._lengths))
+        if self._num_passed:
+            self.ledger.note_rests(self._num_passed, len(self._lengths), self._passed_s)
+            self._trials.save(self._passed_s, self._num_passed)
+        self._num_kept, self._num_passed, self._passed_s = 0, 0, 0.0
 
     def _may_rest(self) -> bool:
         return not (self._stint.has_ended and self._may_think)
@@ -174,19 +214,14 @@ class StepPlanner:
         self.ledger.settle(self.latest, chosen_one_by_one=self._is_chosen_one_by_one)
         self.acceptance.rest_all(self._num_undrafted)
         self._num_undrafted = 0
-        self.asks, self.candidates = asks, self._candidates(asks)
+        self.asks, self.candidates = asks, self._choices.of(asks)
         self.verify_cost = self._cost_by_rows()
         self.is_trial = self._is_brief = self._is_chosen_one_by_one = False
         self.latest, num_steps = self._choose()
         self._stint.begin(asks, self.latest.lengths, num_steps)
         self._has_fixed = any(ask.fixed_length is not None for ask in asks)
-        cheap = [
-            length > 0
-            for length, ask in zip(self.latest.lengths, asks, strict=True)
-            if ask.fixed_length is None and not ask.is_dear
-        ]
-        if cheap and not self.is_trial:
-            self._pays = any(cheap)
+        if not self.is_trial:
+            self._choices.note_choice(asks, self.latest.lengths)
 
     def _choose(self) -> tuple[Plan, int]:
         """The best plan, or a trial; and for how many steps."""
@@ -196,11 +231,14 @@ class StepPlanner:
         if single is None:
             self._weighed = (asked, _NO_PLAN)
             return asked, _LONGEST_BY_LEAD
-        first = self._first_drafts(choice)
-        if first is not None:
-            self._weighed, self._is_brief = (asked, single), True
-            return first, 1
-        single, even = self._believed(single, asked), _best_even(choice, single)
+        if self._first.are_due:
+            first = choice.even(self._num_positions)
+            num_steps = self._first.num_steps(first, asked)
+            if num_steps and self._worth_a_trial(choice, self._num_positions, asked):
+                self._weighed, self._is_brief = (asked, single), True
+                self._first.begin(first, asked, num_steps)
+                return first, num_steps
+        single, even = self._believed(single, asked), choice.even_like(single)
         drafted = single if single.rate > even.rate * _SURER else even
         self._weighed = (asked, drafted)
         # To try the best for one or two sequences would be cheap and teach little.
@@ -214,18 +252,6 @@ class StepPlanner:
         lead = 0.0 if best is drafted else 1.0 - drafted.rate / best.rate
         by_size = min(max(len(best.lengths) // _BY_SIZE, _SHORTEST), _LONGEST_BY_SIZE)
         return best, 1 + max(min(int(lead * _BY_LEAD), _LONGEST_BY_LEAD), by_size)
-
-    def _first_drafts(self, choice: Choice) -> Plan | None:
-        """Full drafts while next to nothing is known of any, and they may pay and are not dear."""
-        if self._num_first_drafts >= _FIRST_DRAFTS:
-            return None
-        full, asked = self._worth_a_trial(choice, self._num_positions, choice.asked), choice.asked
-        if full is None or (
-            full.seconds - full.committed / asked.rate >= asked.seconds * _DEAREST_FIRST
-        ):
-            return None
-        self._num_first_drafts += sum(length > 0 for length in full.lengths)
-        return full
 
     def _believed(self, plan: Plan, asked: Plan) -> Plan:
         gain = (plan.committed - asked.committed) * self.ledger.credit.share
@@ -248,27 +274,6 @@ class StepPlanner:
             return own
         return lambda num_rows: own(num_rows + others.num_rows)
 
-    def _candidates(self, asks: Seq[Ask]) -> list[Candidate]:
-        is_held = [ask.is_dear and ask.fixed_length is None and not self._pays for ask in asks]
-        reads = -1
-        if any(is_held) and all(
-            held or ask.fixed_length is not None for held, ask in zip(is_held, asks, strict=True)
-        ):
-            self._num_waits += 1
-            reads = is_held.index(True) if self._num_waits % _READ_AFTER == 0 else -1
-        hope = _HOPE / max(len(asks), 1) ** 2
-        return [
-            self._candidate(ask, ask.limit if index == reads else 0 if held else None, hope)
-            for index, (ask, held) in enumerate(zip(asks, is_held, strict=True))
-        ]
-
-    def _candidate(self, ask: Ask, given_length: int | None, hope: float) -> Candidate:
-        fixed_length = ask.fixed_length if given_length is None else given_length
-        if not ask.needs_block:
-            return Candidate((), fixed_length, needs_block=False)
-        survivals = self.acceptance.survivals(ask.sequence_id, ask.limit, hope)
-        return Candidate(survivals, fixed_length)
-
     def _is_disappointing(self) -> bool:
         """Whether drafts bring clearly less than none would, after 4, 8, 16, ... steps."""
         since = self.ledger.since
@@ -280,18 +285,10 @@ class StepPlanner:
     def _learn(self, step: StepTime) -> None:
         """From equal steps at once: half of them took no longer than what is learnt."""
         alike_s, self._alike_s = self._alike_s, []
-        seconds = sorted(alike_s)[len(alike_s) // 2]
+        seconds = median(alike_s)
         slower = self.costs.update(step.shape, seconds, step.num_prefill_rows, len(alike_s))
         self._draft_cost.pass_step(1.0 if step.drafting_s else slower)
         num_asked = len(self._lengths)
         num_others = max(step.shape.num_sequences - num_asked, 0)
         num_rows = step.shape.num_rows - num_asked - sum(self._lengths)
         self._others = StepShape(num_others, max(num_rows, num_others) if num_others else 0)
-
-
-def _best_even(choice: Choice, single: Plan) -> Plan:
-    """The best of the lengths about the mean of a plan, if all had the same."""
-    drafted = [length for length in single.lengths if length]
-    usual = round(sum(drafted) / len(drafted))
-    lengths = [n for n in (usual - 1, usual, usual + 1) if n > 0]
-    return max(map(choice.even, lengths), key=lambda plan: plan.rate)

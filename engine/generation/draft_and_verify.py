@@ -62,8 +62,10 @@ class DraftAndVerify(GenerationStrategy):
         super().__init__(context)
         self.stats = DraftStats()
         self.source = self.make_source(context)
-        self.lengths = DraftLengths(self.source, context.verify_costs)
+        self.lengths = DraftLengths(self.source, context.verify_costs, context.batch_costs)
         self.judge = DraftJudge(context.sampler)
+        self.is_planned_alone = not self.source.reads_texts
+        """Whether there is nothing to do for a sequence for which the planner plans no draft."""
 
     @classmethod
     def can_run(cls, available: frozenset[ModelRole]) -> bool:
@@ -96,6 +98,8 @@ class DraftAndVerify(GenerationStrategy):
 
     def draft(self, sequences: Seq[Sequence]) -> list[Rows]:
         """Blocks for those sequences for which a draft is worth its cost."""
+        if self.is_planned_alone and self.lengths.keep_resting(sequences):
+            return []
         self.judge.forget_drafts()
         rows = []
         for sequence, length in zip(sequences, self.plan(sequences), strict=True):
@@ -138,7 +142,10 @@ class DraftAndVerify(GenerationStrategy):
         return rows
 
     def accept(self, outputs: Seq[RowsOutput]) -> list[list[int]]:
-        if all(len(o.rows.token_ids) == 1 and o.logprobs is None for o in outputs):
+        for output in outputs:
+            if output.logprobs is not None or len(output.rows.token_ids) > 1:
+                break
+        else:
             return self._accept_undrafted(outputs)
         committed = self.judge.judge(outputs)
         for output, token_ids in zip(outputs, committed, strict=True):

@@ -22,8 +22,14 @@ _CHEAP_TO_READ = 128
 class DraftLengths:
     """Chooses lengths before anything is drawn, from measured costs and acceptance so far."""
 
-    def __init__(self, source: DraftSource, verify_costs: Seq[tuple[int, float]]) -> None:
-        self.planner = StepPlanner(source.max_length, CostCurve(verify_costs), source.cost)
+    def __init__(
+        self,
+        source: DraftSource,
+        verify_costs: Seq[tuple[int, float]],
+        batch_costs: Seq[tuple[int, int, float]] = (),
+    ) -> None:
+        timed = [(StepShape(sequences, rows), s) for sequences, rows, s in batch_costs]
+        self.planner = StepPlanner(source.max_length, CostCurve(verify_costs), source.cost, timed)
         self.fixed: set[str] = set()
         """Sequences whose length in this step is not for anybody to change."""
         self._source = source
@@ -43,6 +49,10 @@ class DraftLengths:
         """Who was last planned for, drafts that are there already included, and the lengths."""
         return self.planner.candidates, self.planner.latest.lengths
 
+    def keep_resting(self, sequences: Seq[Sequence]) -> bool:
+        """Whether nobody is drafted for, as in the step before: most steps where drafts lose."""
+        return self.planner.keep_resting([seq.sequence_id for seq in sequences])
+
     def plan(self, sequences: Seq[Sequence]) -> Seq[int]:
         """Tokens to draft for each; 0 also where the client has given a draft."""
         started = perf_counter()
@@ -60,8 +70,12 @@ class DraftLengths:
         return min(self._source.max_length, sequence.num_remaining - 1)
 
     def observe(self, timing: StepTiming) -> None:
-        started = perf_counter()
         seconds, self._thought_s = timing.seconds - self._thought_s, 0.0
+        if not (timing.drafts or timing.denoises or timing.num_prefill_rows):
+            shape = (timing.num_sequences, timing.num_rows)
+            if self.planner.pass_rest(shape, seconds):
+                return
+        started = perf_counter()
         drafting_s = 0.0
         if timing.drafts or timing.denoises:
             drafting_s = sum(forward.seconds for forward in (*timing.drafts, *timing.denoises))

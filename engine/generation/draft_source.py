@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
+from typing import ClassVar
 
 from engine.draft_planner import CostCurve
 from engine.generation.diffusion_reader import Block, DiffusionReader
@@ -18,6 +19,8 @@ class DraftSource(ABC):
 
     cost: DraftCosts
     """Seconds by blocks."""
+    reads_texts: ClassVar[bool] = False
+    """Whether there may be something to read for a sequence that is not drafted for."""
 
     @property
     @abstractmethod
@@ -71,6 +74,8 @@ class DFlashSource(DraftSource):
 
 class DiffusionSource(DraftSource):
     """Blocks of any size by a model that reads the text itself (DEER, arXiv 2512.15176)."""
+
+    reads_texts: ClassVar[bool] = True
 
     def __init__(self, context: StrategyContext, config: DiffusionConfig) -> None:
         self._reader = DiffusionReader(config)

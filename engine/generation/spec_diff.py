@@ -55,6 +55,7 @@ class SpecDiff(DraftAndVerify):
         if context.entropy is not None:
             longest = self.source.max_length
             self._pace = EntropyPace(context.entropy, longest, MAX_PLANNED_STEPS)
+            self.is_planned_alone = False
         self._drafts: dict[str, PartialDraft] = {}
         self._committed = 0.0  # expected of what has gone to the verifier in this step
         self._spent_s = 0.0

@@ -102,8 +102,7 @@ class Forward(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class StepTiming:
+class StepTiming(NamedTuple):
     """What one step cost, for strategies that plan by measured costs."""
 
     drafts: Seq[Forward]
@@ -136,6 +135,8 @@ class StrategyContext:
     defaults: GenerationOptions = NO_OPTIONS
     """What a request that says nothing gets."""
     diffusion: DiffusionConfig | None = None
+    batch_costs: Seq[tuple[int, int, float]] = ()
+    """Measured at start: (sequences, rows, seconds) of a verifier forward of a whole batch."""
     denoise_costs: Seq[tuple[int, float]] = ()
     """Measured at start: (rows, seconds) of a forward of the diffusion model."""
     entropy: EntropyConfig | None = None

@@ -193,9 +193,10 @@ class Sequence:
         if is_predicted:
             self.num_predicted_tokens += num_drafted
             self.num_predicted_accepted += num_accepted
-        missing = num_accepted + 1 - len(self.acceptance_histogram)
-        self.acceptance_histogram.extend([0] * missing)
-        self.acceptance_histogram[num_accepted] += 1
+        histogram = self.acceptance_histogram
+        if num_accepted >= len(histogram):
+            histogram.extend([0] * (num_accepted + 1 - len(histogram)))
+        histogram[num_accepted] += 1
 
     def release_pages(self) -> list[int]:
         """Hand the pages back to the caller; their KV counts as not computed from here on."""

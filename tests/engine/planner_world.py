@@ -133,12 +133,15 @@ class World:
 
     @cached_property
     def planner(self) -> StepPlanner:
-        """Told at start what `models.forward_costs` would have timed: four rows a sequence."""
+        """Told at start what `models.forward_costs` would have timed: forwards of rows, four a
+        sequence, and of batches."""
         timed = self.timed or self.machine
         rows = [(n, timed.rest(StepShape(max(1, n // 4), n), 0)) for n in (1, 4, 16, 64, 128)]
-        blocks = [(n, timed.draft(n, 0)) for n in (1, 4, 16)]
+        blocks = [(n, timed.draft(n, 0)) for n in (1, 2, 4, 8, 16)]
         self.draft_costs = DraftCosts(CostCurve(blocks))
-        return StepPlanner(LONGEST, CostCurve(rows), self.draft_costs)
+        shapes = [StepShape(n, n * width) for n in (1, 2, 4, 8, 16) for width in (8, 4, 1)]
+        batches = [(shape, timed.rest(shape, 0)) for shape in shapes]
+        return StepPlanner(LONGEST, CostCurve(rows), self.draft_costs, batches)
 
     def run(self, num_steps: int, *, unscored: int = 0) -> Score:
         """Go on; the first steps, in which the planner has everything to learn, may not count."""
@@ -209,7 +212,9 @@ class World:
                 self.planner.forget(one.name)
         shape = StepShape(len(lengths), len(lengths) + sum(lengths))
         self._thought_s = 0.0
-        if self.planner.observe(StepTime(shape, rest_s + draft_s, draft_s)):
+        if not draft_s and self.planner.pass_rest(shape, rest_s):
+            pass
+        elif self.planner.observe(StepTime(shape, rest_s + draft_s, draft_s)):
             self._think(self.lesson_s)
             if draft_s:
                 self.draft_costs.update(sum(length > 0 for length in lengths), draft_s)

@@ -118,7 +118,7 @@ def cutting_deer(models: TinyModels) -> Deer:
         strategy_context(models), entropy=EntropyConfig(), verify_costs=STEEP, draft_costs=CHEAP
     )
     deer = Deer(context)
-    deer.lengths.planner._num_first_drafts = 1000  # or they would be of full length anyway
+    deer.lengths.planner._first._num_left = 0  # or they would be of full length anyway
     return deer
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from engine.entropy_controller import EntropyConfig
 from engine.generation.spec_diff import SpecDiff
+from engine.generation.strategy import ModelRole
 from engine.request.options import GenerationOptions
+from engine.request.sampling_params import SamplingParams
 from tests.engine.engines import (
     Result,
     TinyModels,
@@ -16,6 +18,7 @@ from tests.engine.engines import (
     make_engine,
     run_all,
     strategy_context,
+    tokens,
 )
 from tests.engine.test_token_identity import ASKS
 
@@ -74,3 +77,16 @@ def test_what_a_request_asks_for_is_not_the_controllers_to_change(models: TinyMo
     assert asked["spec_diff_num_draft_tokens"] > 1.5 * (
         asked["spec_diff_num_verify_steps"] - asked["spec_diff_num_undrafted_steps"]
     )
+
+
+def test_the_pace_is_asked_where_the_step_planner_goes_on_without_drafts(
+    models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may draft for a text though costs speak against it."""
+    dear = [(1, 10.0), (16, 160.0)]
+    context = replace(strategy_context(models), draft_costs=dear, entropy=CERTAIN_ENOUGH)
+    strategy = SpecDiff(context)
+    sequence = make_engine(models).make_sequence("own", tokens(5, 1), SamplingParams(max_tokens=50))
+    monkeypatch.setattr(strategy.lengths, "keep_resting", lambda sequences: True)
+    (rows,) = strategy.propose([sequence], ())
+    assert rows.model is ModelRole.DRAFTER

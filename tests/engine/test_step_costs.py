@@ -22,6 +22,22 @@ def test_before_anything_was_seen_costs_are_what_start_up_timed() -> None:
         assert costs(shape) == pytest.approx(TIMED(shape.num_rows))
 
 
+def test_batches_that_start_up_timed_count_more_than_forwards_of_as_many_rows() -> None:
+    """And leave room for doubt: a step is more than its forward."""
+    seconds = {(n, n * width): 1e-3 + n * width * 1e-4 for n in (1, 2, 4, 8) for width in (1, 4, 8)}
+    timed = [(StepShape(*shape), taken) for shape, taken in seconds.items()]
+    costs = StepCosts(TIMED, timed)
+    for shape, taken in timed:
+        assert costs(shape) == pytest.approx(taken, rel=0.03)
+    assert costs(StepShape(3, 24)) == pytest.approx(3.4e-3, rel=0.1), "between two sizes"
+    doubt = costs.doubt(UNDRAFTED, StepShape(8, 64))
+    assert 0.1 < doubt < StepCosts(TIMED).doubt(UNDRAFTED, StepShape(8, 64)) / 2
+    for _ in range(20):
+        costs.update(UNDRAFTED, 2.7e-3)
+    assert costs(UNDRAFTED) == pytest.approx(2.7e-3, rel=0.05)
+    assert costs(StepShape(8, 64)) == pytest.approx(7.4e-3 * 1.5, rel=0.15), "a slower machine"
+
+
 def test_both_kinds_of_steps_are_learnt_whatever_start_up_said() -> None:
     costs, random = StepCosts(TIMED), Random(0)
     truth = {UNDRAFTED: 20e-3, DRAFTED: 25e-3}
