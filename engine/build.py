@@ -157,7 +157,7 @@ def _model_runner(
     if on_cpu:
         # On a GPU the operators' launch is not what a step waits for, and no run has tried it.
         runner.fuse_layers()
-        if config.cpu_kernels and not (config.use_8bit or config.compile):
+        if config.wants_kernels:
             _use_kernels(config, runner)
         for check in again:
             check()
@@ -173,7 +173,9 @@ def _use_kernels(config: EngineConfig, runner: ModelRunner) -> None:
     if not runner.use_kernels(num_threads):
         return
     logger.info(
-        "CPU kernels: %d threads, fewer while other processes are on their cores", num_threads
+        "CPU kernels: %d threads, fewer while other processes are on their cores; products in %s",
+        num_threads,
+        config.dtype,
     )
     if config.num_threads is not None:
         # Torch only samples now, and its threads would wait for those of the kernels.
@@ -236,7 +238,7 @@ def _max_model_len(config: EngineConfig, models: Models) -> int:
 def _num_pages(config: EngineConfig, models: Models, max_model_len: int, page_size: int) -> int:
     """Enough for a full batch of full contexts, or what the memory budget allows; and page 0."""
     first = models.first
-    per_token = sum(bytes_per_token(shape, first.dtype) for shape in models.kv_shapes)
+    per_token = sum(bytes_per_token(shape, config.kv_dtype) for shape in models.kv_shapes)
     per_page = per_token * page_size
     one_sequence = -(-max_model_len // page_size)
     wanted = one_sequence * config.max_batch_size

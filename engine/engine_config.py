@@ -11,6 +11,7 @@ import torch
 
 from engine.entropy_controller import EntropyConfig
 from engine.models.checkpoint import folder_digest
+from engine.models.cpu_dtype import are_served_in_bfloat16, has_products
 from engine.models.diffusion_lm import is_diffusion_lm
 from engine.request.options import GenerationOptions
 
@@ -70,8 +71,26 @@ class EngineConfig:
     @property
     def folders(self) -> list[str]:
         """Every folder that the output depends on."""
-        named = (self.model_path, self.drafter_path, self.diffusion_path, self.tokenizer_path)
+        named = (*self.model_folders, self.tokenizer_path)
         return [folder for folder in named if folder]
+
+    @property
+    def model_folders(self) -> list[str]:
+        named = (self.model_path, self.drafter_path, self.diffusion_path)
+        return [folder for folder in named if folder]
+
+    @property
+    def wants_kernels(self) -> bool:
+        """Whether the CPU kernels are to run what they can; the device must be resolved."""
+        is_other = self.compile or self.use_8bit
+        return self.device == "cpu" and self.cpu_kernels and not is_other
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values, which the kernels keep in float32 whatever they multiply in."""
+        dtype = DTYPES[self.dtype]
+        assert dtype is not None, "dtype is not resolved yet"
+        return torch.float32 if self.wants_kernels and has_products(dtype) else dtype
 
 
 def resolve(config: EngineConfig) -> EngineConfig:
@@ -79,11 +98,17 @@ def resolve(config: EngineConfig) -> EngineConfig:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = config.dtype
-    if dtype == "auto":
-        # On CPUs without bf16 units, bf16 matrix products are several times slower than fp32.
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    return _sort_models(replace(config, device=device, dtype=dtype))
+    config = _sort_models(replace(config, device=device))
+    return replace(config, dtype=_best_dtype(config)) if config.dtype == "auto" else config
+
+
+def _best_dtype(config: EngineConfig) -> str:
+    """On CPUs bfloat16 only where the kernels multiply in it: torch's products in it are slow."""
+    if config.device != "cpu":
+        return "bfloat16"
+    folders = [Path(folder) for folder in config.model_folders]
+    fits = config.wants_kernels and are_served_in_bfloat16(folders, config.page_size)
+    return "bfloat16" if fits else "float32"
 
 
 def _sort_models(config: EngineConfig) -> EngineConfig:

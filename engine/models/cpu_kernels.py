@@ -20,7 +20,7 @@ logger = logging.getLogger("dfastllm.engine")
 
 def kernel_gumbel() -> Gumbel:
     """`decoding.noise.gumbel`, by a kernel where numba works: equal to it bit for bit."""
-    if _why_no_numba() is not None:
+    if why_no_numba() is not None:
         return gumbel
     from engine.models.cpu.noise import gumbel as by_kernel
 
@@ -36,7 +36,7 @@ def cpu_kernels(
     num_threads: int,
 ) -> KernelRunner | None:
     """Kernels that have taken the models' weights over; None where they cannot run all of them."""
-    reason = _why_no_numba()
+    reason = why_no_numba()
     if reason is None:
         from engine.models.cpu.runner import KernelRunner, why_not
 
@@ -47,7 +47,8 @@ def cpu_kernels(
     return None
 
 
-def _why_no_numba() -> str | None:
+def why_no_numba() -> str | None:
+    """Why there are no kernels at all here; None where there are."""
     if find_spec("numba") is None:
         return "numba is not installed"
     try:

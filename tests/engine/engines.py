@@ -68,8 +68,10 @@ def load_tiny_models(folder: Path) -> TinyModels:
     return load_models(verifier_path, drafter_path)
 
 
-def load_models(verifier_path: Path, drafter_path: Path) -> TinyModels:
-    verifier, drafter = load_pair(str(verifier_path), str(drafter_path), torch.float32, CPU)
+def load_models(
+    verifier_path: Path, drafter_path: Path, dtype: torch.dtype = torch.float32
+) -> TinyModels:
+    verifier, drafter = load_pair(str(verifier_path), str(drafter_path), dtype, CPU)
     assert drafter is not None
     return TinyModels(verifier, drafter, Tokenizer(verifier_path), verifier_path, drafter_path)
 

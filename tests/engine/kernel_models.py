@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import (
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from engine.models.attention import sdpa_backend
+from engine.models.cpu.bfloat16 import has_bfloat16_products
 from engine.models.dflash import DFlashConfig, DFlashDrafter, save_drafter
 from engine.models.diffusion_lm import DiffusionConfig, DiffusionLM
 from engine.models.loader import load_pair
@@ -67,6 +69,12 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=WINDOW)),
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+needs_bfloat16_products = pytest.mark.skipif(
+    not has_bfloat16_products(), reason="this CPU has no products in bfloat16 (AVX512-BF16)"
+)
+IN_BFLOAT16 = pytest.param(("bfloat16", "bfloat16"), marks=needs_bfloat16_products)
+STORED_AND_MULTIPLIED = [("bfloat16", "float32"), ("float32", "float32"), IN_BFLOAT16]
+"""Types that checkpoints are in, and that their products are."""
 
 
 def save_kind(folder: Path, kind: str = "qwen3", dtype: str = "float32", seed: int = 0) -> Path:
@@ -118,13 +126,15 @@ def load_runner(
     diffusion: DiffusionConfig | None = None,
     page_size: int = 16,
     num_threads: int = 0,
+    dtype: str = "float32",
 ) -> ModelRunner:
     """The models of these folders, through the kernels where there is a thread for them.
 
     With `diffusion` the verifier's folder holds the backbone of such a model, which alone runs.
+    dtype: what they are multiplied in, whatever the folders hold.
     """
     draft = None if drafter_path is None else str(drafter_path)
-    verifier, drafter = load_pair(str(path), draft, torch.float32, torch.device("cpu"))
+    verifier, drafter = load_pair(str(path), draft, DTYPES[dtype], torch.device("cpu"))
     runner = ModelRunner(
         None if diffusion else verifier,
         drafter,

@@ -65,7 +65,7 @@ def tiny(models: TinyModels) -> Pair:
 
 @pytest.fixture(scope="module")
 def embedded() -> Pair:
-    engine = build_engine(EngineConfig(device="cpu"))
+    engine = build_engine(EngineConfig(device="cpu", dtype="float32"))
     turns = ("I'd like a large latte with oat milk, please.", "What is 12 * (4 + 3)?")
     chats = [[{"role": "user", "content": turn}] for turn in turns]
     prompts = [("chat", engine.tokenizer.apply_chat_template(chat)) for chat in chats]

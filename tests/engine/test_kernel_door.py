@@ -17,6 +17,7 @@ from engine.decoding.noise import gumbel
 from engine.models.attention import sdpa_backend
 from engine.models.canvas_lm import load_canvas_lm
 from engine.models.cpu.packed_model import PackedModel
+from engine.models.cpu.product import Storage
 from engine.models.cpu_kernels import kernel_gumbel
 from engine.models.model_runner import ModelRunner
 from engine.models.packing import Span
@@ -165,7 +166,8 @@ def test_a_bfloat16_checkpoint_takes_half_the_memory_and_says_the_same(
         weights = packed.layers.weights
         matrices = (weights.qkv, weights.out, weights.gate_up, weights.down, packed.head)
         sizes[dtype] = [matrix.nbytes for matrix in matrices]
-        assert packed.layers.as_bfloat16 == (dtype == "bfloat16")
+        are_halves = packed.layers.storage is Storage.HALVES
+        assert are_halves == (dtype == "bfloat16")
     assert sizes["float32"] == [2 * size for size in sizes["bfloat16"]]
 
 
@@ -174,7 +176,7 @@ def test_one_weight_with_more_bits_keeps_all_in_float32(tmp_path: Path) -> None:
     layer: Any = model.model.get_decoder().layers[1]  # type: ignore[operator]
     layer.down[5, 7] = 1.0 + 2.0**-20
     packed = PackedModel(model)
-    assert not packed.layers.as_bfloat16
+    assert packed.layers.storage is Storage.FLOATS
     assert np.float32(1.0 + 2.0**-20) in packed.layers.weights.down
 
 

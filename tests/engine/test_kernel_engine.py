@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from engine.dfastllm_engine import DFastLLMEngine
 from engine.models.causal_lm import load_causal_lm
@@ -26,7 +25,13 @@ from tests.engine.engines import (
     run_all,
     tokens,
 )
-from tests.engine.kernel_models import DTYPES, MASK, save_draft_kind, save_kind
+from tests.engine.kernel_models import (
+    DTYPES,
+    MASK,
+    STORED_AND_MULTIPLIED,
+    save_draft_kind,
+    save_kind,
+)
 from tests.engine.test_token_identity import both_happened, same
 from tests.engine.tiny_tokenizers import make_byte_level
 
@@ -69,21 +74,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 Maker = Callable[..., DFastLLMEngine]
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=STORED_AND_MULTIPLIED, ids=str)
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Maker:
     """Engines with models of their own, because kernels take the weights over.
 
     The diffusion model has the verifier's weights, so that it agrees with it now and then.
     """
+    stored, dtype = request.param[0], DTYPES[request.param[1]]
     folder: Path = tmp_path_factory.mktemp("kernels")
-    path = save_kind(folder / "verifier", "qwen3", request.param)
-    drafter = save_draft_kind(folder / "drafter", request.param, block_size=6)
+    path = save_kind(folder / "verifier", "qwen3", stored)
+    drafter = save_draft_kind(folder / "drafter", stored, block_size=6)
     make_byte_level(path)
 
     def make_one(*, num_threads: int = 1, **settings: Any) -> DFastLLMEngine:
-        backbone = load_causal_lm(path, dtype=torch.float32, device=CPU)
+        backbone = load_causal_lm(path, dtype=dtype, device=CPU)
         twin = DiffusionLM(backbone, DiffusionConfig(MASK, True, ContextKind.CAUSAL))
-        models = replace(load_models(path, drafter), diffusion=twin)
+        models = replace(load_models(path, drafter, dtype), diffusion=twin)
         engine = make_engine(models, **{"page_size": 16, **settings})
         engine._runner.fuse_layers()
         assert engine._runner.use_kernels(num_threads)

@@ -9,6 +9,7 @@ from engine.models.cpu.attention import attend, keep
 from engine.models.cpu.functions import exponential, gate, normalise, place_head, soften
 from engine.models.cpu.product import (
     Floats,
+    Storage,
     is_bfloat16,
     multiply,
     multiply_panels,
@@ -81,13 +82,13 @@ def test_a_column_is_the_same_bits_in_a_tile_of_any_shape(num_rows: int) -> None
 def test_packed_weights_are_multiplied_in_panels_and_padded_with_zeros(num_out: int) -> None:
     weight, x = bfloat16(floats(num_out, 48)), floats(11, 48)
     outs = []
-    for as_bfloat16 in (True, False):
-        panels = pack_panels(weight, as_bfloat16=as_bfloat16)
+    for storage in (Storage.HALVES, Storage.FLOATS):
+        panels = pack_panels(weight, storage)
         assert panels.shape == (-(-num_out // 32), 48, 32)
         out = np.full((11, len(panels) * 32), np.nan, np.float32)
         middle = len(panels) // 2
         for first, end in ((0, middle), (middle, len(panels))):
-            project(x, 48, panels.reshape(-1), 0, out, out.shape[1], first, end, 0)
+            project(x, panels.reshape(-1), 0, out, out.shape[1], first, end, 0)
         np.testing.assert_allclose(out[:, :num_out], x @ weight.T, atol=2e-5)
         assert not out[:, num_out:].any()
         outs.append(out)

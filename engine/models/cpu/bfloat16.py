@@ -18,7 +18,7 @@ from numba.extending import intrinsic, overload
 from engine.models.cpu.kernel import kernel
 
 
-class _BFloat16(ir.Type):
+class _BFloat16(ir.Type):  # type: ignore[misc] # llvmlite has no types
     """LLVM's own type, which llvmlite does not name."""
 
     def _to_string(self) -> str:

@@ -26,7 +26,7 @@ from engine.models.dflash import DFlashDrafter
 from engine.models.fused_drafter import FusedDraftLayer
 from engine.models.fused_layers import FusedLayer
 
-_STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Whose angles are a function of the position alone."""
 
 
@@ -141,7 +141,7 @@ def can_pack(model: CausalLM) -> bool:
         return False
     head = model.model.get_output_embeddings()  # type: ignore[operator]
     parameters = getattr(decoder.config, "rope_parameters", None) or {}
-    is_static = parameters.get("rope_type", "default") in _STATIC_ROTATIONS
+    is_static = parameters.get("rope_type", "default") in STATIC_ROTATIONS
     return is_static and head.bias is None and can_multiply_in(model.dtype)
 
 

@@ -40,8 +40,9 @@ def pack_panels(weight: Floats, storage: Storage) -> Panels:
     padded[:num_out, :depth] = weight
     panels = padded.reshape(-1, PANEL, padded.shape[1]).transpose(0, 2, 1)
     if storage is Storage.PAIRS:
-        bits = np.ascontiguousarray(panels).view(np.uint32)
-        return (bits[:, ::2] >> 16) | (bits[:, 1::2] & 0xFFFF0000)
+        halves = (np.ascontiguousarray(panels).view(np.uint32) >> 16).astype(np.uint16)
+        pairs = np.stack((halves[:, ::2], halves[:, 1::2]), axis=-1)  # [P, depth / 2, 32, 2]
+        return pairs.view(np.uint32)[..., 0]
     panels = np.ascontiguousarray(panels[:, :depth])
     is_half = storage is Storage.HALVES
     return (panels.view(np.uint32) >> 16).astype(np.uint16) if is_half else panels
