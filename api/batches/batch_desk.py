@@ -43,6 +43,10 @@ class BatchDesk:
                 f"'endpoint' must be one of {', '.join(ENDPOINTS)}.", param="endpoint"
             )
         check_metadata(wanted.metadata or {})
+        batch_id = _new_id(tenant, key)
+        # Before the file is looked for, which may be deleted once its batch is done.
+        if key is not None and await self._was_made(batch_id, digest):
+            return await self.look(batch_id, tenant)
         record = await self.files.find(wanted.input_file_id, tenant)
         if record.purpose != "batch":
             raise InvalidRequestError(
@@ -59,13 +63,11 @@ class BatchDesk:
             metadata=wanted.metadata or {},
             output_ttl_s=DEFAULT_TTL_S if after is None else checked_ttl(after.seconds),
         )
-        batch_id, state = _new_id(tenant, key), BatchState()
-        known = await reachable(batch_store.add_batch(self._redis, batch_id, spec, state, digest))
-        if known is not None and known != digest:
-            raise KeyReusedError
-        if known is not None:
-            return await self.look(batch_id, tenant)
-        return batch_body(Batch(batch_id, spec, state, is_cancelled=False))
+        state = BatchState()
+        if await reachable(batch_store.add_batch(self._redis, batch_id, spec, state, digest)):
+            return batch_body(Batch(batch_id, spec, state, is_cancelled=False))
+        await self._was_made(batch_id, digest)  # by another request, just now
+        return await self.look(batch_id, tenant)
 
     async def count_open(self) -> dict[str, int]:
         """Count all tenants' batches that have not ended, by status; raises UnavailableError."""
@@ -95,6 +97,13 @@ class BatchDesk:
             last_id=bodies[-1].id if bodies else None,
             has_more=has_more,
         )
+
+    async def _was_made(self, batch_id: str, digest: str) -> bool:
+        """Say whether the batch is there; raises KeyReusedError if another request made it."""
+        known = await reachable(batch_store.get_digest(self._redis, batch_id))
+        if known is not None and known != digest:
+            raise KeyReusedError
+        return known is not None
 
     async def _find(self, batch_id: str, tenant: str) -> Batch:
         batch = await reachable(batch_store.get_batch(self._redis, batch_id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,16 @@ TURNS = (
 )
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["cache", "no cache"])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cache": {},
+    "no cache": {"prefix_cache": False},
+    "float32": {"dtype": "float32"},
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
 def engine(request: pytest.FixtureRequest) -> Iterator[DFastLLMEngine]:
-    built = build_engine(EngineConfig(prefix_cache=request.param))
+    built = build_engine(EngineConfig(**SETTINGS[request.param]))
     yield built
     check_nothing_leaked(built)
 

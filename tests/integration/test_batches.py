@@ -189,6 +189,8 @@ def test_asking_again_with_the_same_key_makes_no_second_batch(
         again = one.batches.create(input_file_id=file_id, **wanted)
         assert (again.id, again.status) == (first.id, "completed")
         assert len(one.batches.list().data) == 1
+        one.files.delete(file_id)
+        assert one.batches.create(input_file_id=file_id, **wanted).id == first.id
         with pytest.raises(openai.UnprocessableEntityError):
             one.batches.create(input_file_id=file_id, metadata={"a": "b"}, **wanted)
         other = two.batches.create(input_file_id=_upload(two, [_line(1)]), **wanted)

@@ -107,8 +107,8 @@ async def drop_file(redis: Redis, record: FileRecord) -> None:
 
 async def add_batch(
     redis: Redis, batch_id: str, spec: BatchSpec, state: BatchState, digest: str = ""
-) -> str | None:
-    """Make a batch; where it is there already, return the digest that it was made with."""
+) -> bool:
+    """Make a batch for a request of this digest, unless it is there already."""
     arguments = {
         "id": batch_id,
         "spec": _encode(spec).decode(),
@@ -117,8 +117,13 @@ async def add_batch(
         "index": keys.batches_of(spec.tenant),
         "keep": INDEX_TTL_S,
     }
-    known = await lua.acall(redis, "batch_add", arguments)
-    return None if known is None else known.decode()
+    return bool(await lua.acall(redis, "batch_add", arguments))
+
+
+async def get_digest(redis: Redis, batch_id: str) -> str | None:
+    """The digest of the request that has made a batch; None if there is no such batch."""
+    digest: Any = await redis.hget(keys.batch(batch_id), "digest")
+    return None if digest is None else digest.decode()
 
 
 async def get_batch(redis: Redis, batch_id: str) -> Batch | None:

@@ -1,8 +1,7 @@
 #!lua
--- Make a batch, unless it is there; returns the digest of the request that has made it before.
+-- Make a batch, unless it is there; returns whether it was not.
 local key = dfl .. ':batch:' .. args.id
-local known = redis.call('HGET', key, 'digest')
-if known then return known end
+if redis.call('EXISTS', key) == 1 then return 0 end
 redis.call('HSET', key, 'spec', args.spec, 'state', args.state, 'digest', args.digest)
 -- A batch that nobody ends is forgotten long after it should have.
 redis.call('EXPIRE', key, args.keep)
@@ -10,4 +9,4 @@ for _, index in ipairs({dfl .. ':batches', args.index}) do
   redis.call('ZADD', index, now, args.id)
   redis.call('EXPIRE', index, args.keep)
 end
-return false
+return 1
