@@ -82,7 +82,7 @@ class PackedLayers:
     def new_cache(self, num_blocks: int) -> tuple[Kept, Kept]:
         """Zeroed room for the keys and the values of so many blocks, in every layer."""
         size = self.shape.num_layers, self._num_kept(num_blocks * BLOCK)
-        dtype = np.uint32 if self.storage is Storage.PAIRS else np.float32
+        dtype: Any = np.uint32 if self.storage is Storage.PAIRS else np.float32
         return np.zeros(size, dtype), np.zeros(size, dtype)
 
     def _num_kept(self, num_positions: int) -> int:
@@ -90,9 +90,7 @@ class PackedLayers:
         size = num_positions * self.shape.num_kv_heads * self.shape.head_dim
         return size // 2 if self.storage is Storage.PAIRS else size
 
-    def page_planes(
-        self, kept: tuple[Kept, Kept], num_pages: int, page_size: int
-    ) -> list[Tensor]:
+    def page_planes(self, kept: tuple[Kept, Kept], num_pages: int, page_size: int) -> list[Tensor]:
         """Views of keys and values, of each layer [pages, bytes]; not of what lies behind them."""
         size = self._num_kept(num_pages * page_size)
         layers = (layer for memory in kept for layer in memory)
