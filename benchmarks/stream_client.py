@@ -19,8 +19,8 @@ import uvloop
 
 PATH = "/v1/completions"
 TIMEOUT_S = 120.0
-# What `benchmarks.paced_worker` says: the moment of the step, in nanoseconds.
-_TOKEN = re.compile(rb'"text":"(\d+);"')
+# What `benchmarks.paced_worker` says: the moments of the steps, in nanoseconds.
+_TOKENS = re.compile(rb'"text":"((?:\d+;)+)"')
 _OK = b"HTTP/1.1 200"
 _DONE = b"data: [DONE]"
 
@@ -66,9 +66,10 @@ class StreamReader(asyncio.Protocol):
         if not self._is_open and len(data) >= len(_OK):
             self._open(data, now)
         end = 0
-        for match in _TOKEN.finditer(data):
+        for match in _TOKENS.finditer(data):
             end = match.end()
-            self._report.way_ms.append(now * 1e3 - int(match[1]) / 1e6)
+            moments = match[1].split(b";")[:-1]
+            self._report.way_ms += [now * 1e3 - int(moment) / 1e6 for moment in moments]
         if end and not self._has_token:
             self._has_token = True
             self._report.first_ms.append((now - self._sent_at) * 1e3)

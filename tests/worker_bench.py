@@ -80,7 +80,7 @@ def undisturbed_texts(job: GenerateJob) -> dict[int, str]:
         engine.add(sequence)
     deltas: list[Delta] = []
     while engine.has_work:
-        deltas += [delta for output in engine.step() if (delta := run.take(output))]
+        deltas += [delta for output in engine.step() for delta in run.take([output])]
     return texts_of(deltas)
 
 

@@ -40,7 +40,8 @@ Command = EngineSequence | Abort
 class EngineThread(threading.Thread):
     """Owns the engine's `add`, `abort` and `step`; everybody else posts and takes."""
 
-    def __init__(self, engine: EnginePort, on_output: Callable[[], None]) -> None:
+    def __init__(self, engine: EnginePort, on_output: Callable[[bool], object]) -> None:
+        """`on_output` is told whether it is urgent: a sequence's first word, or its last."""
         super().__init__(name="engine", daemon=True)
         self._engine = engine
         self._on_output = on_output
@@ -50,6 +51,7 @@ class EngineThread(threading.Thread):
         self._is_paused = False
         self._is_stopping = False
         self._sequence_ids: set[str] = set()
+        self._silent_ids: set[str] = set()  # of these, those without a word so far
         self._faults_in_a_row = 0
         self._step_began: float | None = None
 
@@ -65,10 +67,13 @@ class EngineThread(threading.Thread):
             self._inbox.extend(commands)
             self._changed.notify()
 
-    def take(self, limit: int | None = None) -> list[StepOutput | EngineFault]:
-        """Return what has happened since the last call, and not more than `limit` of it."""
-        count = len(self._outbox) if limit is None else min(limit, len(self._outbox))
-        return [self._outbox.popleft() for _ in range(count)]
+    @property
+    def has_output(self) -> bool:
+        return bool(self._outbox)
+
+    def take(self) -> list[StepOutput | EngineFault]:
+        """Return what has happened since the last call."""
+        return [self._outbox.popleft() for _ in range(len(self._outbox))]
 
     def pause(self, is_paused: bool) -> None:
         """Stop stepping, or go on: the way to say that nobody can take more output."""
@@ -90,7 +95,6 @@ class EngineThread(threading.Thread):
             except Exception as error:  # boundary: the engine; a fault ends only its batch
                 is_alive = self._recover(error)
             self._step_began = None
-            self._on_output()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -112,18 +116,32 @@ class EngineThread(threading.Thread):
 
     def _apply(self, command: Command) -> None:
         if isinstance(command, Abort):
-            self._sequence_ids.discard(command.sequence_id)
+            self._forget(command.sequence_id)
             self._engine.abort(command.sequence_id)
         else:
             self._sequence_ids.add(command.sequence_id)
+            self._silent_ids.add(command.sequence_id)
             self._engine.add(command)
 
     def _put(self, outputs: list[StepOutput]) -> None:
         self._faults_in_a_row = 0
+        if not outputs:
+            return
+        is_urgent = False
         for output in outputs:
+            if output.sequence_id in self._silent_ids:
+                is_urgent = True
+                if output.text:
+                    self._silent_ids.discard(output.sequence_id)
             if output.finish_reason is not None:
-                self._sequence_ids.discard(output.sequence_id)
+                is_urgent = True
+                self._forget(output.sequence_id)
         self._outbox.extend(outputs)
+        self._on_output(is_urgent)
+
+    def _forget(self, sequence_id: str) -> None:
+        self._sequence_ids.discard(sequence_id)
+        self._silent_ids.discard(sequence_id)
 
     def _recover(self, error: Exception) -> bool:
         """Clear the engine after a fault; return whether it can go on."""
@@ -131,9 +149,11 @@ class EngineThread(threading.Thread):
         self._faults_in_a_row += 1
         lost = frozenset(self._sequence_ids)
         self._sequence_ids.clear()
+        self._silent_ids.clear()
         can_go_on = self._abort_all(lost) and self._faults_in_a_row < MAX_FAULTS_IN_A_ROW
         # The message reaches clients: the kind of the fault, none of its words.
         self._outbox.append(EngineFault(type(error).__name__, lost, not can_go_on))
+        self._on_output(True)
         return can_go_on
 
     def _abort_all(self, sequence_ids: frozenset[str]) -> bool:

@@ -16,8 +16,9 @@ from worker.job_runner import JobRunner
 from worker.job_store import Claim, JobStore
 from worker.mailbox import Mailbox
 from worker.question_desk import QuestionDesk
+from worker.rhythm import Rhythm
 from worker.run_spans import RunSpans
-from worker.wire.messages import ModelInfo, WorkerInfo
+from worker.worker_info import info_of
 
 log = logging.getLogger("worker")
 
@@ -25,7 +26,7 @@ POLL_S = 1.0  # a wake can get lost; no job waits longer than this for it
 RETRY_S = 0.25  # while Redis is away
 REAP_PAUSE_S = 2.0  # after an outage: all leases are old, and their holders first renew them
 ADMIT_SLICE_S = 0.005  # a round trip for each admitted job would cost more than the job's wait
-SLICE = 64  # outputs in a record, at most: a round trip costs as much as ten of them
+SLICE = 64  # sequences in a record, at most: a round trip costs as much as ten of them
 MAX_SLICES = 16
 LAST_WORDS_S = 3.0  # how long a stopping worker tries to tell Redis what it leaves behind
 EXIT_ENGINE_BROKEN = 70
@@ -38,6 +39,7 @@ class LoopLimits:
     drain_s: float = 20.0
     beat_s: float = 5.0  # a sixth of the lease: it outlives a pause or two
     outage_buffer_bytes: int = 64 << 20
+    stream_interval_s: float = 0.0  # between two sendings of what is not urgent
     is_burst: bool = False  # end once nothing waits or runs
 
 
@@ -61,7 +63,9 @@ class IoLoop:
         self._limits = limits
         self._desk = desk
         self._queues: Sequence[str] = worker.queue_names()
-        self._runner = JobRunner(engine, mailbox.ring, spans)
+        self._rhythm = Rhythm(limits.stream_interval_s, mailbox.ring)
+        self._runner = JobRunner(engine, self._rhythm.heard, spans)
+        self._has_sent = False  # in this turn
         self._created = int(time.time())
         self._claims: deque[Claim] = deque()  # taken, not yet started
         self._poll_at = 0.0
@@ -80,7 +84,9 @@ class IoLoop:
         self._runner.start()
         while not self._has_left:
             self._mailbox.wait(self._patience_s())
+            self._rhythm.hold()
             self._turn()
+            self._rest()
         is_broken = not self._runner.is_alive
         self._runner.stop(timeout_s=1.0)
         return EXIT_ENGINE_BROKEN if is_broken else 0
@@ -103,7 +109,7 @@ class IoLoop:
             return self._retry_at - now
         late_in_s = self._runner.jobs.next_deadline - now
         poll_at = self._poll_at if self._may_claim else float("inf")
-        next_at = min(self._beat_at, poll_at, self._drain_until)
+        next_at = min(self._beat_at, poll_at, self._drain_until, self._rhythm.next_look)
         return max(0.0, min(POLL_S, next_at - now, late_in_s))
 
     def _turn(self) -> None:
@@ -123,8 +129,17 @@ class IoLoop:
             )
             self._has_left = True
 
+    def _rest(self) -> None:
+        """After a sending let output gather; without one, look out for it."""
+        now = time.monotonic()
+        if self._has_sent and self._runner.jobs.num_live_sequences:
+            self._rhythm.rest(now)
+        self._has_sent = False
+        if self._rhythm.listen(now) and self._runner.has_output:
+            self._mailbox.ring()
+
     def _absorb_outputs(self, limit: int | None = None) -> bool:
-        """Absorb up to `limit` outputs; say whether there may be more."""
+        """Absorb the outputs of up to `limit` sequences; say whether there are more."""
         absorbed = self._runner.absorb_outputs(limit)
         for fault in absorbed.faults:
             self._fault = fault.message
@@ -183,6 +198,7 @@ class IoLoop:
         publisher = self._runner.publisher
         while (record := publisher.record_to_send()) is not None:
             lost = self._store.emit(record)
+            self._has_sent = True
             ended = [ending.job_id for ending in publisher.arrived()]
             self._runner.jobs.remove(ended)
             self._drop(lost.difference(ended))
@@ -202,7 +218,8 @@ class IoLoop:
             self._runner.drop(lost)
 
     def _beat(self) -> None:
-        beat = self._store.beat(self._runner.jobs.job_ids, self._info())
+        info = info_of(self._engine, self._worker.name, self._created, self._is_draining)
+        beat = self._store.beat(self._runner.jobs.job_ids, info)
         self._beat_at = time.monotonic() + self._limits.beat_s
         if not beat.registered:
             self._worker.register_again()
@@ -234,6 +251,8 @@ class IoLoop:
 
     def _admit(self) -> None:
         """Start what was claimed; long prompts hold up nobody's output for more than a moment."""
+        if not self._claims:
+            return
         sent_at = time.monotonic()
         while self._claims:
             self._runner.admit(self._claims.popleft())
@@ -246,6 +265,7 @@ class IoLoop:
 
     def _drain(self) -> None:
         if time.monotonic() >= self._drain_until:
+            self._absorb_outputs()
             self._runner.halt()
             self._send()
             job_ids = self._runner.jobs.job_ids
@@ -258,6 +278,7 @@ class IoLoop:
 
     def _give_back_after_fault(self, kind: str) -> None:
         """Spend an attempt of every job here, or end it if that was the last; may run again."""
+        self._absorb_outputs()  # what has come before the fault
         live = self._runner.jobs.live_jobs
         doomed = self._worker.out_of_attempts([job.job_id for job in live])
         for job in live:
@@ -274,23 +295,3 @@ class IoLoop:
         self._fault = None
         self._beat_at = 0.0
         self._mailbox.wake()
-
-    def _info(self) -> WorkerInfo:
-        engine = self._engine
-        model = ModelInfo(
-            name=engine.model_name,
-            max_model_len=engine.max_model_len,
-            modes=list(engine.modes),
-            created=self._created,
-            fingerprint=engine.fingerprint,
-            tool_syntax=engine.tokenizer.tool_syntax,
-        )
-        return WorkerInfo(
-            name=self._worker.name,
-            model=model,
-            max_batch_size=engine.max_batch_size,
-            num_running=engine.num_running,
-            num_waiting=engine.num_waiting,
-            metrics=engine.metrics(),
-            is_draining=self._is_draining,
-        )

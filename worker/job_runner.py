@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from engine.request.errors import InvalidRequestError
@@ -34,19 +35,25 @@ class JobRunner:
     """Between the queue and the engine: admits claims, absorbs outputs, ends jobs."""
 
     def __init__(
-        self, engine: EnginePort, on_output: Callable[[], None], spans: RunSpans | None = None
+        self, engine: EnginePort, on_output: Callable[[bool], object], spans: RunSpans | None = None
     ) -> None:
-        """`spans`: where runs are traced."""
+        """`on_output`: see `EngineThread`. `spans`: where runs are traced."""
         self.jobs = JobTable()
         self.publisher = Publisher()
         self._engine = engine
         self._thread = EngineThread(engine, on_output)
+        self._taken: dict[str, list[StepOutput]] = {}  # by sequence, until absorbed
         self._is_paused = False
         self._spans = spans
 
     @property
     def num_free_places(self) -> int:
         return max(0, self._engine.max_batch_size - self.jobs.num_live_sequences)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is something to absorb."""
+        return bool(self._taken) or self._thread.has_output
 
     @property
     def is_alive(self) -> bool:
@@ -90,15 +97,23 @@ class JobRunner:
         self._finish_if_complete(job)
 
     def absorb_outputs(self, limit: int | None = None) -> Absorbed:
-        """Turn what the engine has done since the last call into deltas and endings."""
-        outputs = self._thread.take(limit)
+        """Turn what the engine has done since the last call into deltas and endings.
+
+        Of at most `limit` sequences, but of each all that it has gained in whatever many steps.
+        """
+        faults = self._take()
+        for name in list(islice(self._taken, limit)):
+            self._absorb(self._taken.pop(name))
+        return Absorbed(self.has_output, faults)
+
+    def _take(self) -> list[EngineFault]:
         faults = []
-        for output in outputs:
+        for output in self._thread.take():
             if isinstance(output, EngineFault):
                 faults.append(output)
             else:
-                self._absorb(output)
-        return Absorbed(len(outputs) == limit, faults)
+                self._taken.setdefault(output.sequence_id, []).append(output)
+        return faults
 
     def end(
         self, job: RunningJob, event: Failed, status: Literal["failed", "stopped", "canceled"]
@@ -144,20 +159,22 @@ class JobRunner:
             self._trace_end(job, why)
         return halted
 
-    def _absorb(self, output: StepOutput) -> None:
-        job = self.jobs.of_sequence(output.sequence_id)
-        if job is None:  # aborted while this step ran
+    def _absorb(self, outputs: Sequence[StepOutput]) -> None:
+        """Absorb what one sequence has gained in one step or several."""
+        last = outputs[-1]
+        job = self.jobs.of_sequence(last.sequence_id)
+        if job is None:  # aborted while its last step ran
             return
-        if output.finish_reason is not None:
-            self.jobs.drop_sequence(output.sequence_id)
-        if output.finish_reason is FinishReason.ABORT:
+        if last.finish_reason is FinishReason.ABORT:
+            self.jobs.drop_sequence(last.sequence_id)
+            if len(outputs) > 1:
+                self.publisher.say(job.take(outputs[:-1]))
             words = "the engine gave the request up"
             self.end(job, _failed(job.job_id, 500, words, "engine_error"), "failed")
             return
-        delta = job.take(output)
-        if delta is not None:
-            self.publisher.say([delta])
-        if output.finish_reason is not None:
+        self.publisher.say(job.take(outputs))
+        if last.finish_reason is not None:
+            self.jobs.drop_sequence(last.sequence_id)
             self._finish_if_complete(job)
 
     def _finish_if_complete(self, job: RunningJob) -> None:

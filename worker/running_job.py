@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.request.options import GenerationOptions
@@ -30,6 +32,7 @@ from worker.wire.messages import (
     Accepted,
     Delta,
     Finished,
+    GenerateJob,
     Timing,
     TokenLogprob,
     Trace,
@@ -99,7 +102,7 @@ class RunningJob:
         self.has_ended = False
         self.claimed_at = time.time()
         self.first_token_at: float | None = None  # of this attempt
-        self._delta_tokens = 1 if self.job.stream else UNSTREAMED_DELTA_TOKENS
+        self._delta_tokens = _delta_tokens(self.job)
         self._next_index = max((delta.index + 1 for delta in claim.deltas), default=0)
         self._tokenizer = engine.tokenizer
         self._prompts = prompts_of(self.job, engine.tokenizer)
@@ -124,17 +127,28 @@ class RunningJob:
     def accepted(self) -> Accepted:
         return Accepted(self.job_id, self._num_prompt_tokens)
 
-    def take(self, output: StepOutput) -> Delta | None:
-        """Absorb what one sequence gained; return a delta once there is enough to send."""
-        choice = self._by_sequence[output.sequence_id]
+    def take(self, outputs: Sequence[StepOutput]) -> list[Delta]:
+        """Absorb what one sequence gained in some steps; return what there is to send.
+
+        To a stream that is all, as one delta where nobody wants to see the steps.
+        """
+        choice = self._by_sequence[outputs[0].sequence_id]
+        deltas = []
+        for output in outputs:
+            self._absorb(choice, output)
+            is_ripe = len(choice.token_ids) >= self._delta_tokens or choice.trace is not None
+            if output.finish_reason is not None or is_ripe:
+                deltas.append(self._send(choice, output.finish_reason))
+        if choice.token_ids and self.job.stream:
+            deltas.append(self._send(choice, None))
+        return deltas
+
+    def _absorb(self, choice: Choice, output: StepOutput) -> None:
         choice.absorb(output)
         if self.first_token_at is None and output.token_ids:
             self.first_token_at = time.time()
         if output.trace is not None and self.job.stream:
             self._show(choice, output.trace)
-        is_ripe = len(choice.token_ids) >= self._delta_tokens or choice.trace is not None
-        is_due = output.finish_reason is not None or is_ripe
-        return self._send(choice, output.finish_reason) if is_due else None
 
     def _show(self, choice: Choice, trace: StepTrace) -> None:
         """Take a step's trace into the next delta; of mere snapshots not more than can be seen."""
@@ -236,6 +250,14 @@ class RunningJob:
         delta = choice.delta(self.job_id, self._next_index, reason)
         self._next_index += 1
         return delta
+
+
+def _delta_tokens(job: GenerateJob) -> int:
+    """Return with how many tokens a delta is full."""
+    if not job.stream:
+        return UNSTREAMED_DELTA_TOKENS
+    shows_steps = job.options is not None and job.options.shows_steps
+    return 1 if shows_steps else sys.maxsize
 
 
 def _choice(

@@ -83,6 +83,7 @@ def _limits(settings: WorkerSettings) -> LoopLimits:
         drain_s=settings.drain_timeout,
         beat_s=settings.lease / 6,
         outage_buffer_bytes=settings.outage_buffer_mb << 20,
+        stream_interval_s=settings.stream_interval / 1000,
         is_burst=settings.burst,
     )
 

@@ -70,6 +70,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     lease: Seconds = 30.0
     drain_timeout: Annotated[float, Meta(ge=0)] = 20.0
     outage_buffer_mb: Positive = 64
+    stream_interval: Annotated[float, Meta(ge=0, le=1000)] = 10.0
 
 
 def read_settings(environ: Mapping[str, str]) -> WorkerSettings:

@@ -53,7 +53,8 @@ async def test_a_token_is_counted_once_however_its_bytes_are_cut(size: int) -> N
     reader.connection_made(transport)
     reader.send()
     sent_ns = time.monotonic_ns()
-    data = HEAD + b": queued\n\n" + b"".join(_event(sent_ns) for _ in range(5))
+    data = HEAD + b": queued\n\n" + b"".join(_event(sent_ns) for _ in range(3))
+    data += b'data: {"choices":[{"index":0,"text":"%d;%d;"}]}\n\n' % (sent_ns, sent_ns)
     data += b"data: [DONE]\n\n"
     for start in range(0, len(data), size):
         reader.data_received(data[start : start + size])

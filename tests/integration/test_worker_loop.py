@@ -121,6 +121,52 @@ def test_a_large_step_goes_out_in_slices_and_whole(
     assert max(sizes) == SLICE
 
 
+def test_what_is_between_first_and_last_word_is_gathered(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    job = make_job("job", max_tokens=100)
+    with (
+        listening(redis_client) as listener,
+        RunningLoop(valkey, FakeEngine(step_s=0.001), LoopLimits(stream_interval_s=60.0)),
+    ):
+        put(valkey, job)
+        listener.wait_for_endings("job")
+    assert_complete(listener, redis_client, job)
+    sizes = [len(delta.token_ids) for delta in listener.deltas("job")]
+    # The first word and the last have waited for nothing; a turn or two had other reasons.
+    assert 2 <= len(sizes) <= 5, sizes
+    assert sizes[0] < 50
+
+
+def test_a_gathered_stream_goes_on_when_a_neighbour_speaks_for_the_first_time(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    with (
+        listening(redis_client) as listener,
+        RunningLoop(valkey, FakeEngine(step_s=0.001), LoopLimits(stream_interval_s=60.0)),
+    ):
+        put(valkey, make_job("long", max_tokens=3000))
+        listener.wait_for_deltas(1, "long")
+        put(valkey, make_job("short", max_tokens=1))
+        listener.wait_for_endings("short")
+        assert listener.ending("long") is None
+    assert all(delta.token_ids for delta in listener.deltas("long"))
+
+
+def test_each_step_is_sent_where_nothing_is_to_be_gathered(
+    valkey: Valkey, redis_client: redis.Redis
+) -> None:
+    job = make_job("job", max_tokens=20)
+    with (
+        listening(redis_client) as listener,
+        RunningLoop(valkey, FakeEngine(step_s=0.05), LoopLimits(stream_interval_s=0.0)),
+    ):
+        put(valkey, job)
+        listener.wait_for_endings("job")
+    assert_complete(listener, redis_client, job)
+    assert len(listener.deltas("job")) > 15
+
+
 def test_a_large_step_is_kept_while_redis_is_away(
     valkey: Valkey, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,13 @@ class Bench:
         self.engine = engine
         self.heard: list[StepOutput | EngineFault] = []
         self._rung = threading.Event()
-        self.thread = EngineThread(engine, self._rung.set)
+        self.urgent: list[bool] = []
+        self.thread = EngineThread(engine, self._note)
         self.thread.start()
+
+    def _note(self, is_urgent: bool) -> None:
+        self.urgent.append(is_urgent)
+        self._rung.set()
 
     def sequence(self, name: str, prompt: str = "prompt", num_tokens: int = 5) -> FakeSequence:
         params = SamplingParams(max_tokens=num_tokens)
@@ -76,6 +81,26 @@ def test_an_aborted_sequence_says_nothing_more(bench: Bench) -> None:
     bench.wait_until(lambda: bench.has_ended("after"))
     assert len(bench.outputs("gone")) == num_outputs
     assert not bench.engine.has_work
+
+
+def test_a_sequences_first_word_and_its_last_are_urgent(bench: Bench) -> None:
+    bench.thread.post([bench.sequence("job", num_tokens=6)])
+    bench.wait_until(lambda: bench.has_ended("job"))
+    assert bench.urgent == [True, False, False, False, False, True]
+
+
+def test_what_has_no_text_is_not_yet_a_first_word(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = bench.engine.step
+
+    def without_text_twice() -> list[StepOutput]:
+        return [one._replace(text="" if bench.engine.num_steps < 3 else "t") for one in step()]
+
+    monkeypatch.setattr(bench.engine, "step", without_text_twice)
+    bench.thread.post([bench.sequence("job", num_tokens=5)])
+    bench.wait_until(lambda: bench.has_ended("job"))
+    assert bench.urgent == [True, True, True, False, True]
 
 
 def test_a_fault_names_its_batch_and_the_next_one_runs(bench: Bench) -> None:

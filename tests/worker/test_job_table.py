@@ -49,7 +49,7 @@ def test_a_job_that_has_ended_is_not_late() -> None:
 
 
 def test_a_job_that_only_the_queue_has_given_a_time_is_late_like_others() -> None:
-    runner = JobRunner(FakeEngine(), lambda: None)
+    runner = JobRunner(FakeEngine(), lambda _: None)
     job = make_job("late", timeout_s=None)
     runner.admit(Claim(job, "execution", QUEUE, 1, [], deadline=time.monotonic() - 1))
     runner.stop_late_jobs()

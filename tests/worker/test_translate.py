@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.request.errors import InvalidRequestError
 from engine.request.grammar import Grammar, GrammarKind
 from engine.request.options import NO_OPTIONS
-from engine.request.outputs import SequenceSummary
+from engine.request.outputs import SequenceSummary, StepTrace
 from tests.fakes import FakeEngine, FakeSequence
 from tests.worker_bench import QUEUE, make_job, texts_of
 from worker.job_store import Claim
@@ -38,7 +39,7 @@ def run(engine: FakeEngine, job: RunningJob, num_steps: int = 10_000) -> list[De
         engine.add(sequence)
     deltas = []
     while engine.has_work and num_steps:
-        deltas += [delta for output in engine.step() if (delta := job.take(output))]
+        deltas += [delta for output in engine.step() for delta in job.take([output])]
         num_steps -= 1
     return deltas
 
@@ -229,3 +230,40 @@ def test_the_last_delta_of_a_choice_tells_its_holes_apart() -> None:
     *others, last = run(FakeEngine(), job)
     assert [delta.holes for delta in others] == [None, None]
     assert last.holes == ["".join(delta.text for delta in [*others, last]), ""]
+
+
+def test_steps_taken_together_are_one_delta_of_a_stream() -> None:
+    job = RunningJob(claim(make_job("gathered", max_tokens=6)), engine := FakeEngine())
+    apart = RunningJob(claim(make_job("gathered", max_tokens=6)), FakeEngine())
+    expected = run(FakeEngine(), apart)
+    (sequence,) = job.sequences
+    engine.add(sequence)
+    outputs = [output for _ in range(6) for output in engine.step()]
+    assert job.take(outputs[:1]) == expected[:1]
+    gathered, last = job.take(outputs[1:4]), job.take(outputs[4:])
+    assert [(delta.index, len(delta.token_ids)) for delta in gathered + last] == [(1, 3), (2, 2)]
+    assert texts_of(expected[:1] + gathered + last) == texts_of(expected)
+    assert gathered[0].finish_reason is None
+    assert last[0].finish_reason == "length"
+
+
+def test_logprobs_of_steps_taken_together_are_all_there() -> None:
+    wanted = make_job("job", max_tokens=4, logprobs=1)
+    job = RunningJob(claim(wanted), engine := FakeEngine())
+    engine.add(job.sequences[0])
+    (delta,) = job.take([output for _ in range(4) for output in engine.step()])
+    assert delta.logprobs is not None
+    assert [one.token_id for one in delta.logprobs] == delta.token_ids
+
+
+def test_who_wants_to_see_the_steps_gets_a_delta_for_each() -> None:
+    wanted = msgspec.structs.replace(
+        make_job("job", max_tokens=4), options=Options(shows_steps=True)
+    )
+    job = RunningJob(claim(wanted), engine := FakeEngine())
+    engine.add(job.sequences[0])
+    trace = StepTrace(drafted=(97,), num_accepted=1)
+    outputs = [one._replace(trace=trace) for _ in range(3) for one in engine.step()]
+    deltas = job.take([outputs[0], outputs[1]._replace(trace=None), outputs[2]])
+    assert [len(delta.token_ids) for delta in deltas] == [1, 1, 1]
+    assert [delta.trace is not None for delta in deltas] == [True, False, True]

@@ -236,6 +236,12 @@ _ALL = (
         "64",
         "output kept while Redis is away; then the engine waits",
     ),
+    _setting(
+        "STREAM_INTERVAL",
+        (WORKER,),
+        "10",
+        "milliseconds for which a stream's tokens are gathered (not its first and last); 0: none",
+    ),
 )
 
 KNOWN: dict[str, KnownSetting] = {setting.name: setting for setting in _ALL}
