@@ -2,7 +2,7 @@
 
 Keys are kept in blocks of 16 positions, each [D, 16], and values likewise, [16, D]: what the tile
 reads as a weight. In bfloat16 both are kept in pairs, as such weights are: keys along D,
-[D / 2, 16], and values along the positions, [8, D]. Queries and the softmax's numerators are rounded.
+[D / 2, 16], and values along the positions, [8, D]. Queries and weights are rounded.
 
 Which rows are computed together changes no result: a position that a row does not see weighs
 exactly 0, and the others are added in their order.
