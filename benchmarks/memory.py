@@ -80,10 +80,10 @@ def measure_size(config: EngineConfig) -> Size:
     """Build an engine in this process, which should be new."""
     engine = build_engine(config)
     gc.collect()
-    return Size(resident_bytes(), *_by_shapes(engine._runner, config.kv_dtype))
+    return Size(resident_bytes(), *_by_shapes(engine._runner))
 
 
-def _by_shapes(runner: ModelRunner, kv_dtype: torch.dtype) -> tuple[int, dict[str, int]]:
+def _by_shapes(runner: ModelRunner) -> tuple[int, dict[str, int]]:
     """Bytes of all weights, and of one token's keys and values by role."""
     modules: list[nn.Module] = []
     kv: dict[str, KvShape] = {}
@@ -97,8 +97,9 @@ def _by_shapes(runner: ModelRunner, kv_dtype: torch.dtype) -> tuple[int, dict[st
         modules.append(runner.diffusion.backbone.model)
         kv["diffusion"] = runner.diffusion.backbone.kv_shape
     tensors = {p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}
+    dtype = next(modules[0].parameters()).dtype
     num_bytes = sum(tensors.values()) + runner.num_packed_bytes
-    return num_bytes, {role: bytes_per_token(x, kv_dtype) for role, x in kv.items()}
+    return num_bytes, {role: bytes_per_token(x, dtype) for role, x in kv.items()}
 
 
 def only(config: EngineConfig, roles: frozenset[str]) -> EngineConfig:

@@ -239,7 +239,7 @@ def _max_model_len(config: EngineConfig, models: Models) -> int:
 def _num_pages(config: EngineConfig, models: Models, max_model_len: int, page_size: int) -> int:
     """Enough for a full batch of full contexts, or what the memory budget allows; and page 0."""
     first = models.first
-    per_token = sum(bytes_per_token(shape, config.kv_dtype) for shape in models.kv_shapes)
+    per_token = sum(bytes_per_token(shape, first.dtype) for shape in models.kv_shapes)
     per_page = per_token * page_size
     one_sequence = -(-max_model_len // page_size)
     wanted = one_sequence * config.max_batch_size

@@ -11,7 +11,7 @@ import torch
 
 from engine.entropy_controller import EntropyConfig
 from engine.models.checkpoint import folder_digest
-from engine.models.cpu_dtype import are_served_in_bfloat16, has_products
+from engine.models.cpu_dtype import are_served_in_bfloat16
 from engine.models.diffusion_lm import is_diffusion_lm
 from engine.request.options import GenerationOptions
 
@@ -84,13 +84,6 @@ class EngineConfig:
         """Whether the CPU kernels are to run what they can; the device must be resolved."""
         is_other = self.compile or self.use_8bit
         return self.device == "cpu" and self.cpu_kernels and not is_other
-
-    @property
-    def kv_dtype(self) -> torch.dtype:
-        """Of keys and values, which the kernels keep in float32 whatever they multiply in."""
-        dtype = DTYPES[self.dtype]
-        assert dtype is not None, "dtype is not resolved yet"
-        return torch.float32 if self.wants_kernels and has_products(dtype) else dtype
 
 
 def resolve(config: EngineConfig) -> EngineConfig:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from engine.build import EngineConfig, build_engine, resolve
 from engine.request.sampling_params import SamplingParams
@@ -116,7 +115,6 @@ def test_a_cpu_without_such_products_serves_in_float32_and_in_bfloat16_by_torch(
     assert chosen(path) == "float32"
     caplog.set_level(logging.INFO, "dfastllm.engine")
     config = EngineConfig(model_path=str(path), device="cpu", dtype="bfloat16", max_model_len=64)
-    assert resolve(config).kv_dtype is torch.bfloat16
     engine = build_engine(config)
     assert not engine._runner.uses_kernels
     assert "torch.bfloat16 on cpu" in caplog.text

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from engine.models.cpu.bfloat16 import round_rows
 from engine.models.cpu.packed_model import PackedModel
@@ -138,29 +140,49 @@ def test_packed_weights_are_multiplied_in_panels_of_whole_pairs(num_out: int, de
     assert not out[:, num_out:].any()
 
 
-def round_activations(model: nn.Module) -> None:
-    """From now on round whatever is multiplied with a weight."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda _, args: (args[0].bfloat16().float(),))
+def attend_rounded(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, scaling: float, **__: Any
+) -> tuple[Tensor, None]:
+    """Causal attention that rounds what it multiplies; [B, H, L, D] -> [B, L, H, D]"""
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.bfloat16().float().repeat_interleave(group, 1) for x in (key, value))
+    scores = (query * scaling).bfloat16().float() @ key.mT
+    scores += torch.full_like(scores[0, 0], -torch.inf).triu(1)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    mixed = weights.bfloat16().float() @ value / weights.sum(-1, keepdim=True)
+    return mixed.transpose(1, 2), None
+
+
+def rounded_logits(model: Any, token_ids: Sequence[int]) -> Tensor:
+    """Of float32 layers, of which whatever is multiplied is rounded: [L, V]"""
+    AttentionInterface.register("rounded", attend_rounded)
+    model.set_attn_implementation("rounded")
+    handles = [
+        module.register_forward_pre_hook(lambda _, args: (args[0].bfloat16().float(),))
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
+    for handle in handles:
+        handle.remove()
+    return logits
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", MAKERS)
-def test_logits_are_those_of_transformers_with_activations_rounded_and_nothing_else(
+def test_logits_are_those_of_transformers_with_all_factors_rounded_and_nothing_else(
     kind: str, stored: str, tmp_path: Path
 ) -> None:
     """Of most texts: a number halfway between two may be rounded otherwise, and what follows it."""
     path, texts = save_kind(tmp_path, kind, stored), make_texts([4] * 20)
     runner = load_runner(path, num_threads=1, dtype="bfloat16")
-    verifier = load_runner(path, dtype="bfloat16").verifier
-    verifier.model.float()  # of weights that were rounded as they were loaded
-    round_activations(verifier.model)
+    model = load_runner(path, dtype="bfloat16").verifier.model
+    model.float()  # of weights that were rounded as they were loaded
     num_close = 0
     for text, logits in zip(texts, read(runner, texts, [[(i, 4) for i in range(20)]]), strict=True):
-        with torch.no_grad():
-            expected = verifier.eager_logits(torch.tensor([text.token_ids]), None)[0]
         assert logits.dtype is torch.float32
+        expected = rounded_logits(model, text.token_ids)
         num_close += torch.allclose(logits, expected, atol=1e-5, rtol=1e-5)
     assert num_close >= 12
 

@@ -1,14 +1,22 @@
 """Paged attention for one head of keys: scores and mixtures are tiles, too.
 
 Keys are kept in blocks of 16 positions, each [D, 16], and values likewise, [16, D]: what the tile
-reads as a weight. Which rows are computed together changes no result: a position that a row does
-not see weighs exactly 0, and the others are added in their order.
+reads as a weight. In bfloat16 both are kept in pairs, as such weights are: keys along D,
+[D / 2, 16], and values along the positions, [8, D]. Queries and weights are rounded.
+
+Which rows are computed together changes no result: a position that a row does not see weighs
+exactly 0, and the others are added in their order.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from engine.models.cpu.bfloat16 import factors_for, round_rows
 from engine.models.cpu.functions import LOWEST, soften
 from engine.models.cpu.kernel import kernel
 from engine.models.cpu.lanes import scale_into
@@ -19,18 +27,41 @@ BLOCK = LANES
 """Positions of a block."""
 
 
-@kernel
-def keep(key, value, v0, size, slot, head, num_heads, keys, values):
+def keep(*_: Any) -> None:
     """Write one position's key and value of a head, `size` floats; slots count over all blocks.
 
-    key: [D]; value: flat, from v0 on.
+    `keep(key, value, v0, size, slot, head, num_heads, keys, values)`. key: [D]; value: flat, from
+    v0 on; keys and values: flat, float32, or uint32 that holds pairs of bfloat16. Kernels alone
+    call it.
     """
+    raise NotImplementedError
+
+
+@overload(keep)
+def _keep(key, value, v0, size, slot, head, num_heads, keys, values):
+    return _keep_pairs if keys.dtype == types.uint32 else _keep_floats
+
+
+def _keep_floats(key, value, v0, size, slot, head, num_heads, keys, values):
     block, place = divmod(slot, BLOCK)
     start = (block * num_heads + head) * size * BLOCK
     for i in range(size):
         keys[start + i * BLOCK + place] = key[i]
     for i in range(0, size, LANES):
         scale_into(value, v0 + i, np.float32(1.0), values, start + place * size + i)
+
+
+def _keep_pairs(key, value, v0, size, slot, head, num_heads, keys, values):
+    block, place = divmod(slot, BLOCK)
+    start = (block * num_heads + head) * size * BLOCK // 2
+    pairs = round_rows(key.reshape(1, size)).reshape(-1)
+    for i in range(size // 2):
+        keys[start + i * BLOCK + place] = pairs[i]
+    # The other halves may be another thread's to write: those of the position before or behind.
+    halves = round_rows(value[v0 : v0 + size].reshape(1, size)).view(np.uint16).reshape(-1)
+    kept, first = values.view(np.uint16), 2 * (start + place // 2 * size) + place % 2
+    for i in range(size):
+        kept[first + 2 * i] = halves[i]
 
 
 @kernel
@@ -45,19 +76,20 @@ def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, sco
     width, mixed = (last - first) * BLOCK, out.reshape(-1)
     _score(queries, first, last, blocks, head, num_heads, keys, scores)
     totals = _weigh(num_rows, lows, highs, gap, first * BLOCK, width, scores)
+    weights = factors_for(scores[: num_rows * width].reshape(num_rows, width), values)
+    depth, flat = weights.shape[1] // (last - first), weights.reshape(-1)
     for number in range(first, last):
-        start = (blocks[number] * num_heads + head) * size * BLOCK
-        column = (number - first) * BLOCK
+        start = (blocks[number] * num_heads + head) * size * depth
         multiply_panels(
-            scores,
-            column,
-            width,
+            flat,
+            (number - first) * depth,
+            weights.shape[1],
             num_rows,
             values,
             start,
             size,
             PANEL,
-            BLOCK,
+            depth,
             mixed,
             0,
             size,
@@ -73,25 +105,26 @@ def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, sco
 @kernel
 def _score(queries, first, last, blocks, head, num_heads, keys, scores):
     """Scores [N, positions of the blocks] of keys in blocks `first` to `last`."""
-    num_rows, size = queries.shape
-    flat, width = queries.reshape(-1), (last - first) * BLOCK
+    factors, width = factors_for(queries, keys), (last - first) * BLOCK
+    num_rows, depth = factors.shape
+    flat = factors.reshape(-1)
     for number in range(first, last, 2):
-        start = (blocks[number] * num_heads + head) * size * BLOCK
+        start = (blocks[number] * num_heads + head) * depth * BLOCK
         column, apart, shape = (number - first) * BLOCK, 0, NARROW
         if number + 1 < last:
-            apart = (blocks[number + 1] - blocks[number]) * num_heads * size * BLOCK
+            apart = (blocks[number + 1] - blocks[number]) * num_heads * depth * BLOCK
             shape = TWO_NARROW
         multiply(
             shape,
             flat,
             0,
-            size,
+            depth,
             num_rows,
             keys,
             start,
             BLOCK,
             apart,
-            size,
+            depth,
             scores,
             column,
             width,

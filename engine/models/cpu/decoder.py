@@ -17,6 +17,9 @@ from engine.models.cpu.team import meet, share
 from engine.models.cpu.tile import LANES
 
 Ints = npt.NDArray[np.int64]
+Kept = npt.NDArray[np.float32] | npt.NDArray[np.uint32]
+"""Keys or values, as floats or as pairs of bfloat16 (`attention.py`)."""
+
 _MAX_ROWS = 16  # of a span that attend together: their scores stay in the cache
 
 
@@ -80,8 +83,8 @@ def new_buffers(x: Floats, shape: Shape) -> Buffers:
 class Cache(NamedTuple):
     """Keys and values of all layers, [L, ...] each; and the rotation, [positions, D / 2]."""
 
-    keys: Floats
-    values: Floats
+    keys: Kept
+    values: Kept
     cos: Floats
     sin: Floats
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
-from engine.models.cpu.decoder import Cache, Shape, Weights
+from engine.models.cpu.decoder import Cache, Kept, Shape, Weights
 from engine.models.cpu.product import (
     PANEL,
     Floats,
@@ -79,21 +79,24 @@ class PackedLayers:
         matrices = (weights.qkv, weights.out, weights.gate_up, weights.down)
         return sum(map(num_products, matrices))
 
-    def new_cache(self, num_blocks: int) -> tuple[Floats, Floats]:
+    def new_cache(self, num_blocks: int) -> tuple[Kept, Kept]:
         """Zeroed room for the keys and the values of so many blocks, in every layer."""
-        shape = self.shape
-        size = (shape.num_layers, num_blocks * shape.num_kv_heads * shape.head_dim * BLOCK)
-        return np.zeros(size, np.float32), np.zeros(size, np.float32)
+        size = self.shape.num_layers, self._num_kept(num_blocks * BLOCK)
+        dtype: Any = np.uint32 if self.storage is Storage.PAIRS else np.float32
+        return np.zeros(size, dtype), np.zeros(size, dtype)
 
-    def page_planes(
-        self, kept: tuple[Floats, Floats], num_pages: int, page_size: int
-    ) -> list[Tensor]:
+    def _num_kept(self, num_positions: int) -> int:
+        """How many floats or pairs the keys of so many positions are, in a layer."""
+        size = num_positions * self.shape.num_kv_heads * self.shape.head_dim
+        return size // 2 if self.storage is Storage.PAIRS else size
+
+    def page_planes(self, kept: tuple[Kept, Kept], num_pages: int, page_size: int) -> list[Tensor]:
         """Views of keys and values, of each layer [pages, bytes]; not of what lies behind them."""
-        size = num_pages * page_size * self.shape.num_kv_heads * self.shape.head_dim
+        size = self._num_kept(num_pages * page_size)
         layers = (layer for memory in kept for layer in memory)
         return [torch.from_numpy(x[:size]).view(num_pages, -1).view(torch.uint8) for x in layers]
 
-    def with_rotation(self, kept: tuple[Floats, Floats], num_positions: int) -> Cache:
+    def with_rotation(self, kept: tuple[Kept, Kept], num_positions: int) -> Cache:
         """Keys and values, and angles for so many positions at least."""
         if num_positions > len(self._cos):
             length = max(256, 1 << (num_positions - 1).bit_length())
