@@ -18,6 +18,8 @@ from benchmarks.server import RunningServer, served
 
 PEERS: tuple[Peer, ...] = (*python_peers.PEERS, *llama_cpp.PEERS)
 AR, DEER = "ours, ar", "ours, deer"
+EXACT = f"{AR}, float32"
+"""What others' texts are compared with: most of them compute in float32, too."""
 # Impossible, as some peers make the end of text where they are told to ignore it.
 BANNED = -100.0
 
@@ -51,8 +53,12 @@ class LineUp:
 @contextmanager
 def line_up(place: Place | None, eos_ids: Iterable[int]) -> Iterator[LineUp]:
     """Start our server and one peer after the other; who has started stands still till its turn."""
-    with served(PREFIX_CACHE="false") as server, ExitStack() as stack:
-        found = LineUp(_ours(server), _mode(server, "ar", **_banning(eos_ids)))
+    with ExitStack() as stack:
+        server, exact = (
+            stack.enter_context(served(PREFIX_CACHE="false", DTYPE=dtype))
+            for dtype in ("auto", "float32")
+        )
+        found = LineUp(_ours(server, exact), _mode(exact, "ar", **_banning(eos_ids)))
         add_peers(PEERS, place, stack, found)
         yield found
 
@@ -84,10 +90,12 @@ def _start(peer: Peer, place: Place, logs: Path, stack: ExitStack, found: LineUp
     found.contestants[peer.name] = Contestant(running, peer.how, peer.loads, peer.bans_eos)
 
 
-def _ours(server: RunningServer) -> dict[str, Contestant]:
+def _ours(server: RunningServer, exact: RunningServer) -> dict[str, Contestant]:
     return {
         AR: Contestant(_mode(server, "ar"), "HTTP"),
         DEER: Contestant(_mode(server, "deer"), "HTTP"),
+        EXACT: Contestant(_mode(exact, "ar"), "HTTP"),
+        f"{DEER}, float32": Contestant(_mode(exact, "deer"), "HTTP"),
         f"{AR}, T = 1": Contestant(_mode(server, "ar", temperature=1.0), "HTTP", (1,)),
         f"{DEER}, T = 1": Contestant(_mode(server, "deer", temperature=1.0), "HTTP", (1,)),
     }

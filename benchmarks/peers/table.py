@@ -13,7 +13,7 @@ from types import FrameType
 
 from benchmarks.http_client import RequestFailedError
 from benchmarks.options import Options
-from benchmarks.peers.line_up import AR, DEER, Contestant, LineUp, line_up
+from benchmarks.peers.line_up import AR, DEER, EXACT, Contestant, LineUp, line_up
 from benchmarks.peers.llama_cpp import CONTEXT
 from benchmarks.peers.peer import LOADS
 from benchmarks.peers.place import WEIGHTS, PeerFailedError, Place
@@ -43,8 +43,8 @@ NOTES = (
     "A peer whose turn it is not stands still (SIGSTOP). `tokens / CPU s` is over all processes of "
     "an engine, not the client. `others' cores`: what somebody else used meanwhile; with 0.2 and "
     "more a figure is nobody's, as threads that spin wait for the core that they lack.",
-    f"`same text`: of {NUM_COMPARED} answers, those equal to the text of {AR}. llama.cpp makes the "
-    "end of text impossible where others go on behind it; it is compared with ours doing likewise. "
+    f"`same text`: of {NUM_COMPARED} answers, those equal to the text of {EXACT}. llama.cpp makes "
+    "the end of text impossible where others go on behind it; it is compared with ours doing so. "
     "transformers writes one static, padded batch in `generate` and knows DFlash at one at once.",
     "DFlash has no place for our drafter's Markov head, so that fewer drafts are accepted; DSpark "
     "is DFlash with that head. The number behind either is the fixed draft length.",
@@ -114,7 +114,7 @@ class PeersBench:
     def _reference(self, bans_eos: bool) -> list[str]:
         if bans_eos not in self._references:
             players = self._players
-            ours = players.banning if bans_eos else players.contestants[AR].running
+            ours = players.banning if bans_eos else players.contestants[EXACT].running
             self._references[bans_eos] = self._texts(ours, max(LOADS))
         return self._references[bans_eos]
 

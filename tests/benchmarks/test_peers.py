@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.options import Options
-from benchmarks.peers.line_up import AR, DEER, PEERS, Contestant, LineUp, add_peers
+from benchmarks.peers.line_up import AR, DEER, EXACT, PEERS, Contestant, LineUp, add_peers
 from benchmarks.peers.peer import ServerPeer
 from benchmarks.peers.place import WEIGHTS, PeerFailedError, Place
 from benchmarks.peers.running import Answers, OurMode, PeerPrompt
@@ -59,7 +59,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 def _bench(tokenizer: Tokenizer, **peers: Recited) -> tuple[PeersBench, LineUp]:
-    running = {AR: Recited(1.0), DEER: Recited(0.5), **peers}
+    running = {AR: Recited(1.0), DEER: Recited(0.5), EXACT: Recited(2.0), **peers}
     bans = {"banning"}
     contestants = {n: Contestant(r, "HTTP", bans_eos=n in bans) for n, r in running.items()}
     players = LineUp(contestants, banning=Recited(1.0, "ours without an end"))
@@ -94,7 +94,7 @@ def test_a_peer_that_breaks_is_left_out_and_named_and_spoils_nothing(
 ) -> None:
     bench, players = _bench(tokenizer, weak=Recited(1.0, breaks_at=call), good=Recited(1.0))
     samples = bench.measure(16)
-    assert list(samples) == [AR, DEER, "good"]
+    assert list(samples) == [AR, DEER, EXACT, "good"]
     assert players.failed == {"weak": "PeerFailedError: out of breath"}
     assert "weak" not in bench.measure(1)
 
