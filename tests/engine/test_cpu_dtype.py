@@ -130,12 +130,12 @@ def test_without_numba_all_stays_in_float32(
 
 
 @needs_bfloat16_products
-def test_an_engine_says_what_it_multiplies_in_and_keeps_keys_in_float32(
+def test_an_engine_says_what_it_multiplies_in_and_has_twice_the_room_for_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = save_kind(tmp_path, dtype="bfloat16")
     make_byte_level(path)
-    fingerprints, num_pages = set(), set()
+    fingerprints, num_pages = set(), {}
     for dtype in ("auto", "bfloat16", "float32"):
         caplog.clear()
         caplog.set_level(logging.INFO, "dfastllm.engine")
@@ -147,6 +147,7 @@ def test_an_engine_says_what_it_multiplies_in_and_keeps_keys_in_float32(
         kind = "float32" if dtype == "float32" else "bfloat16"
         assert f"products in {kind}" in caplog.text
         fingerprints.add(engine.fingerprint)
-        num_pages.add(engine._runner.num_pages)
+        num_pages[dtype] = engine._runner.num_pages
     assert len(fingerprints) == 2
-    assert len(num_pages) == 1
+    assert num_pages["auto"] == num_pages["bfloat16"]
+    assert num_pages["bfloat16"] == pytest.approx(2 * num_pages["float32"], abs=2)

@@ -7,6 +7,7 @@ import pytest
 
 from engine.models.cpu.attention import attend, keep
 from engine.models.cpu.functions import exponential, gate, normalise, place_head, soften
+from engine.models.cpu.kernel import kernel
 from engine.models.cpu.product import (
     Floats,
     Storage,
@@ -17,6 +18,7 @@ from engine.models.cpu.product import (
     project,
 )
 from engine.models.cpu.tile import NARROW, TWO_NARROW, TWO_WIDE, WIDE
+from tests.engine.kernel_models import needs_bfloat16_products
 
 RANDOM = np.random.default_rng(0)
 
@@ -146,22 +148,38 @@ def test_norms_and_rotations_are_the_textbooks() -> None:
         np.testing.assert_allclose(head, expected, rtol=1e-5, atol=1e-6)
 
 
+@kernel
+def keep_all(k, v, slots, head, num_heads, keys, values):  # type: ignore[no-untyped-def]
+    """Keys and values [N, D] of a head, each to its slot."""
+    for i in range(len(slots)):
+        size = k.shape[1]
+        keep(k[i], v.reshape(-1), i * size, size, slots[i], head, num_heads, keys, values)
+
+
+@pytest.mark.parametrize(
+    "in_pairs", [False, pytest.param(True, marks=needs_bfloat16_products)], ids=["floats", "pairs"]
+)
 @pytest.mark.parametrize("stale", [1.0, 100.0])
 def test_attention_sees_neither_beyond_its_ends_nor_what_is_left_over_in_a_gap(
-    stale: float,
+    stale: float, in_pairs: bool
 ) -> None:
     """A stale key may fit a query far better than all that are seen."""
     size, heads, blocks = 64, 2, np.array([4, 1, 6])
-    keys, values = (floats(8 * heads * size * 16) * np.float32(stale) for _ in range(2))
-    k, v = floats(48, size), floats(48, size)
-    for position in [*range(21), *range(32, 40)]:
-        slot = int(blocks[position // 16]) * 16 + position % 16
-        keep(k[position], v.reshape(-1), position * size, size, slot, 1, heads, keys, values)
-    queries, out = floats(3, size) * np.float32(3.0), np.empty((3, size), np.float32)
+    k, v, queries = (bfloat16(floats(num, size)) for num in (48, 48, 3))
+    queries *= np.float32(4.0)
+    kept = [floats(8 * heads * size * 16) * np.float32(stale) for _ in range(2)]
+    keys, values = (halves(x).view(np.uint32) if in_pairs else x for x in kept)
+    written = np.array([*range(21), *range(32, 40)])
+    keep_all(
+        k[written], v[written], blocks[written // 16] * 16 + written % 16, 1, heads, keys, values
+    )
+    out = np.empty((3, size), np.float32)
     lows, highs, gap = np.zeros(3, np.int64), np.array([40, 38, 33]), np.array([21, 32])
     scores = np.empty(3 * 48, np.float32)
     attend(queries, lows, highs, gap, blocks, 1, heads, keys, values, scores, out)
+    tolerance = 2.0**-8 if in_pairs else 1e-4  # the softmax's numerators are rounded
     for n in range(3):
         seen = [*range(21), *range(32, int(highs[n]))]
         weights = np.exp(k[seen].astype(np.float64) @ queries[n])
-        np.testing.assert_allclose(out[n], weights @ v[seen] / weights.sum(), rtol=1e-3, atol=1e-4)
+        expected = weights @ v[seen] / weights.sum()
+        np.testing.assert_allclose(out[n], expected, rtol=10 * tolerance, atol=tolerance)
