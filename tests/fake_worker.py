@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--lease", type=float, default=30.0)
     parser.add_argument("--drain-timeout", type=float, default=5.0)
     parser.add_argument("--outage-buffer-mb", type=int, default=64)
+    parser.add_argument("--stream-interval", type=float, default=10.0)
     parser.add_argument("--modes", default="ar,deer")
     parser.add_argument("--model-name", default="fake")
     parser.add_argument("--fingerprint", help="default: <model name>-1")
@@ -42,6 +43,7 @@ def main() -> int:
         lease=args.lease,
         drain_timeout=args.drain_timeout,
         outage_buffer_mb=args.outage_buffer_mb,
+        stream_interval=args.stream_interval,
         burst=args.burst,
     )
     try:

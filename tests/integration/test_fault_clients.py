@@ -100,7 +100,7 @@ def test_cancels_that_race_the_finish_leave_one_ending_each(
     put(valkey, *(make_job(name, max_tokens=8) for name in moments))
     with (
         listening(redis_client) as listener,
-        running_worker(valkey, "w1", step_s=0.002, max_batch_size=16),
+        running_worker(valkey, "w1", step_s=0.002, max_batch_size=16, stream_interval=0),
     ):
 
         def cancel_what_is_due() -> bool:
