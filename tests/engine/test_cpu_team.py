@@ -110,7 +110,7 @@ def test_a_thread_that_was_left_out_is_tried_again_and_ever_more_rarely() -> Non
     called = run_often(attendance, 0.5, 0.0, 2000)
     starts = [i for i in range(1, 2000) if called[i - 1 : i + 1] == [1, 2]]
     rests = np.diff([0, *starts])
-    assert rests[0] == pytest.approx(4 + 32 * 4, abs=2)
+    assert rests[0] == pytest.approx(4 + 8 * 4, abs=2)
     assert list(rests) == sorted(rests)
     assert rests[-1] == pytest.approx(4 + 128 * 4, abs=2)
     assert sum(size == 2 for size in called) < 2000 * 0.02

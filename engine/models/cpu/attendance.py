@@ -6,8 +6,9 @@ _NUM_RUNS = 4
 """After so many a team is judged."""
 _MIN_SHARE = 0.65
 """Of a team's time, in which its threads must have run: with half of it one thread is as fast."""
-_FIRST_REST, _LONGEST_REST = 32, 128
-"""Times the time of the runs that went wrong, before they are tried again."""
+_FIRST_REST, _LONGEST_REST = 8, 128
+"""Times the time of the runs that went wrong, before they are tried again: twice as long each time
+that they go wrong again. One hiccup is soon over, a busy neighbour stays."""
 
 
 class Attendance:
