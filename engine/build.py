@@ -173,6 +173,7 @@ def _use_kernels(config: EngineConfig, runner: ModelRunner) -> None:
     num_threads = config.num_threads or torch.get_num_threads()
     if not runner.use_kernels(num_threads):
         return
+    runner.warm_up()
     logger.info(
         "CPU kernels: %d threads, fewer while other processes are on their cores; products in %s",
         num_threads,

@@ -126,7 +126,7 @@ def _forward(model: Model, width: int, count: int, page_size: int) -> Forward:
 def _draft(runner: ModelRunner, num_blocks: int) -> Forward:
     size = runner.block_size
     blocks = [Span([0] * size, 1, [0])] * num_blocks
-    return lambda: runner.draft(blocks, [size - 1] * num_blocks)
+    return lambda: runner.draft_as_served(blocks, [size - 1] * num_blocks)
 
 
 def _best(forwards: Seq[Forward]) -> list[float]:

@@ -15,7 +15,7 @@ from engine.models.block_attention import BlockAttention
 from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
 from engine.models.compiled import CompiledDrafter
-from engine.models.cpu_kernels import cpu_kernels
+from engine.models.cpu_kernels import cpu_kernels, draw_once
 from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
 from engine.models.fused_drafter import fuse_drafter
@@ -222,6 +222,26 @@ class ModelRunner:
         assert self._kernels is not None
         self._count_draft(blocks)
         return self._kernels.draft_drawn(blocks, lengths, draws)
+
+    def draft_as_served(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
+        """As `draft`, and drawn from where `draft_drawn` is there: for whoever times it."""
+        if not self.draws_drafts:
+            return self.draft(blocks, lengths)
+        assert self._kernels is not None
+        self._count_draft(blocks)
+        return self._kernels.draft_greedily(blocks, lengths)
+
+    def warm_up(self) -> None:
+        """Call the kernels that only some requests need; uses page 0.
+
+        They are compiled, or read from disk, when first called, and nobody is to wait for that.
+        """
+        if self.has_verifier:
+            draw_once(self.vocab_size)
+        if self.drafter is not None:
+            self.draft([Span([0] * self.block_size, 1, [0])], [1])
+        if self.chains_drafts:
+            self.draw_chained(torch.zeros(1, self.vocab_size), [1], [0])
 
     def _count_verify(self, spans: Seq[Span]) -> None:
         self.counts.num_verify_forwards += 1

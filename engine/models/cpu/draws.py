@@ -84,6 +84,22 @@ def no_draws() -> Draws:
     return _NO_PICK
 
 
+def greedy_draws(num_rows: Seq[int], vocab_size: int) -> Draws:
+    """Of picks with so many rows each: the most likely tokens."""
+    starts, count = np.array([0, *accumulate(num_rows)]), len(num_rows)
+    wholes = np.zeros((count, 6), np.int64)
+    wholes[:, 4] = 1
+    zeros = np.zeros(count, np.int64)
+    drawn = np.empty(starts[-1], np.int64)
+    reals = np.ones((count, 3), np.float32)
+    return Draws(vocab_size, reals, wholes, starts, zeros, zeros, drawn, has_noise=False)
+
+
+def draw_once(vocab_size: int) -> None:
+    """One token of nothing: the kernel is compiled, or read from disk, when first called."""
+    draw_tokens(np.zeros((1, vocab_size), np.float32), greedy_draws([1], vocab_size), 0, 1)
+
+
 def part_of(draws: Draws, picks: slice) -> Draws:
     """Some of the picks alone; what is drawn for them is kept apart."""
     starts = draws.starts[picks.start : picks.stop + 1]

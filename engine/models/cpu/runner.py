@@ -12,7 +12,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.decoder import Cache, new_buffers
 from engine.models.cpu.drafter import DrafterKernels, DraftSide
-from engine.models.cpu.draws import no_draws
+from engine.models.cpu.draws import greedy_draws, no_draws
 from engine.models.cpu.forwards import Taps, new_head, read_text
 from engine.models.cpu.packed_model import (
     PackedModel,
@@ -80,6 +80,12 @@ class KernelRunner:
     ) -> tuple[Tensor, list[list[int]]]:
         assert self._drafter is not None
         return self._drafter.draft_drawn(blocks, lengths, draws)
+
+    def draft_greedily(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
+        """As `draft_drawn` without noise; the logits alone."""
+        assert self._drafter is not None and self._verifier is not None
+        draws = greedy_draws(lengths, self._verifier.model.vocab_size)
+        return self._drafter.draft_drawn(blocks, lengths, draws)[0]
 
     def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
         assert self._diffusion is not None
