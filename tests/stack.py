@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +18,7 @@ import redis
 
 from tests.api.scripted_worker import wait_until
 from tests.fakes import FakeEngine, FakeSequence
-from tests.valkey import Valkey
+from tests.valkey import Valkey, free_port
 from tests.worker_bench import status_of
 from worker.child_process import start_child
 
@@ -27,16 +27,19 @@ CLIENT_LIMIT_S = 60.0
 
 
 @contextmanager
-def api_process(server: Valkey, *, clock_s: float = 0.0) -> Iterator[tuple[str, Any]]:
-    """Run `python -m api`, its clock off by `clock_s`; yields its address and its process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "tests.shifted_clock", str(clock_s),
-        "api", "--port", str(port), "--redis-url", server.url,
-    ]  # fmt: skip
-    process = start_child(command, death_signal=signal.SIGKILL)
+def api_process(
+    server: Valkey, *, clock_s: float = 0.0, **settings: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `python -m api`, its clock off by `clock_s`; yields its address and its process.
+
+    `settings` are `VDIFF_*` without that; it has no others.
+    """
+    port = free_port()
+    own = {"PORT": str(port), "REDIS_URL": server.url, **settings}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VDIFF_")}
+    environ = kept | {f"VDIFF_{name}": value for name, value in own.items()}
+    command = [sys.executable, "-m", "tests.shifted_clock", str(clock_s), "api"]
+    process = start_child(command, death_signal=signal.SIGKILL, env=environ)
     try:
         yield f"http://127.0.0.1:{port}", process
     finally:

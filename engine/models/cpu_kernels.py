@@ -37,13 +37,6 @@ def kernel_draws() -> KernelDraws | None:
     return draws.KernelDraws()
 
 
-def draw_once(vocab_size: int) -> None:
-    """Have the kernel of `kernel_draws` ready."""
-    from engine.models.cpu import draws
-
-    draws.draw_once(vocab_size)
-
-
 def cpu_kernels(
     verifier: CausalLM | None,
     drafter: DFlashDrafter | None,

@@ -15,7 +15,7 @@ from engine.models.block_attention import BlockAttention
 from engine.models.canvas_lm import CanvasLM
 from engine.models.causal_lm import CausalLM
 from engine.models.compiled import CompiledDrafter
-from engine.models.cpu_kernels import cpu_kernels, draw_once
+from engine.models.cpu_kernels import cpu_kernels
 from engine.models.dflash import DFlashDrafter
 from engine.models.diffusion_lm import DiffusionLM
 from engine.models.fused_drafter import fuse_drafter
@@ -236,8 +236,8 @@ class ModelRunner:
 
         They are compiled, or read from disk, when first called, and nobody is to wait for that.
         """
-        if self.has_verifier:
-            draw_once(self.vocab_size)
+        assert self._kernels is not None
+        self._kernels.draw_once()
         if self.drafter is not None:
             self.draft([Span([0] * self.block_size, 1, [0])], [1])
         if self.chains_drafts:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +11,12 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from tests.api.scripted_worker import wait_until
+from tests.stack import api_process, wait_until_ready
 from tests.valkey import Valkey, running_valkey
 from tests.worker_bench import running_worker
-from worker.child_process import start_child
 
 KEY = "a-key-for-tests"
 ROUNDS = int(os.environ.get("DFASTLLM_FUZZ_ROUNDS", "1"))  # `make fuzz` sets it
-START_LIMIT_S = 30.0
 
 
 class WholeServer(NamedTuple):
@@ -55,30 +50,7 @@ def whole_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServ
 
 @contextmanager
 def _running_api(valkey: Valkey, files: Path) -> Iterator[WholeServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VDIFF_")}
-    environ = {
-        **kept,
-        "VDIFF_API_KEY": KEY,
-        "VDIFF_REDIS_URL": valkey.url,
-        "VDIFF_FILES_DIR": str(files),
-        "VDIFF_PORT": str(port),
-        "VDIFF_LOG_LEVEL": "error",
-    }
-    process = start_child([sys.executable, "-m", "api"], death_signal=signal.SIGKILL, env=environ)
-    server = WholeServer(f"http://127.0.0.1:{port}", process.pid, valkey)
-    try:
-        wait_until(lambda: _is_ready(server.url), "the server is ready", START_LIMIT_S)
-        yield server
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready").status_code == 200
-    except httpx.TransportError:
-        return False
+    settings = {"API_KEY": KEY, "FILES_DIR": str(files), "LOG_LEVEL": "error"}
+    with api_process(valkey, **settings) as (url, process):
+        wait_until_ready(url)
+        yield WholeServer(url, process.pid, valkey)

@@ -7,9 +7,7 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +18,9 @@ import openai
 from api.app import create_app
 from api.settings import ApiSettings
 from tests.api.fakes import serving
-from tests.api.scripted_worker import wait_until
+from tests.stack import api_process, wait_until_ready
 from tests.valkey import Valkey
 from tests.worker_bench import running_worker
-from worker.child_process import start_child
 
 PROMPT = "Once upon a time"
 STOP_LIMIT_S = 8.0  # 3 s of grace for open streams, and a slow machine
@@ -33,27 +30,6 @@ STOP_LIMIT_S = 8.0  # 3 s of grace for open streams, and a slow machine
 def _api(server: Valkey) -> Iterator[str]:
     with serving(create_app(ApiSettings(redis_url=server.url))) as url:
         yield url
-
-
-@contextmanager
-def _api_process(server: Valkey) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "api", "--port", str(port), "--redis-url", server.url]
-    process = start_child(command, death_signal=signal.SIGKILL)
-    try:
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def _client(url: str) -> openai.AsyncOpenAI:
@@ -91,7 +67,7 @@ def test_many_streams_at_once_say_what_each_says_alone(valkey: Valkey) -> None:
             assert all(len(text) == 60 for text in streams)
 
     with _api(valkey) as url, running_worker(valkey, "w1", max_batch_size=8):
-        wait_until(lambda: _is_ready(url), "the server is ready")
+        wait_until_ready(url)
         asyncio.run(compare(url))
 
 
@@ -106,7 +82,7 @@ def test_a_stream_goes_on_where_its_dead_worker_stopped(valkey: Valkey) -> None:
             return await streaming, await _whole(client, 5, 80)
 
     with _api(valkey) as url, running_worker(valkey, "w1", step_s=0.02, lease=1.5) as victim:
-        wait_until(lambda: _is_ready(url), "the server is ready")
+        wait_until_ready(url)
         with running_worker(valkey, "w2", lease=1.5):
             # The second worker is still starting when the request comes: the first one takes it.
             streamed, whole = asyncio.run(interrupt(url, victim))
@@ -117,11 +93,11 @@ def test_a_stream_goes_on_where_its_dead_worker_stopped(valkey: Valkey) -> None:
 def test_a_server_told_to_stop_does_not_wait_for_its_streams(valkey: Valkey) -> None:
     body = {"model": "fake", "prompt": "x", "max_tokens": 1000, "stream": True}
     with (
-        _api_process(valkey) as (url, process),
+        api_process(valkey) as (url, process),
         running_worker(valkey, "w1", step_s=0.5),
         httpx.Client(timeout=30) as client,
     ):
-        wait_until(lambda: _is_ready(url), "the server is ready")
+        wait_until_ready(url)
         request = client.build_request("POST", f"{url}/v1/completions", json=body)
         client.send(request, stream=True)
         started = time.monotonic()
@@ -133,11 +109,11 @@ def test_a_server_told_to_stop_does_not_wait_for_its_streams(valkey: Valkey) -> 
 def test_a_stopping_server_hands_its_streams_over(valkey: Valkey) -> None:
     body = {"model": "fake", "prompt": "x", "max_tokens": 100, "stream": True}
     with (
-        _api_process(valkey) as (url, process),
+        api_process(valkey) as (url, process),
         running_worker(valkey, "w1", step_s=0.1),
         httpx.Client(timeout=30) as client,
     ):
-        wait_until(lambda: _is_ready(url), "the server is ready")
+        wait_until_ready(url)
         lines: list[str] = []
         with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
             job_id = answer.headers["X-Job-Id"]
@@ -148,8 +124,8 @@ def test_a_stopping_server_hands_its_streams_over(valkey: Valkey) -> None:
                         os.kill(process.pid, signal.SIGTERM)
         process.wait(STOP_LIMIT_S)
         assert "[DONE]" not in "".join(lines)
-        with _api_process(valkey) as (other, _):
-            wait_until(lambda: _is_ready(other), "the other server is ready")
+        with api_process(valkey) as (other, _):
+            wait_until_ready(other)
             last = [line for line in lines if line.startswith("id: ")][-1].removeprefix("id: ")
             headers = {"Last-Event-ID": last}
             rest = client.get(f"{other}/v1/jobs/{job_id}/events", headers=headers).text

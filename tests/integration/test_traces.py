@@ -15,9 +15,9 @@ import pytest
 
 from tests.api.scripted_worker import wait_until
 from tests.otlp_receiver import ReceivedSpan, Receiver, receiving
+from tests.stack import api_process, wait_until_ready
 from tests.valkey import Valkey
 from tests.worker_bench import running_worker
-from worker.child_process import start_child
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -38,26 +38,10 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 @contextmanager
-def api_process(server: Valkey) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "api", "--port", str(port), "--redis-url", server.url]
-    process = start_child(command, death_signal=signal.SIGKILL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: _is_ready(url), "the server is ready", WAIT_S)
+def ready_api(server: Valkey) -> Iterator[str]:
+    with api_process(server) as (url, _):
+        wait_until_ready(url)
         yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def _ask(url: str, max_tokens: int = 12, **more: object) -> httpx.Response:
@@ -82,7 +66,7 @@ def _wait_for(receiver: Receiver, name: str, count: int = 1) -> list[ReceivedSpa
 
 @pytest.fixture
 def path(valkey: Valkey, receiver: Receiver) -> Iterator[str]:
-    with running_worker(valkey, "w1", step_s=0.005), api_process(valkey) as url:
+    with running_worker(valkey, "w1", step_s=0.005), ready_api(valkey) as url:
         yield url
 
 
@@ -160,7 +144,7 @@ def test_what_the_worker_refuses_and_what_breaks_it_ends_its_run(
 def test_a_takeover_is_a_second_run_in_the_same_trace(valkey: Valkey, receiver: Receiver) -> None:
     with (
         running_worker(valkey, "w1", step_s=0.05, lease=1.5, drain_timeout=0) as first,
-        api_process(valkey) as url,
+        ready_api(valkey) as url,
     ):
         with _streaming(url) as lines:
             next(lines)
@@ -178,7 +162,7 @@ def test_a_takeover_is_a_second_run_in_the_same_trace(valkey: Valkey, receiver: 
 
 
 def test_a_killed_workers_job_goes_on_in_the_same_trace(valkey: Valkey, receiver: Receiver) -> None:
-    with running_worker(valkey, "w1", step_s=0.05, lease=1.5) as first, api_process(valkey) as url:
+    with running_worker(valkey, "w1", step_s=0.05, lease=1.5) as first, ready_api(valkey) as url:
         with _streaming(url) as lines:
             (queue,) = _wait_for(receiver, "queue")
             next(lines)
@@ -199,7 +183,7 @@ def test_a_collector_that_is_away_costs_no_answer(
         nobody.bind(("127.0.0.1", 0))  # bound and not listening: refused
         port = nobody.getsockname()[1]
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-        with running_worker(valkey, "w1") as worker, api_process(valkey) as url:
+        with running_worker(valkey, "w1") as worker, ready_api(valkey) as url:
             for _ in range(3):
                 assert _ask(url).status_code == 200
             worker.send_signal(signal.SIGTERM)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +11,10 @@ import httpx
 
 from api.app import create_app
 from api.settings import ApiSettings
+from tests import stack
 from tests.api.fakes import serving
 from tests.api.scripted_worker import wait_until
 from tests.valkey import Valkey
-from worker.child_process import start_child
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -48,20 +44,12 @@ def api_process(
     server: Valkey, **settings: str
 ) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """Serve the API from a process that can be killed; `settings` are `VDIFF_*` without that."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    changes = {f"VDIFF_{name}": value for name, value in settings.items()}
-    environment = {**os.environ, "VDIFF_REDIS_URL": server.url, **changes}
-    command = [sys.executable, "-m", "api", "--port", str(port)]
-    process = start_child(command, death_signal=signal.SIGKILL, env=environment)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            wait_until(lambda: _answers(client), "the API answers", limit_s=30)
-            yield client, process
-    finally:
-        process.kill()
-        process.wait()
+    with (
+        stack.api_process(server, **settings) as (url, process),
+        httpx.Client(base_url=url, timeout=20) as client,
+    ):
+        wait_until(lambda: _answers(client), "the API answers", limit_s=30)
+        yield client, process
 
 
 def submit(api: httpx.Client, request: dict[str, Any], **headers: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.decoder import Cache, new_buffers
 from engine.models.cpu.drafter import DrafterKernels, DraftSide
-from engine.models.cpu.draws import greedy_draws, no_draws
+from engine.models.cpu.draws import draw_once, greedy_draws, no_draws
 from engine.models.cpu.forwards import Taps, new_head, read_text
 from engine.models.cpu.packed_model import (
     PackedModel,
@@ -86,6 +86,11 @@ class KernelRunner:
         assert self._drafter is not None and self._verifier is not None
         draws = greedy_draws(lengths, self._verifier.model.vocab_size)
         return self._drafter.draft_drawn(blocks, lengths, draws)[0]
+
+    def draw_once(self) -> None:
+        """One token of logits that come from elsewhere, as those do that processors have seen."""
+        if self._verifier is not None:
+            draw_once(self._verifier.model.vocab_size)
 
     def denoise(self, spans: Seq[Span], logit_rows: Seq[int]) -> Tensor:
         assert self._diffusion is not None
