@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +20,9 @@ from api.app import create_app
 from api.settings import ApiSettings
 from tests.api.fakes import serving
 from tests.api.scripted_worker import wait_until
+from tests.stack import api_process
 from tests.valkey import Valkey
 from tests.worker_bench import MODEL, running_worker
-from worker.child_process import start_child
 from worker.wire import keys
 
 URL = "/v1/completions"
@@ -293,28 +291,17 @@ def test_what_is_wrong_with_an_upload_is_named(valkey: Valkey, tmp_path: Path) -
 def _api_process(
     server: Valkey, folder: Path
 ) -> Iterator[tuple[openai.OpenAI, subprocess.Popen[bytes]]]:
-    import socket
+    settings = {"FILES_DIR": str(folder / "files"), "API_KEY": "one"}
+    with (
+        api_process(server, **settings) as (url, process),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="one", max_retries=8) as client,
+    ):
+        wait_until(lambda: _is_up(url), "the API is up", 30)
+        yield client, process
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "api", "--port", str(port), "--redis-url", server.url,
-        "--files-dir", str(folder / "files"), "--api-key", "one",
-    ]  # fmt: skip
-    process = start_child(command, death_signal=signal.SIGKILL)
-    url = f"http://127.0.0.1:{port}"
 
-    def is_up() -> bool:
-        try:
-            return httpx.get(f"{url}/health").status_code == 200
-        except httpx.TransportError:
-            return False
-
+def _is_up(url: str) -> bool:
     try:
-        wait_until(is_up, "the API is up", 30)
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="one", max_retries=8) as client:
-            yield client, process
-    finally:
-        process.kill()
-        process.wait()
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -18,6 +18,7 @@ from typing import IO
 import pytest
 import redis
 
+from tests.valkey import free_port
 from worker.child_process import start_child
 
 WAIT_S = 30.0
@@ -28,7 +29,7 @@ class Served:
 
     def __init__(self, data_dir: Path, output: IO[bytes]) -> None:
         self.data_dir = data_dir
-        self.port = _free_port()
+        self.port = free_port()
         self._output = output
         environ = {
             **{key: value for key, value in os.environ.items() if not key.startswith("VDIFF_")},
@@ -88,12 +89,6 @@ def is_gone(pid: int) -> bool:
     except FileNotFoundError:
         return True
     return state == "Z"  # dead; whoever must collect it has not yet
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -188,7 +183,7 @@ def test_a_data_directory_is_used_by_one_server_only(data_dir: Path) -> None:
     try:
         while not (data_dir / "held").exists():
             time.sleep(0.01)
-        done = run_serve(VDIFF_DATA_DIR=str(data_dir), VDIFF_PORT=str(_free_port()))
+        done = run_serve(VDIFF_DATA_DIR=str(data_dir), VDIFF_PORT=str(free_port()))
     finally:
         holder.kill()
         holder.wait()
