@@ -130,6 +130,7 @@ class RedisPageStore(threading.Thread):
                 self._give_up(error)
             self._busy_since = None
         self._refuse()
+        self._pages.close()
 
     def _wait_for_work(self) -> bool:
         with self._changed:

@@ -110,6 +110,10 @@ class RedisPages:
             self._redis.delete(name)
         return lookup_s, page_s
 
+    def close(self) -> None:
+        """Give the connection back; the next call would make a new one."""
+        self._redis.close()
+
     def _put(self, digests: Sequence[bytes], *sealed: bytes) -> int:
         arguments = {"cap": self._cap_bytes, "share": MEMORY_SHARE}
         return int(self._call("put_pages", digests, *sealed, **arguments))

@@ -205,3 +205,19 @@ def test_one_slow_measurement_moves_the_costs_only_a_little(store: RedisPageStor
     store._costs = page_store.StoreCosts(1.0, 1.0)
     store._learn(page_s=1000.0)
     assert store._costs.page_s == pytest.approx(1.6)
+
+
+def test_a_store_that_has_stopped_holds_no_connection(valkey: Valkey) -> None:
+    client = valkey.connect()
+    client.client_setname("store")
+    store = RedisPageStore(pages_of(client))
+    store.start()
+    wait_for(lambda: store.costs is not None)
+    with valkey.connect() as other:
+        assert "store" in names_of_clients(other)
+        store.stop(WAIT_S)
+        wait_for(lambda: "store" not in names_of_clients(other))
+
+
+def names_of_clients(client: redis.Redis) -> list[str]:
+    return [each["name"] for each in client.client_list()]
