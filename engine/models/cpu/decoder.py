@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.models.cpu.attention import BLOCK, attend, keep
+from engine.models.cpu.attention_tiles import AT_ONCE
 from engine.models.cpu.bfloat16 import factors_for
 from engine.models.cpu.functions import gate, normalise, place_head
 from engine.models.cpu.kernel import kernel
@@ -183,7 +184,8 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
     queries = np.empty((num_rows, size), np.float32)
     out = np.empty((num_rows, size), np.float32)
     lows, ends = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
-    scores = np.empty(num_rows * (rows.ends.max() + 2 * BLOCK), np.float32)
+    num_scores = num_rows * max(size, rows.ends.max() + (AT_ONCE + 1) * BLOCK)
+    scores, room = np.empty(num_scores, np.float32), np.empty(num_scores, cache.keys.dtype)
     window, scale = weights.windows[layer], weights.scales[layer]
     norms = weights.head_norm[layer].reshape(-1)
     qkv, mixed = buffers.qkv.reshape(-1), buffers.mixed.reshape(-1)
@@ -217,9 +219,10 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
                     ends[count] = rows.ends[t]
                     count += 1
             attend(
-                queries[:count],
-                lows[:count],
-                ends[:count],
+                count,
+                queries,
+                lows,
+                ends,
                 rows.gaps[span],
                 blocks,
                 head,
@@ -227,7 +230,8 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
                 cache.keys[layer],
                 cache.values[layer],
                 scores,
-                out[:count],
+                room,
+                out,
             )
             for i in range(count):
                 t, g = start + i // group, head * group + i % group
