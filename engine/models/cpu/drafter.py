@@ -20,7 +20,7 @@ from engine.models.cpu.product import PANEL, Floats, num_products, pack_panels
 from engine.models.cpu.rows import num_scratch_blocks, pack_drafts
 from engine.models.cpu.sampling import Draws
 from engine.models.cpu.team import Team
-from engine.models.cpu.weights import choose_storage, to_array
+from engine.models.cpu.weights import choose_storage, join, to_array
 from engine.models.dflash import DFlashDrafter
 from engine.models.packing import Span
 
@@ -52,14 +52,14 @@ class DrafterKernels:
         own = _MAX_DRAFTS * num_scratch_blocks(config.block_size)
         self._kept = self.packed.new_cache(self._scratch + own)
         self._tapped = np.array(config.target_layer_ids, np.int64)
-        self._fc = self.packed.pack(to_array(drafter.fc.weight)).reshape(-1)
+        self._fc = join([self.packed.pack(to_array(drafter.fc.weight))])
         self._norm = to_array(drafter.hidden_norm.weight)
         self._markov: Markov | None = None
         if drafter.markov is not None:
             output = drafter.markov.lm_head.weight
             self._markov = Markov(
                 to_array(drafter.markov.embed_previous.weight),
-                pack_panels(to_array(output), choose_storage((), output)).reshape(-1),
+                join([pack_panels(to_array(output), choose_storage((), output))]),
             )
         drafter.layers = nn.ModuleList([Moved()])
 

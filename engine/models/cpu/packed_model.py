@@ -21,7 +21,7 @@ from engine.models.cpu.product import (
     num_products,
     pack_panels,
 )
-from engine.models.cpu.weights import Embedding, can_multiply_in, choose_storage, to_array
+from engine.models.cpu.weights import Embedding, can_multiply_in, choose_storage, join, to_array
 from engine.models.dflash import DFlashDrafter
 from engine.models.fused_drafter import FusedDraftLayer
 from engine.models.fused_layers import FusedLayer
@@ -106,7 +106,7 @@ class PackedLayers:
         return Cache(*kept, self._cos, self._sin)
 
     def _matrices(self, weights: Any) -> Panels:
-        return np.concatenate([self.pack(weight).reshape(-1) for weight in weights])
+        return join(self.pack(weight) for weight in weights)
 
     def pack(self, weight: Floats) -> Panels:
         return pack_panels(weight, self.storage)
@@ -167,7 +167,7 @@ class PackedModel:
             lambda positions: decoder.rotary_emb(head[:1].float(), positions[None]),
             choose_storage(layers, head),
         )
-        self.head = self.layers.pack(to_array(head)).reshape(-1)
+        self.head = join([self.layers.pack(to_array(head))])
         decoder.layers = nn.ModuleList([Moved()])
 
 
