@@ -12,7 +12,7 @@ from engine.request.options import GenerationOptions
 from engine.request.sampling_params import SamplingParams
 
 KERNELS = (
-    forwards.read_text, forwards.draft_blocks, forwards.draw_drafts,
+    forwards.read_text, forwards.draft_blocks,
     chain.draw_chains, sampling.draw_tokens,
 )
 engine = build_engine(EngineConfig(num_threads=1, max_model_len=256))

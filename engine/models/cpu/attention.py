@@ -18,7 +18,7 @@ from numba.extending import overload
 
 from engine.models.cpu.bfloat16 import factors_for, round_rows
 from engine.models.cpu.functions import LOWEST, soften
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel
 from engine.models.cpu.lanes import scale_into
 from engine.models.cpu.product import PANEL, multiply, multiply_panels
 from engine.models.cpu.tile import LANES, NARROW, TWO_NARROW
@@ -64,7 +64,7 @@ def _keep_pairs(key, value, v0, size, slot, head, num_heads, keys, values):
         kept[first + 2 * i] = halves[i]
 
 
-@kernel
+@inner_kernel
 def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, scores, out):
     """Rows of one span: queries and out [N, D], scaled; row n sees positions lows[n] to highs[n].
 
@@ -102,7 +102,7 @@ def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, sco
             scale_into(mixed, i, factor, mixed, i)
 
 
-@kernel
+@inner_kernel
 def _score(queries, first, last, blocks, head, num_heads, keys, scores):
     """Scores [N, positions of the blocks] of keys in blocks `first` to `last`."""
     factors, width = factors_for(queries, keys), (last - first) * BLOCK
@@ -132,7 +132,7 @@ def _score(queries, first, last, blocks, head, num_heads, keys, scores):
         )
 
 
-@kernel
+@inner_kernel
 def _weigh(num_rows, lows, highs, gap, start, width, scores):
     """Scores [N, width] of positions from `start` on become numerators; returns their sums, [N].
 
