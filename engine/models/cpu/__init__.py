@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import event
+
+from engine.models.cpu.collector_pause import CollectorPause
 
 
 def _cache_folder() -> str:
@@ -34,3 +37,4 @@ def _cache_folder() -> str:
 _config: Any = numba.config  # whose names are made as it is imported
 if not _config.CACHE_DIR:
     _config.CACHE_DIR = _cache_folder()
+event.register("numba:compile", CollectorPause())  # type: ignore[no-untyped-call]
