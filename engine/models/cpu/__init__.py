@@ -1,6 +1,6 @@
 """Whole forwards in machine code for CPUs: kernels that numba and LLVM compile on the machine.
 
-Compiled once and kept: some forty seconds at the first start. The folder is named by the sources,
+Compiled once and kept: some twelve seconds at the first start. The folder is named by the sources,
 because numba looks only at the file of each kernel, and a kernel holds code of others.
 """
 

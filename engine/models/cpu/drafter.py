@@ -61,6 +61,7 @@ class DrafterKernels:
                 to_array(drafter.markov.embed_previous.weight),
                 pack_panels(to_array(output), choose_storage((), output)).reshape(-1),
             )
+        self._no_drafts = self._drafts((), (), np.empty((0, 0), np.float32))
         drafter.layers = nn.ModuleList([Moved()])
 
     @property
@@ -84,10 +85,10 @@ class DrafterKernels:
 
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
         """One drafter forward over whole blocks: logits of the first masks of each."""
-        parts, nothing = [], self._drafts((), (), np.empty((0, 0), np.float32))
+        parts = []
         for part in _parts(blocks):
             args, head, cost = self._forward(blocks[part], lengths[part])
-            args += (self._markov, nothing, no_draws())
+            args += (self._markov, self._no_drafts, no_draws())
             self._team.run(draft_blocks, *args, num_products=cost)
             parts.append(self._logits(head))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

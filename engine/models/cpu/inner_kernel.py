@@ -2,7 +2,7 @@
 
 numba makes every function ready to be called from Python: it is optimised, translated and kept on
 disk, and then all of that is done again within whatever calls it, for a kernel holds the code of
-all that it calls. Two thirds of the time that kernels took to compile went there.
+all that it calls. Two fifths of the time that kernels took to compile went there.
 """
 
 from __future__ import annotations
