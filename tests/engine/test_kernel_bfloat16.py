@@ -12,18 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from engine.models.cpu.bfloat16 import round_rows
+from engine.models.cpu import bfloat16, product
 from engine.models.cpu.packed_model import PackedModel
-from engine.models.cpu.product import (
-    Floats,
-    Storage,
-    multiply,
-    multiply_panels,
-    num_products,
-    pack_panels,
-    project,
-)
+from engine.models.cpu.product import Floats, Storage, num_products, pack_panels
 from engine.models.cpu.tile import TWO_WIDE, WIDE
+from tests.engine.kernel_entries import entry
 from tests.engine.kernel_models import (
     MAKERS,
     eager,
@@ -37,6 +30,9 @@ from tests.engine.kernel_models import (
 from tests.engine.test_kernel_drafts import ANCHORS, LENGTHS, MIXED, block
 from tests.engine.test_kernel_forwards import LENGTHS as TEXTS
 from tests.engine.test_kernel_forwards import PLAN
+
+round_rows, multiply = entry(bfloat16.round_rows), entry(product.multiply)
+multiply_panels, project = entry(product.multiply_panels), entry(product.project)
 
 pytestmark = [needs_bfloat16_products, pytest.mark.usefixtures("all_helpers")]
 RANDOM = np.random.default_rng(0)

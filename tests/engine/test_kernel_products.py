@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.models.cpu.attention import attend, keep
-from engine.models.cpu.functions import exponential, gate, normalise, place_head, soften
+from engine.models.cpu import attention, functions, product
+from engine.models.cpu.attention import keep
 from engine.models.cpu.kernel import kernel
-from engine.models.cpu.product import (
-    Floats,
-    Storage,
-    is_bfloat16,
-    multiply,
-    multiply_panels,
-    pack_panels,
-    project,
-)
+from engine.models.cpu.product import Floats, Storage, is_bfloat16, pack_panels
 from engine.models.cpu.tile import TWO_WIDE, WIDE
+from tests.engine.kernel_entries import entry
 from tests.engine.kernel_models import needs_bfloat16_products
 
+attend, exponential, gate = map(entry, (attention.attend, functions.exponential, functions.gate))
+normalise, place_head, soften = map(
+    entry, (functions.normalise, functions.place_head, functions.soften)
+)
+multiply, multiply_panels, project = map(
+    entry, (product.multiply, product.multiply_panels, product.project)
+)
 RANDOM = np.random.default_rng(0)
 
 

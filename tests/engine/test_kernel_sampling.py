@@ -13,13 +13,15 @@ from torch import Tensor
 from engine.decoding.noise import gumbel
 from engine.decoding.sampler import processed_logprobs, sample
 from engine.decoding.sampling_table import SamplingTable
-from engine.models.cpu.draft_noise import add_noise
+from engine.models.cpu import draft_noise
 from engine.models.cpu.draws import KernelDraws
 from engine.models.cpu.sampling import Draws, draw_tokens
 from engine.models.pick import Pick
 from engine.request.sampling_params import SamplingParams
 from engine.request.sequence import Sequence
+from tests.engine.kernel_entries import entry
 
+add_noise = entry(draft_noise.add_noise)
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 1.0},

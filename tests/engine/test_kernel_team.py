@@ -14,23 +14,27 @@ import numpy as np
 import pytest
 import torch
 
-from engine.models.cpu.team import Member, Team, begin, leave, meet, share
+from engine.models.cpu import team as kernels
+from engine.models.cpu.team import Member, Team
+from tests.engine.kernel_entries import entry
 from tests.engine.kernel_models import load_runner, make_texts, read, save_kind
 
 pytestmark = pytest.mark.usefixtures("all_helpers")
 
 COUNTERS = np.zeros(17, np.int64), np.zeros(32, np.int64)
+begin, leave, meet, share = map(entry, (kernels.begin, kernels.leave, kernels.meet, kernels.share))
 LARGE = 10**9  # multiply-adds: worth a helper
 EXIT = """
 import sys
+from numba import njit
 from engine.models.cpu.team import Team, begin, leave
 
-def kernel(member):
-    begin(member)
-    leave(member, 1)
+@njit(nogil=True)
+def come_and_go(member):
+    leave(member, begin(member))
 
 team = Team(3)
-team.run(kernel, num_products=10**9)
+team.run(come_and_go, num_products=10**9)
 print("done", flush=True)
 """
 

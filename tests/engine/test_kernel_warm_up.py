@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
-SERVE = """
+BUILD = """
+from numba.core.event import install_recorder
 from engine.build import EngineConfig, build_engine
 from engine.models.cpu import chain, forwards, sampling
 from engine.request.options import GenerationOptions
 from engine.request.sampling_params import SamplingParams
 
 KERNELS = (
-    forwards.read_text, forwards.draft_blocks, forwards.draw_drafts,
+    forwards.read_text, forwards.draft_blocks,
     chain.draw_chains, sampling.draw_tokens,
 )
-engine = build_engine(EngineConfig(num_threads=1, max_model_len=256))
+with install_recorder("numba:compile") as compiled:
+    engine = build_engine(EngineConfig(num_threads=1, max_model_len=256))
+print(len(compiled.buffer))
+"""
+SERVE = (
+    BUILD
+    + """
 before = [len(kernel.overloads) for kernel in KERNELS]
 requests = {
     "greedy": SamplingParams(temperature=0.0, max_tokens=8),
@@ -34,11 +43,25 @@ assert engine._runner.uses_kernels
 after = [len(kernel.overloads) for kernel in KERNELS]
 assert before == after == [1] * len(KERNELS), (before, after)
 """
+)
 
 
-def test_what_a_request_needs_is_ready_when_the_engine_is_built() -> None:
-    # In a process of its own: in this one, other tests have called the kernels.
+def test_what_a_request_needs_is_ready_when_the_engine_is_built_and_compiled_but_once(
+    tmp_path: Path,
+) -> None:
+    # In processes of their own: in this one, other tests have called the kernels.
+    assert num_compiled(SERVE, tmp_path) > 0
+    assert num_compiled(BUILD, tmp_path) == 0
+
+
+def num_compiled(script: str, cache: Path) -> int:
+    """How many functions are compiled until the engine is built; then it may serve."""
     done = subprocess.run(
-        [sys.executable, "-c", SERVE], capture_output=True, text=True, timeout=170
+        [sys.executable, "-c", script],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=170,
     )
     assert done.returncode == 0, done.stderr
+    return int(done.stdout)

@@ -1,6 +1,6 @@
 """Whole forwards in machine code for CPUs: kernels that numba and LLVM compile on the machine.
 
-Compiled once and kept: some forty seconds at the first start. The folder is named by the sources,
+Compiled once and kept: some twelve seconds at the first start. The folder is named by the sources,
 because numba looks only at the file of each kernel, and a kernel holds code of others.
 """
 
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import event
+
+from engine.models.cpu.collector_pause import CollectorPause
 
 
 def _cache_folder() -> str:
@@ -34,3 +37,4 @@ def _cache_folder() -> str:
 _config: Any = numba.config  # whose names are made as it is imported
 if not _config.CACHE_DIR:
     _config.CACHE_DIR = _cache_folder()
+event.register("numba:compile", CollectorPause())  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from numba.extending import overload
 from engine.models.cpu.attention_tiles import AT_ONCE, mixture_tile, rows_of_a_tile, score_tile
 from engine.models.cpu.bfloat16 import nearest, round_into
 from engine.models.cpu.functions import LOWEST, soften
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel
 from engine.models.cpu.lanes import scale_into
 from engine.models.cpu.product import PANEL
 from engine.models.cpu.tile import LANES
@@ -74,7 +74,7 @@ def _num_in(kept):
     return (lambda kept: 2) if kept.dtype == types.uint32 else (lambda kept: 1)
 
 
-@kernel
+@inner_kernel
 def attend(
     num_rows, queries, lows, highs, gap, blocks, head, num_heads, keys, values, scores, room, out
 ):
@@ -95,7 +95,7 @@ def attend(
     _mix(num_rows, totals, first, last, blocks, head, num_heads, values, scores, room, width, out)
 
 
-@kernel
+@inner_kernel
 def _score(num_rows, queries, first, last, blocks, head, num_heads, keys, scores, room, width):
     """Scores [N, width] of keys in blocks `first` to `last`, and of the last one again."""
     flat = round_into(queries.reshape(-1), num_rows * queries.shape[1], room)
@@ -112,7 +112,7 @@ def _score(num_rows, queries, first, last, blocks, head, num_heads, keys, scores
             m += count
 
 
-@kernel
+@inner_kernel
 def _mix(num_rows, totals, first, last, blocks, head, num_heads, values, scores, room, width, out):
     """Values weighed by their scores, by the sums of these: out [N, D]."""
     for n in range(num_rows):
@@ -133,7 +133,7 @@ def _mix(num_rows, totals, first, last, blocks, head, num_heads, values, scores,
             m += count
 
 
-@kernel
+@inner_kernel
 def _weigh(num_rows, lows, highs, gap, start, width, scores):
     """Scores [N, width] of positions from `start` on become numerators; returns their sums, [N].
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from numba import types
 from numba.extending import intrinsic
 
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel
 from engine.models.cpu.tile import (
     FLOATS,
     INT64,
@@ -32,7 +32,7 @@ _NUM_ROWS = (8, 4, 2, 1)
 _NUM_VECTORS = (4, 2)
 
 
-@kernel
+@inner_kernel
 def rows_of_a_tile(left):
     """How many of the rows that are left the next tile takes."""
     return 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1

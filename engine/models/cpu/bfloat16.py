@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel
 
 
 class _BFloat16(ir.Type):  # type: ignore[misc] # llvmlite has no types
@@ -59,7 +59,7 @@ def nearest(typing_context, x):
     return types.uint16(types.float32), generate
 
 
-@kernel
+@inner_kernel
 def round_rows(x):
     """Rows [T, D] of float32 as pairs of bfloat16, [T, ceil(D / 2)]; 0 fills the last one up."""
     num_rows, size = x.shape

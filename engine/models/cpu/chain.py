@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.models.cpu.decoder import Ints
 from engine.models.cpu.functions import larger
-from engine.models.cpu.kernel import kernel, reordering_kernel
+from engine.models.cpu.kernel import inner_kernel, kernel, reordering_kernel
 from engine.models.cpu.product import PANEL, Floats, Panels, project
 from engine.models.cpu.team import begin, leave, meet, share
 
@@ -35,11 +35,10 @@ class Drafts(NamedTuple):
 @kernel
 def draw_chains(member, scores, markov, drafts):
     """The most likely tokens of all drafts; scores: [R, V], as the logits of `draw`."""
-    begin(member)
-    leave(member, draw(member, scores, markov, drafts, 1))
+    leave(member, draw(member, scores, markov, drafts, begin(member)))
 
 
-@kernel
+@inner_kernel
 def draw(member, logits, markov, drafts, barrier):
     """The most likely tokens by logits, noise and what the token before says.
 
@@ -54,13 +53,13 @@ def draw(member, logits, markov, drafts, barrier):
     features = np.empty((num_drafts, rank), np.float32)
     bias = np.empty((num_drafts, (end - first) * PANEL), np.float32)
     alive, previous = np.empty(num_drafts, np.int64), drafts.anchors.copy()
-    place = 0
-    while True:
+    for place in range(drafts.drawn.shape[0]):
         count = _go_on(drafts.starts, place, alive)
         if count == 0:
-            return barrier
+            break
         for i in range(count):
-            features[i] = markov.embedding[previous[alive[i]]]
+            for k in range(rank):
+                features[i, k] = markov.embedding[previous[alive[i]], k]
         part, width = bias[:count], bias.shape[1]
         project(features[:count], markov.head, first, part, width, 0, end - first, 0)
         # Two rooms in turn: who is slow to read the one is not waited for before the next meeting.
@@ -76,10 +75,10 @@ def draw(member, logits, markov, drafts, barrier):
             previous[alive[i]] = token
             if member.rank == 0:
                 drafts.drawn[drafts.starts[alive[i]] + place] = token
-        place += 1
+    return barrier
 
 
-@kernel
+@inner_kernel
 def _go_on(starts, place, alive):
     """Write down which drafts have so many tokens and one more; returns how many do."""
     count = 0
@@ -90,7 +89,7 @@ def _go_on(starts, place, alive):
     return count
 
 
-@kernel
+@inner_kernel
 def _agreed(member, sums, tokens):
     """The token with the largest sum that any member has found, of equals the first."""
     finder = 0

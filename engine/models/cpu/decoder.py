@@ -11,7 +11,7 @@ from engine.models.cpu.attention import BLOCK, attend, keep
 from engine.models.cpu.attention_tiles import AT_ONCE
 from engine.models.cpu.bfloat16 import factors_for
 from engine.models.cpu.functions import gate, normalise, place_head
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel
 from engine.models.cpu.lanes import scale_into
 from engine.models.cpu.product import PANEL, Floats, Panels, multiply_panels, project
 from engine.models.cpu.team import meet, share
@@ -90,7 +90,7 @@ class Cache(NamedTuple):
     sin: Floats
 
 
-@kernel
+@inner_kernel
 def run_layers(member, shape, weights, rows, cache, buffers, taps, tapped, barrier):
     """All layers over buffers.x, in place; what the layers `taps` put out goes to `tapped`.
 
@@ -118,11 +118,13 @@ def run_layers(member, shape, weights, rows, cache, buffers, taps, tapped, barri
         for i in range(taps.shape[0]):
             if taps[i] == layer:
                 first, end = share(num_rows, member)
-                tapped[first:end, i * hidden : (i + 1) * hidden] = x[first:end]
+                for t in range(first, end):
+                    for column in range(hidden):
+                        tapped[t, i * hidden + column] = x[t, column]
     return barrier
 
 
-@kernel
+@inner_kernel
 def write_logits(member, x, weights, head, barrier):
     """The output head over the normed rows that are chosen of x; returns the next barrier."""
     normed = np.empty((head.chosen.shape[0], x.shape[1]), np.float32)
@@ -131,14 +133,14 @@ def write_logits(member, x, weights, head, barrier):
     return meet(member, barrier)
 
 
-@kernel
+@inner_kernel
 def _project(member, x, w, layer, num_out, out, adds):
     num_panels = num_out // PANEL
     first, end = share(num_panels, member)
     project(x, w, layer * num_panels, out, num_out, first, end, adds)
 
 
-@kernel
+@inner_kernel
 def _feed_forward(member, normed, layer, shape, gate_up, active):
     """silu(gate) * up into `active` [T, I], two panels at a time."""
     factors = factors_for(normed, gate_up)
@@ -156,7 +158,7 @@ def _feed_forward(member, normed, layer, shape, gate_up, active):
         gate(pairs, panel, out)
 
 
-@kernel
+@inner_kernel
 def _keep(member, layer, shape, weights, rows, cache, qkv):
     """Add the biases, and keep all keys and values."""
     q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
@@ -166,7 +168,7 @@ def _keep(member, layer, shape, weights, rows, cache, qkv):
     keep_heads(member, layer, shape, weights, rows, cache, qkv, q_size, q_size + kv_size)
 
 
-@kernel
+@inner_kernel
 def _add_biases(member, shape, rows, biases, qkv):
     """Those of a span's head of keys and of its queries at a time, as they are kept and read."""
     size, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
@@ -183,7 +185,7 @@ def _add_biases(member, shape, rows, biases, qkv):
                 qkv[t, v0 + i] += biases[v0 + i]
 
 
-@kernel
+@inner_kernel
 def _attend(member, layer, shape, weights, rows, cache, buffers):
     """Attend with the queries that share keys: a span's head of keys at a time."""
     size, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
@@ -248,7 +250,7 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
                     scale_into(found, i * size + at, np.float32(1.0), mixed, place)
 
 
-@kernel
+@inner_kernel
 def keep_heads(member, layer, shape, weights, rows, cache, projected, keys_at, values_at):
     """Write keys and values of all rows, a span's head at a time.
 

@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from engine.models.cpu.filters import find_peaks, survivors
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel
 from engine.models.cpu.noise import negated_uniform, negated_uniforms
 from engine.models.cpu.sampling import noise_of
 
@@ -26,7 +26,7 @@ _MANTISSA = np.int32(23)
 _S3, _S5, _S7, _S9 = (np.float32(1 / n) for n in (3, 5, 7, 9))
 
 
-@kernel
+@inner_kernel
 def add_noise(logits, draws, first, end, out):
     """T * G of rows `first` to `end` into out [R, V or more]; -inf where the filters refuse."""
     size = draws.vocab_size
@@ -52,13 +52,13 @@ def add_noise(logits, draws, first, end, out):
                 _fill(size, reals[0], noise, own)
 
 
-@kernel
+@inner_kernel
 def _scatter(ids, count, temperature, noise, out):
     for i in range(count):
         out[ids[i]] = temperature * _gumbel(negated_uniform(noise, ids[i]))
 
 
-@kernel
+@inner_kernel
 def _fill(size, temperature, noise, out):
     words, uniforms = np.empty((4, _BLOCKS), np.uint32), np.empty((_BLOCKS, 4), np.float32)
     flat = uniforms.reshape(-1)
@@ -85,7 +85,7 @@ def _of_bits(typing_context, bits):
     return types.float32(types.int32), generate
 
 
-@kernel
+@inner_kernel
 def _gumbel(negated):
     """-log(-log(1 - u)) of -u."""
     rest = _ONE + negated
@@ -94,7 +94,7 @@ def _gumbel(negated):
     return -_log(-negated if rest == _ONE else -rate)
 
 
-@kernel
+@inner_kernel
 def _log(x):
     """Natural logarithm of a positive, normal float32: 2 artanh(s), s = (m - 1) / (m + 1)."""
     exponent = (_bits_of(x) - _TWO_THIRDS) >> _MANTISSA

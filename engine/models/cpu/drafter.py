@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.chain import Drafts, Markov, draw_chains
 from engine.models.cpu.decoder import Cache, Shape, Weights, new_buffers
-from engine.models.cpu.draws import part_of
-from engine.models.cpu.forwards import Head, Taps, draft_blocks, draw_drafts, new_head
+from engine.models.cpu.draws import no_draws, part_of
+from engine.models.cpu.forwards import Head, Taps, draft_blocks, new_head
 from engine.models.cpu.packed_model import Moved, PackedLayers, PackedModel
 from engine.models.cpu.product import PANEL, Floats, num_products, pack_panels
 from engine.models.cpu.rows import num_scratch_blocks, pack_drafts
@@ -61,6 +61,7 @@ class DrafterKernels:
                 to_array(drafter.markov.embed_previous.weight),
                 join([pack_panels(to_array(output), choose_storage((), output))]),
             )
+        self._no_drafts = self._drafts((), (), np.empty((0, 0), np.float32))
         drafter.layers = nn.ModuleList([Moved()])
 
     @property
@@ -87,6 +88,7 @@ class DrafterKernels:
         parts = []
         for part in _parts(blocks):
             args, head, cost = self._forward(blocks[part], lengths[part])
+            args += (self._markov, self._no_drafts, no_draws())
             self._team.run(draft_blocks, *args, num_products=cost)
             parts.append(self._logits(head))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -105,7 +107,8 @@ class DrafterKernels:
             drafts = self._drafts(lengths[part], anchors, noise)
             cost += len(head.chosen) * num_products(self._markov.head)
             own = part_of(draws, part) if len(blocks) > _MAX_DRAFTS else draws
-            self._team.run(draw_drafts, *args, self._markov, drafts, own, num_products=cost)
+            args += (self._markov, drafts, own)
+            self._team.run(draft_blocks, *args, num_products=cost)
             parts.append(self._logits(head))
             tokens += _tokens(drafts)
         return (parts[0] if len(parts) == 1 else torch.cat(parts)), tokens
@@ -125,7 +128,7 @@ class DrafterKernels:
         return Drafts(
             self._model.vocab_size,
             starts,
-            np.array(anchors),
+            np.array(anchors, np.int64),
             noise,
             np.empty(starts[-1], np.int64),
             np.empty(room, np.float32),

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from engine.models.cpu.functions import exponential, larger
-from engine.models.cpu.kernel import kernel, reordering_kernel
+from engine.models.cpu.kernel import inner_kernel, reordering_kernel
 from engine.models.cpu.product import PANEL
 
 _ROOM = 1e-3
 """By which a bound on logarithms is lowered: more than its rounding."""
 
 
-@kernel
+@inner_kernel
 def has_odd(row):
     """Whether an entry is no number."""
     count = np.int32(0)
@@ -26,7 +26,7 @@ def has_odd(row):
     return count > 0
 
 
-@kernel
+@inner_kernel
 def find_peaks(row, width, peaks):
     """The largest value of each `width` entries, into peaks; returns where the largest of all is.
 
@@ -46,7 +46,7 @@ def find_peaks(row, width, peaks):
     return 0
 
 
-@kernel
+@inner_kernel
 def survivors(row, largest, temperature, top_k, top_p, log_min_p, ids, values):
     """The tokens that the filters let through, rising; returns how many, written to ids [V].
 
@@ -82,7 +82,7 @@ def survivors(row, largest, temperature, top_k, top_p, log_min_p, ids, values):
     return count
 
 
-@kernel
+@inner_kernel
 def threshold(values, masses, count, target):
     """The highest value at and above which there is a mass of `target`; else the lowest value.
 
@@ -120,7 +120,7 @@ def threshold(values, masses, count, target):
     return pivot
 
 
-@kernel
+@inner_kernel
 def _gather(row, peaks, largest, temperature, cut, ids, values):
     """Scaled values that are finite and not below the cut, and their tokens."""
     count = 0
@@ -135,7 +135,7 @@ def _gather(row, peaks, largest, temperature, cut, ids, values):
     return count
 
 
-@kernel
+@inner_kernel
 def _keep(ids, values, count, lowest):
     """Move those not below `lowest` to the front, in order; returns how many they are."""
     kept = 0

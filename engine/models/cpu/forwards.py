@@ -11,7 +11,7 @@ from engine.models.cpu.chain import draw
 from engine.models.cpu.decoder import Ints, keep_heads, run_layers, write_logits
 from engine.models.cpu.draft_noise import add_noise
 from engine.models.cpu.functions import normalise
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel, kernel
 from engine.models.cpu.product import PANEL, Floats, Panels, project
 from engine.models.cpu.sampling import draw_tokens
 from engine.models.cpu.team import begin, leave, meet, share
@@ -59,8 +59,9 @@ def read_text(
     draws,
 ):
     """All layers, logits of some rows, their tokens, and the drafter's context of every row."""
-    begin(member)
-    barrier = run_layers(member, shape, weights, rows, cache, buffers, taps.layers, taps.hidden, 1)
+    tapped = taps.layers, taps.hidden
+    barrier = begin(member)
+    barrier = run_layers(member, shape, weights, rows, cache, buffers, *tapped, barrier)
     barrier = write_logits(member, buffers.x, weights, head, barrier)
     first, end = share(draws.drawn.shape[0], member)
     draw_tokens(head.logits, draws, first, end)
@@ -72,29 +73,25 @@ def read_text(
 
 
 @kernel
-def draft_blocks(member, shape, weights, rows, cache, buffers, head):
-    """The drafter over its blocks; logits of the wanted masks."""
-    begin(member)
-    nothing, room = np.empty(0, np.int64), np.empty((0, 0), np.float32)
-    barrier = run_layers(member, shape, weights, rows, cache, buffers, nothing, room, 1)
-    leave(member, write_logits(member, buffers.x, weights, head, barrier))
+def draft_blocks(member, shape, weights, rows, cache, buffers, head, markov, drafts, draws):
+    """The drafter over its blocks: logits of the wanted masks, and the tokens of the drafts.
 
-
-@kernel
-def draw_drafts(member, shape, weights, rows, cache, buffers, head, markov, drafts, draws):
-    """As `draft_blocks`, and the tokens of the drafts; `drafts.noise` is made on the way."""
-    begin(member)
+    `drafts.noise` is made on the way. Of a drafter without a Markov head None is drawn.
+    """
+    barrier = begin(member)
     nothing, room = np.empty(0, np.int64), np.empty((0, 0), np.float32)
-    barrier = run_layers(member, shape, weights, rows, cache, buffers, nothing, room, 1)
+    barrier = run_layers(member, shape, weights, rows, cache, buffers, nothing, room, barrier)
     barrier = write_logits(member, buffers.x, weights, head, barrier)
-    if drafts.noise.shape[0]:
-        first, end = share(head.logits.shape[0], member)
-        add_noise(head.logits, draws, first, end, drafts.noise)
-        barrier = meet(member, barrier)
-    leave(member, draw(member, head.logits, markov, drafts, barrier))
+    if markov is not None:
+        if drafts.noise.shape[0]:
+            first, end = share(head.logits.shape[0], member)
+            add_noise(head.logits, draws, first, end, drafts.noise)
+            barrier = meet(member, barrier)
+        barrier = draw(member, head.logits, markov, drafts, barrier)
+    leave(member, barrier)
 
 
-@kernel
+@inner_kernel
 def _write_context(member, shape, weights, rows, cache, taps, barrier):
     """Keys and values of every drafter layer, from the tapped hidden states of every row."""
     hidden = shape.hidden

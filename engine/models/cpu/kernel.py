@@ -5,14 +5,26 @@ Python's division looks for zeros, and a loop that may raise is never made into 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from numba import njit
 
-kernel: Any = njit(nogil=True, cache=True, error_model="numpy")
-"""For code whose every result is to be the same however it is called."""
+from engine.models.cpu.inner_kernel import InnerKernel
+from engine.models.cpu.kernel_cache import KernelCache
 
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 _LIBERTIES = {"reassoc", "contract", "arcp", "nsz", "nnan"}  # infinities stay: bans are such
 
-reordering_kernel: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath=_LIBERTIES)
-"""May add in another order: for loops whose length no batch changes."""
+inner_kernel: Any = partial(InnerKernel, options=_OPTIONS)
+"""For what kernels alone call, and whose every result is to be the same however it is called."""
+
+reordering_kernel: Any = partial(InnerKernel, options={**_OPTIONS, "fastmath": _LIBERTIES})
+"""An inner one that may add in another order: for loops whose length no batch changes."""
+
+
+def kernel(function: Any) -> Any:
+    """For what Python calls."""
+    compiled: Any = njit(**_OPTIONS)(function)
+    compiled._cache = KernelCache(function)  # type: ignore[no-untyped-call]
+    return compiled

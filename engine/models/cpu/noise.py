@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.decoding.noise import KEY_STEPS, MULTIPLIERS, NUM_ROUNDS
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel, kernel
 
 _MULTIPLIER_0, _MULTIPLIER_1 = (np.uint64(number) for number in MULTIPLIERS)
 _KEY_STEP_0, _KEY_STEP_1 = (np.uint32(number) for number in KEY_STEPS)
@@ -45,7 +45,7 @@ def fill_with_negated_uniforms(seeds, prompts, choices, positions, out):
         negated_uniforms(number, 0, words, out[row])
 
 
-@kernel
+@inner_kernel
 def negated_uniforms(number, first_block, words, out):
     """-u of a row's words from block `first_block` on, out: [blocks, 4] float32.
 
@@ -72,7 +72,7 @@ def negated_uniforms(number, first_block, words, out):
             out[block, lane] = max(uniform, _LOWEST)
 
 
-@kernel
+@inner_kernel
 def negated_uniform(number, token):
     """-u of one token's word."""
     seed = np.uint64(number[0])

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.models.cpu.bfloat16 import factors_for
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel
 from engine.models.cpu.tile import LANES, TWO_WIDE, WIDE, make_tile
 
 Floats = npt.NDArray[np.float32]
@@ -58,7 +58,7 @@ def is_bfloat16(weight: Floats) -> bool:
     return not bool(np.any(np.ascontiguousarray(weight).view(np.uint32) & 0xFFFF))
 
 
-@kernel
+@inner_kernel
 def multiply(shape, a, a0, lda, num_rows, w, w0, ldw, apart, depth, c, c0, ldc, adds):
     """Rows times a shape's columns; see `make_tile` for the arguments: a, w and c are flat."""
     # Eight rows have sums enough with half of the columns, which then stay in the nearest cache.
@@ -83,7 +83,7 @@ def multiply(shape, a, a0, lda, num_rows, w, w0, ldw, apart, depth, c, c0, ldc, 
         _tile_1(shape, a, a1, lda, w, w0, ldw, apart, depth, c, c1, ldc, adds)
 
 
-@kernel
+@inner_kernel
 def multiply_panels(a, a0, lda, num_rows, w, w0, ldw, apart, depth, c, c0, ldc, count, adds):
     """Rows times `count` panels, each `apart` from the one before it."""
     for panel in range(0, count, 2):
@@ -92,7 +92,7 @@ def multiply_panels(a, a0, lda, num_rows, w, w0, ldw, apart, depth, c, c0, ldc, 
         multiply(shape, a, a0, lda, num_rows, w, w1, ldw, apart, depth, c, c1, ldc, adds)
 
 
-@kernel
+@inner_kernel
 def project(x, w, start, out, num_out, first, end, adds):
     """Panels `first` to `end` of rows x times a packed weight -> those columns of out.
 

@@ -15,7 +15,7 @@ from engine.decoding.noise import MAX_CHOICE
 from engine.models.cpu.decoder import Ints
 from engine.models.cpu.filters import find_peaks, has_odd, survivors
 from engine.models.cpu.functions import larger
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel, kernel
 from engine.models.cpu.noise import negated_uniform, negated_uniforms
 from engine.models.cpu.product import Floats
 
@@ -62,7 +62,7 @@ def draw_tokens(logits, draws, first, end):
             )
 
 
-@kernel
+@inner_kernel
 def _draw(row, draws, pick, place, peaks, ids, values):
     wholes = draws.wholes[pick]
     is_greedy = wholes[4] != 0
@@ -87,7 +87,7 @@ def _draw(row, draws, pick, place, peaks, ids, values):
     return _race(row, best, temperature, lowest, noise)
 
 
-@kernel
+@inner_kernel
 def noise_of(draws, pick, place):
     """What the noise of a pick's row hangs on."""
     wholes = draws.wholes[pick]
@@ -96,7 +96,7 @@ def noise_of(draws, pick, place):
     return wholes[0], wholes[1], stream, max(draws.positions[pick] + place, 0)
 
 
-@kernel
+@inner_kernel
 def _race(row, best, temperature, lowest, noise):
     """The token with the highest noisy score, of those not below `lowest`."""
     size = row.shape[0]
@@ -112,7 +112,8 @@ def _race(row, best, temperature, lowest, noise):
         part, own = row[start : start + _CHUNK], flat[offset : offset + _CHUNK]
         if start + _CHUNK > size:
             padded[:] = _NONE
-            padded[: size - start] = row[start:size]
+            for i in range(size - start):
+                padded[i] = row[start + i]
             part = padded
         if np.float64(_bound(part, largest, factor, own, bounds)) < most:
             continue
@@ -128,7 +129,7 @@ def _race(row, best, temperature, lowest, noise):
     return token
 
 
-@kernel
+@inner_kernel
 def _bound(part, largest, factor, uniforms, bounds):
     """What no score is above, for each of 128 tokens; returns the highest."""
     bits, most = uniforms.view(np.int32), _NONE
@@ -140,7 +141,7 @@ def _bound(part, largest, factor, uniforms, bounds):
     return most
 
 
-@kernel
+@inner_kernel
 def _race_of(ids, values, count, noise):
     """The same among few tokens, which rise."""
     most, token = -np.inf, ids[0]
@@ -151,13 +152,13 @@ def _race_of(ids, values, count, noise):
     return token
 
 
-@kernel
+@inner_kernel
 def _gumbel(negated):
     """-log(-log(1 - u)) in double precision, of -u."""
     return -np.log(-np.log1p(np.float64(negated)))
 
 
-@kernel
+@inner_kernel
 def _first_odd(row):
     for i in range(row.shape[0]):
         if row[i] != row[i]:

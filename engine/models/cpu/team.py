@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from engine.models.cpu.atomics import add, load, pause, sleep_while, store, wake
 from engine.models.cpu.attendance import Attendance
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel, kernel
 
 _SPINS = 2000
 """Looks at a barrier before its thread sleeps: about 50 microseconds on x86."""
@@ -44,18 +44,19 @@ class Member(NamedTuple):
     bells: npt.NDArray[np.int64]  # [size of the whole team * 32]
 
 
-@kernel
+@inner_kernel
 def begin(member):
-    """Let the helpers come: what a kernel does first of all.
+    """Let the helpers come: what a kernel does first of all. Returns its first barrier's number.
 
     Only now has the calling thread let go of Python's lock, which each of them needs on its way.
     """
     if member.rank == 0:
         for rank in range(1, member.size):
             _ring(member.bells, rank)
+    return 1
 
 
-@kernel
+@inner_kernel
 def leave(member, number):
     """The last barrier, `number`; a helper then looks out for the next kernel for a while.
 
@@ -91,7 +92,7 @@ def _listen(bells, rank, heard):
     return load(bells, place)
 
 
-@kernel
+@inner_kernel
 def meet(member, number):
     """Wait until all of the team have come to barrier `number` (1, 2, ...); returns the next.
 
@@ -121,7 +122,7 @@ def meet(member, number):
     return number + 1
 
 
-@kernel
+@inner_kernel
 def share(count, member):
     """First and end of one member's part of `count` things."""
     return count * member.rank // member.size, count * (member.rank + 1) // member.size
