@@ -75,8 +75,15 @@ class KernelDraws:
 
     def drawn(self, draws: Draws) -> list[list[int]]:
         """What a forward has drawn, by pick."""
-        token_ids: list[int] = draws.drawn.tolist()
-        return [token_ids[first:end] for first, end in pairwise(draws.starts.tolist())]
+        return tokens_of(draws)
+
+
+def tokens_of(draws: Draws) -> list[list[int]]:
+    """What was drawn, by pick."""
+    token_ids: list[int] = draws.drawn.tolist()
+    if len(draws.positions) == 1:
+        return [token_ids]
+    return [token_ids[first:end] for first, end in pairwise(draws.starts.tolist())]
 
 
 def no_draws() -> Draws:
