@@ -25,12 +25,13 @@ def valkey_server() -> Iterator[Valkey]:
 
 
 @pytest.fixture
-def valkey(valkey_server: Valkey) -> Valkey:
+def valkey(valkey_server: Valkey) -> Iterator[Valkey]:
     """The run's server, emptied, with no script loaded."""
     with valkey_server.connect() as client:
         client.flushall()
         client.script_flush()
-    return valkey_server
+    yield valkey_server
+    valkey_server.close_clients()
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ class Valkey:
         self._auth: dict[str, Any] = {"username": "admin", "password": password} if password else {}
         self.port = free_port() if tcp else 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._clients: list[redis.Redis] = []
         (folder / "conf").write_text(CONF.format(folder=folder, port=self.port) + conf)
 
     @property
@@ -81,7 +82,13 @@ class Valkey:
         self._process.send_signal(signum)
 
     def connect(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=f"{self.folder}/s", **self._auth)
+        self._clients.append(redis.Redis(unix_socket_path=f"{self.folder}/s", **self._auth))
+        return self._clients[-1]
+
+    def close_clients(self) -> None:
+        """Close what `connect` gave out: the collector would warn in the midst of another test."""
+        while self._clients:
+            self._clients.pop().close()
 
     def connect_async(self) -> redis.asyncio.Redis:
         return redis.asyncio.Redis(unix_socket_path=f"{self.folder}/s", **self._auth)
@@ -97,6 +104,7 @@ def running_valkey(*, tcp: bool = False, conf: str = "", password: str = "") -> 
         try:
             yield server
         finally:
+            server.close_clients()
             server.kill()
 
 

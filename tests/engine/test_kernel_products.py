@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from engine.models.cpu.product import (
     pack_panels,
     project,
 )
-from engine.models.cpu.tile import NARROW, TWO_NARROW, TWO_WIDE, WIDE
+from engine.models.cpu.tile import TWO_WIDE, WIDE
 from tests.engine.kernel_models import needs_bfloat16_products
 
 RANDOM = np.random.default_rng(0)
@@ -39,7 +41,7 @@ def halves(array: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
 @pytest.mark.parametrize("is_half", [True, False], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize(
     ("shape", "starts"),
-    [(NARROW, [0]), (WIDE, [0, 16]), (TWO_NARROW, [0, -31]), (TWO_WIDE, [0, 16, 37, 53])],
+    [(WIDE, [0, 16]), (TWO_WIDE, [0, 16, 37, 53])],
 )
 def test_a_product_of_any_number_of_rows_is_numpys_and_touches_nothing_beside_it(
     shape: int, starts: list[int], is_half: bool
@@ -72,12 +74,11 @@ def test_a_column_is_the_same_bits_in_a_tile_of_any_shape(num_rows: int) -> None
     together = np.empty(num_rows * 160, np.float32)
     size = depth * 32
     multiply_panels(a, 0, depth, num_rows, w, 0, 32, size, depth, together, 0, 160, 5, 0)
-    for shape, width in ((NARROW, 16), (WIDE, 32)):
-        alone = np.empty(num_rows * 160, np.float32)
-        for column in range(0, 160, width):
-            start = column // 32 * size + column % 32
-            multiply(shape, a, 0, depth, num_rows, w, start, 32, 0, depth, alone, column, 160, 0)
-        assert np.array_equal(alone, together)
+    alone = np.empty(num_rows * 160, np.float32)
+    for panel in range(5):
+        start, column = panel * size, panel * 32
+        multiply(WIDE, a, 0, depth, num_rows, w, start, 32, 0, depth, alone, column, 160, 0)
+    assert np.array_equal(alone, together)
 
 
 @pytest.mark.parametrize("num_out", [32, 64, 80, 500])
@@ -156,9 +157,37 @@ def keep_all(k, v, slots, head, num_heads, keys, values):  # type: ignore[no-unt
         keep(k[i], v.reshape(-1), i * size, size, slots[i], head, num_heads, keys, values)
 
 
-@pytest.mark.parametrize(
+IN_PAIRS = pytest.mark.parametrize(
     "in_pairs", [False, pytest.param(True, marks=needs_bfloat16_products)], ids=["floats", "pairs"]
 )
+
+
+def attended(
+    queries: Floats,
+    highs: Any,
+    gap: Any,
+    blocks: Any,
+    head: int,
+    heads: int,
+    keys: Any,
+    values: Any,
+) -> Floats:
+    num_rows, size = queries.shape
+    out, lows = np.empty((num_rows, size), np.float32), np.zeros(num_rows, np.int64)
+    num_scores = num_rows * max(size, (len(blocks) + 3) * 16)
+    scores, room = np.empty(num_scores, np.float32), np.empty(num_scores, keys.dtype)
+    attend(
+        *(num_rows, queries, lows, highs, gap, blocks, head, heads),
+        *(keys, values, scores, room, out),
+    )
+    return out
+
+
+def tolerance_of(in_pairs: bool) -> float:
+    return 2.0**-8 if in_pairs else 1e-4  # the softmax's numerators are rounded
+
+
+@IN_PAIRS
 @pytest.mark.parametrize("stale", [1.0, 100.0])
 def test_attention_sees_neither_beyond_its_ends_nor_what_is_left_over_in_a_gap(
     stale: float, in_pairs: bool
@@ -173,13 +202,37 @@ def test_attention_sees_neither_beyond_its_ends_nor_what_is_left_over_in_a_gap(
     keep_all(
         k[written], v[written], blocks[written // 16] * 16 + written % 16, 1, heads, keys, values
     )
-    out = np.empty((3, size), np.float32)
-    lows, highs, gap = np.zeros(3, np.int64), np.array([40, 38, 33]), np.array([21, 32])
-    scores = np.empty(3 * 48, np.float32)
-    attend(queries, lows, highs, gap, blocks, 1, heads, keys, values, scores, out)
-    tolerance = 2.0**-8 if in_pairs else 1e-4  # the softmax's numerators are rounded
+    highs, gap = np.array([40, 38, 33]), np.array([21, 32])
+    out = attended(queries, highs, gap, blocks, 1, heads, keys, values)
+    tolerance = tolerance_of(in_pairs)
     for n in range(3):
         seen = [*range(21), *range(32, int(highs[n]))]
         weights = np.exp(k[seen].astype(np.float64) @ queries[n])
         expected = weights @ v[seen] / weights.sum()
         np.testing.assert_allclose(out[n], expected, rtol=10 * tolerance, atol=tolerance)
+
+
+@IN_PAIRS
+@pytest.mark.parametrize("size", [32, 64, 96, 128])
+def test_a_row_attends_alike_beside_any_others_over_any_number_of_blocks(
+    size: int, in_pairs: bool
+) -> None:
+    heads, gap = 3, np.zeros(2, np.int64)
+    blocks = RANDOM.permutation(9)
+    k, v, queries = (bfloat16(floats(num, size)) for num in (144, 144, 15))
+    kept = [np.zeros(9 * heads * size * 16, np.float32) for _ in range(2)]
+    keys, values = (halves(x).view(np.uint32) if in_pairs else x for x in kept)
+    places = np.arange(144)
+    keep_all(k, v, blocks[places // 16] * 16 + places % 16, 2, heads, keys, values)
+    tolerance = tolerance_of(in_pairs)
+    for end in range(1, 145, 13):
+        highs = np.maximum(end - np.arange(15), 1)
+        given = (blocks, 2, heads, keys, values)
+        together = attended(queries, highs, gap, *given)
+        for n, high in enumerate(highs):
+            scores = k[:high].astype(np.float64) @ queries[n]
+            weights = np.exp(scores - scores.max())
+            expected = weights @ v[:high] / weights.sum()
+            np.testing.assert_allclose(together[n], expected, rtol=10 * tolerance, atol=tolerance)
+            alone = attended(queries[n : n + 1], highs[n : n + 1], gap, *given)
+            assert np.array_equal(alone[0], together[n])

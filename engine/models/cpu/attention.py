@@ -16,12 +16,13 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from engine.models.cpu.bfloat16 import factors_for, round_rows
+from engine.models.cpu.attention_tiles import AT_ONCE, mixture_tile, rows_of_a_tile, score_tile
+from engine.models.cpu.bfloat16 import nearest, round_into
 from engine.models.cpu.functions import LOWEST, soften
 from engine.models.cpu.kernel import kernel
 from engine.models.cpu.lanes import scale_into
-from engine.models.cpu.product import PANEL, multiply, multiply_panels
-from engine.models.cpu.tile import LANES, NARROW, TWO_NARROW
+from engine.models.cpu.product import PANEL
+from engine.models.cpu.tile import LANES
 
 BLOCK = LANES
 """Positions of a block."""
@@ -54,82 +55,82 @@ def _keep_floats(key, value, v0, size, slot, head, num_heads, keys, values):
 def _keep_pairs(key, value, v0, size, slot, head, num_heads, keys, values):
     block, place = divmod(slot, BLOCK)
     start = (block * num_heads + head) * size * BLOCK // 2
-    pairs = round_rows(key.reshape(1, size)).reshape(-1)
     for i in range(size // 2):
-        keys[start + i * BLOCK + place] = pairs[i]
+        low, high = np.uint32(nearest(key[2 * i])), np.uint32(nearest(key[2 * i + 1]))
+        keys[start + i * BLOCK + place] = low | high << np.uint32(16)
     # The other halves may be another thread's to write: those of the position before or behind.
-    halves = round_rows(value[v0 : v0 + size].reshape(1, size)).view(np.uint16).reshape(-1)
     kept, first = values.view(np.uint16), 2 * (start + place // 2 * size) + place % 2
     for i in range(size):
-        kept[first + 2 * i] = halves[i]
+        kept[first + 2 * i] = nearest(value[v0 + i])
+
+
+def num_in(kept: Any) -> int:
+    """Numbers in each element of keys or values; kernels alone call it."""
+    raise NotImplementedError
+
+
+@overload(num_in)
+def _num_in(kept):
+    return (lambda kept: 2) if kept.dtype == types.uint32 else (lambda kept: 1)
 
 
 @kernel
-def attend(queries, lows, highs, gap, blocks, head, num_heads, keys, values, scores, out):
+def attend(
+    num_rows, queries, lows, highs, gap, blocks, head, num_heads, keys, values, scores, room, out
+):
     """Rows of one span: queries and out [N, D], scaled; row n sees positions lows[n] to highs[n].
 
-    Positions are counted along `blocks`, those from gap[0] to gap[1] left out (only where all lows
-    are 0). keys and values are flat; scores is flat room for N times the blocks' positions.
+    Of all these arrays the first `num_rows` rows. Positions are counted along `blocks`, those from
+    gap[0] to gap[1] left out (only where all lows are 0). keys and values are flat; scores and
+    `room`, of the keys' type, are flat room for num_rows times the positions of the blocks and of
+    three more, or D.
     """
-    num_rows, size = queries.shape
-    first, last = lows.min() // BLOCK, (highs.max() + BLOCK - 1) // BLOCK
-    width, mixed = (last - first) * BLOCK, out.reshape(-1)
-    _score(queries, first, last, blocks, head, num_heads, keys, scores)
-    totals = _weigh(num_rows, lows, highs, gap, first * BLOCK, width, scores)
-    weights = factors_for(scores[: num_rows * width].reshape(num_rows, width), values)
-    depth, flat = weights.shape[1] // (last - first), weights.reshape(-1)
-    for number in range(first, last):
-        start = (blocks[number] * num_heads + head) * size * depth
-        multiply_panels(
-            flat,
-            (number - first) * depth,
-            weights.shape[1],
-            num_rows,
-            values,
-            start,
-            size,
-            PANEL,
-            depth,
-            mixed,
-            0,
-            size,
-            size // PANEL,
-            number - first,
-        )
+    first, last = lows[0] // BLOCK, np.int64(0)
     for n in range(num_rows):
-        factor = np.float32(1.0) / totals[n]
-        for i in range(n * size, (n + 1) * size, LANES):
-            scale_into(mixed, i, factor, mixed, i)
+        first = min(first, lows[n] // BLOCK)
+        last = max(last, (highs[n] + BLOCK - 1) // BLOCK)
+    width = (last - first + AT_ONCE - 1) // AT_ONCE * AT_ONCE * BLOCK
+    _score(num_rows, queries, first, last, blocks, head, num_heads, keys, scores, room, width)
+    totals = _weigh(num_rows, lows, highs, gap, first * BLOCK, width, scores)
+    _mix(num_rows, totals, first, last, blocks, head, num_heads, values, scores, room, width, out)
 
 
 @kernel
-def _score(queries, first, last, blocks, head, num_heads, keys, scores):
-    """Scores [N, positions of the blocks] of keys in blocks `first` to `last`."""
-    factors, width = factors_for(queries, keys), (last - first) * BLOCK
-    num_rows, depth = factors.shape
-    flat = factors.reshape(-1)
-    for number in range(first, last, 2):
-        start = (blocks[number] * num_heads + head) * depth * BLOCK
-        column, apart, shape = (number - first) * BLOCK, 0, NARROW
-        if number + 1 < last:
-            apart = (blocks[number + 1] - blocks[number]) * num_heads * depth * BLOCK
-            shape = TWO_NARROW
-        multiply(
-            shape,
-            flat,
-            0,
-            depth,
-            num_rows,
-            keys,
-            start,
-            BLOCK,
-            apart,
-            depth,
-            scores,
-            column,
-            width,
-            0,
-        )
+def _score(num_rows, queries, first, last, blocks, head, num_heads, keys, scores, room, width):
+    """Scores [N, width] of keys in blocks `first` to `last`, and of the last one again."""
+    flat = round_into(queries.reshape(-1), num_rows * queries.shape[1], room)
+    depth = queries.shape[1] // num_in(keys)
+    k0, size = head * depth * BLOCK, num_heads * depth * BLOCK
+    for number in range(first, last, AT_ONCE):
+        m, column = 0, (number - first) * BLOCK
+        while m < num_rows:
+            count, place = rows_of_a_tile(num_rows - m), m * width + column
+            score_tile(
+                count, flat, m * depth, depth, keys, k0, blocks, number, last - 1, size, scores,
+                place, width,
+            )  # fmt: skip
+            m += count
+
+
+@kernel
+def _mix(num_rows, totals, first, last, blocks, head, num_heads, values, scores, room, width, out):
+    """Values weighed by their scores, by the sums of these: out [N, D]."""
+    for n in range(num_rows):
+        totals[n] = np.float32(1.0) / totals[n]
+    flat = round_into(scores, num_rows * width, room)
+    lda, depth = width // num_in(values), BLOCK // num_in(values)
+    head_dim, mixed = out.shape[1], out.reshape(-1)
+    size = num_heads * depth * head_dim
+    for column in range(0, head_dim, 2 * PANEL):
+        m, v0 = 0, head * depth * head_dim + column
+        num_vectors = 4 if column + 2 * PANEL <= head_dim else 2
+        while m < num_rows:
+            count, place = rows_of_a_tile(num_rows - m), m * head_dim + column
+            mixture_tile(
+                count, num_vectors, flat, m * lda, lda, depth, values, v0, blocks, first,
+                last - first, size, totals, m, mixed, place, head_dim,
+            )  # fmt: skip
+            m += count
 
 
 @kernel

@@ -50,7 +50,7 @@ def add_products(builder: Any, sums: Any, factors: Any, columns: Any) -> Any:
 
 
 @intrinsic
-def _nearest(typing_context, x):
+def nearest(typing_context, x):
     """The nearest bfloat16 of a float32, of two the even one, as uint16."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -68,7 +68,7 @@ def round_rows(x):
     for t in range(num_rows):
         halves[t, -1] = 0
         for i in range(size):
-            halves[t, i] = _nearest(x[t, i])
+            halves[t, i] = nearest(x[t, i])
     return halves.view(np.uint32)
 
 
@@ -85,3 +85,45 @@ def _factors_for(x, w):
     if w.dtype == types.uint32:
         return lambda x, w: round_rows(x)
     return lambda x, w: x
+
+
+@intrinsic
+def _round_32(typing_context, x, x0, out, out0):
+    """32 numbers of x from x0 on as 16 pairs of out from out0 on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        b = builder
+        x, out = (
+            b.gep(context.make_array(signature.args[i])(context, b, args[i]).data, [args[i + 1]])
+            for i in (0, 2)
+        )
+        floats = ir.VectorType(ir.FloatType(), 32)
+        numbers = b.load(b.bitcast(x, floats.as_pointer()), align=4)
+        pairs = b.fptrunc(numbers, ir.VectorType(_BFLOAT16, 32))
+        kept = ir.VectorType(ir.IntType(32), 16)
+        b.store(b.bitcast(pairs, kept), b.bitcast(out, kept.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, out, types.intp), generate
+
+
+def round_into(x: Any, count: Any, room: Any) -> Any:
+    """The first `count` numbers of x, a multiple of 32, in the form in which `room` is multiplied.
+
+    x and room: flat. Returns room with pairs in it, or x where room is of floats: kernels alone
+    call it.
+    """
+    raise NotImplementedError
+
+
+@overload(round_into)
+def _round_into(x, count, room):
+    if room.dtype != types.uint32:
+        return lambda x, count, room: x
+
+    def rounded(x, count, room):
+        for i in range(0, count, 32):
+            _round_32(x, i, room, i // 2)
+        return room
+
+    return rounded

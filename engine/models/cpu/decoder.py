@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.models.cpu.attention import BLOCK, attend, keep
+from engine.models.cpu.attention_tiles import AT_ONCE
 from engine.models.cpu.bfloat16 import factors_for
 from engine.models.cpu.functions import gate, normalise, place_head
 from engine.models.cpu.kernel import kernel
@@ -157,22 +158,29 @@ def _feed_forward(member, normed, layer, shape, gate_up, active):
 
 @kernel
 def _keep(member, layer, shape, weights, rows, cache, qkv):
-    """Add the biases, and keep all keys and values: a span's head of keys at a time."""
-    size, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
+    """Add the biases, and keep all keys and values."""
+    q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     biases = weights.qkv_bias[layer]
+    if biases.shape[0]:
+        _add_biases(member, shape, rows, biases, qkv)
+    keep_heads(member, layer, shape, weights, rows, cache, qkv, q_size, q_size + kv_size)
+
+
+@kernel
+def _add_biases(member, shape, rows, biases, qkv):
+    """Those of a span's head of keys and of its queries at a time, as they are kept and read."""
+    size, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
     begin, end = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
     for unit in range(begin, end):
         span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
         k0 = (shape.num_heads + head) * size
         v0 = k0 + shape.num_kv_heads * size
-        if biases.shape[0]:
-            for t in range(rows.spans[span], rows.spans[span + 1]):
-                for at in range(head * group * size, (head + 1) * group * size):
-                    qkv[t, at] += biases[at]
-                for i in range(size):
-                    qkv[t, k0 + i] += biases[k0 + i]
-                    qkv[t, v0 + i] += biases[v0 + i]
-        keep_head(layer, span, head, shape, weights, rows, cache, qkv, k0, v0)
+        for t in range(rows.spans[span], rows.spans[span + 1]):
+            for at in range(head * group * size, (head + 1) * group * size):
+                qkv[t, at] += biases[at]
+            for i in range(size):
+                qkv[t, k0 + i] += biases[k0 + i]
+                qkv[t, v0 + i] += biases[v0 + i]
 
 
 @kernel
@@ -183,13 +191,15 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
     queries = np.empty((num_rows, size), np.float32)
     out = np.empty((num_rows, size), np.float32)
     lows, ends = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
-    scores = np.empty(num_rows * (rows.ends.max() + 2 * BLOCK), np.float32)
+    num_scores = num_rows * max(size, rows.ends.max() + (AT_ONCE + 1) * BLOCK)
+    scores, room = np.empty(num_scores, np.float32), np.empty(num_scores, cache.keys.dtype)
     window, scale = weights.windows[layer], weights.scales[layer]
     norms = weights.head_norm[layer].reshape(-1)
     qkv, mixed = buffers.qkv.reshape(-1), buffers.mixed.reshape(-1)
     qkv_size, mixed_size = buffers.qkv.shape[1], buffers.mixed.shape[1]
     cos, sin = cache.cos.reshape(-1), cache.sin.reshape(-1)
     placed, found = queries.reshape(-1), out.reshape(-1)
+    keys, values = cache.keys[layer], cache.values[layer]
     begin, end = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
     for unit in range(begin, end):
         span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
@@ -217,17 +227,19 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
                     ends[count] = rows.ends[t]
                     count += 1
             attend(
-                queries[:count],
-                lows[:count],
-                ends[:count],
+                count,
+                queries,
+                lows,
+                ends,
                 rows.gaps[span],
                 blocks,
                 head,
                 shape.num_kv_heads,
-                cache.keys[layer],
-                cache.values[layer],
+                keys,
+                values,
                 scores,
-                out[:count],
+                room,
+                out,
             )
             for i in range(count):
                 t, g = start + i // group, head * group + i % group
@@ -237,18 +249,24 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
 
 
 @kernel
-def keep_head(layer, span, head, shape, weights, rows, cache, projected, k0, v0):
-    """Write one head's keys and values of a span's rows: columns k0 and v0 of `projected`."""
+def keep_heads(member, layer, shape, weights, rows, cache, projected, keys_at, values_at):
+    """Write keys and values of all rows, a span's head at a time.
+
+    Those of head 0 begin at columns keys_at and values_at of `projected`.
+    """
     size, key = shape.head_dim, np.empty(shape.head_dim, np.float32)
-    norms, norm = weights.head_norm[layer].reshape(-1), (shape.num_heads + head) * size
+    norms, eps, one = weights.head_norm[layer].reshape(-1), weights.eps, np.float32(1.0)
     cos, sin = cache.cos.reshape(-1), cache.sin.reshape(-1)
     keys, values = cache.keys[layer], cache.values[layer]
     flat, width = projected.reshape(-1), projected.shape[1]
-    first = rows.tables[span]
-    for t in range(rows.spans[span], rows.spans[span + 1]):
-        at, place = rows.positions[t], rows.places[t]
-        start = t * width + k0
-        one = np.float32(1.0)
-        place_head(flat, start, size, norms, norm, weights.eps, cos, sin, at, one, key, 0)
-        slot = rows.blocks[first + place // BLOCK] * BLOCK + place % BLOCK
-        keep(key, flat, t * width + v0, size, slot, head, shape.num_kv_heads, keys, values)
+    begin, end = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
+    for unit in range(begin, end):
+        span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
+        norm, first = (shape.num_heads + head) * size, rows.tables[span]
+        for t in range(rows.spans[span], rows.spans[span + 1]):
+            k0 = t * width + keys_at + head * size
+            v0 = t * width + values_at + head * size
+            place_head(flat, k0, size, norms, norm, eps, cos, sin, rows.positions[t], one, key, 0)
+            place = rows.places[t]
+            slot = rows.blocks[first + place // BLOCK] * BLOCK + place % BLOCK
+            keep(key, flat, v0, size, slot, head, shape.num_kv_heads, keys, values)

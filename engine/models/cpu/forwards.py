@@ -13,7 +13,7 @@ from engine.models.cpu.decoder import (
     Ints,
     Shape,
     Weights,
-    keep_head,
+    keep_heads,
     run_layers,
     write_logits,
 )
@@ -188,14 +188,10 @@ def _write_context(member, side, rows, taps, barrier):
     normalise(taps.features, taps.norm, weights.eps, context)
     q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     first, end = share(2 * kv_size // PANEL, member)
-    begin, last = share((rows.spans.shape[0] - 1) * shape.num_kv_heads, member)
     for layer in range(shape.num_layers):
         start = (layer * (q_size + 2 * kv_size) + q_size) // PANEL
         project(context, weights.qkv, start, taps.kv, 2 * kv_size, first, end, 0)
         barrier = meet(member, barrier)
-        for unit in range(begin, last):
-            span, head = unit // shape.num_kv_heads, unit % shape.num_kv_heads
-            k0 = head * shape.head_dim
-            keep_head(layer, span, head, shape, weights, rows, cache, taps.kv, k0, kv_size + k0)
+        keep_heads(member, layer, shape, weights, rows, cache, taps.kv, 0, kv_size)
         barrier = meet(member, barrier)
     return barrier

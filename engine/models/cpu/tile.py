@@ -11,6 +11,7 @@ result does not depend on the rows beside it, and drafting cannot change what th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -24,20 +25,22 @@ LANES = 16
 """Floats of a vector: one register of AVX-512, two of AVX2, four of NEON."""
 
 _FLOAT = ir.FloatType()
-_INT64 = ir.IntType(64)
-_FLOATS = ir.VectorType(_FLOAT, LANES)
+INT64 = ir.IntType(64)
+FLOATS = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
-_ZEROS = ir.Constant(_FLOATS, [0.0] * LANES)
+ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
 
 
-NARROW, WIDE, TWO_NARROW, TWO_WIDE = range(4)
-"""Shapes of a tile: 16 columns, or 32 side by side; or twice as many, in two places of the weight.
+WIDE, TWO_WIDE = range(2)
+"""Shapes of a tile: 32 columns side by side; or twice as many, in two places of the weight.
 
 Rows that are few need many columns: a sum waits four cycles for the one before it, and a core can
 begin two in each.
 """
-_NUM_VECTORS = {NARROW: (1, 1), WIDE: (1, 2), TWO_NARROW: (2, 1), TWO_WIDE: (2, 2)}
-_MAX_SUMS = 16  # or the registers would not hold what they are made of
+_NUM_PARTS = {WIDE: 1, TWO_WIDE: 2}
+_NUM_VECTORS = 2  # of a part
+MAX_SUMS = 16
+"""Or the registers would not hold what they are made of."""
 
 
 def make_tile(num_rows: int) -> Any:
@@ -45,7 +48,7 @@ def make_tile(num_rows: int) -> Any:
 
     c[c0 + m * ldc + n] = sum over k < depth of a[a0 + m * lda + k] * w[w0 + k * ldw + n], for m <
     num_rows and all columns n of the shape; added to what is there where `adds` is not 0. The
-    second half of the columns of `TWO_` shapes begins at w[w0 + apart]. a and c are float32; w is
+    second half of the columns of `TWO_WIDE` begins at w[w0 + apart]. a and c are float32; w is
     float32, or uint16 that holds bfloat16; or both a and w are uint32 that hold pairs of bfloat16,
     and depth counts pairs. All are indexed flat; depth is at least 1. Of shapes with more than 16
     sums of vectors there is no tile.
@@ -58,27 +61,31 @@ def make_tile(num_rows: int) -> Any:
         signature = types.void(index, a, *strides, w, *strides, index, index, c, *strides, index)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kinds = signature.args
-            a_data, w_data, c_data = (
-                context.make_array(kinds[i])(context, builder, args[i]).data for i in (1, 4, 9)
-            )
-            places = (
-                builder.gep(a_data, [args[2]]),
-                args[3],
-                builder.gep(w_data, [args[5]]),
-                *args[6:9],
-                builder.gep(c_data, [args[10]]),
-                *args[11:],
-            )
+            def place(number: int) -> Any:
+                return place_of(context, builder, signature, args, number)
+
+            a, lda, w, c, ldc = place(1), args[3], place(4), place(9), args[11]
+            adds = builder.icmp_signed("!=", args[12], INT64(0))
             after = builder.append_basic_block("after")
             choice = builder.switch(args[0], after)
-            for number, (num_parts, num_vectors) in _NUM_VECTORS.items():
-                if num_rows * num_parts * num_vectors > _MAX_SUMS:
+            for number, num_parts in _NUM_PARTS.items():
+                if num_rows * num_parts * _NUM_VECTORS > MAX_SUMS:
                     continue
                 block = builder.append_basic_block("shape")
-                choice.add_case(_INT64(number), block)
+                choice.add_case(INT64(number), block)
                 builder.position_at_end(block)
-                _Tile(builder, num_rows, num_parts, num_vectors).emit(*places)
+                parts = [w, builder.gep(w, [args[7]])][:num_parts]
+                columns = [lane for part in parts for lane in lanes(builder, part, 0, _NUM_VECTORS)]
+                sums = sum_products(
+                    builder, rows(builder, a, lda, num_rows), columns, args[6], args[8]
+                )
+                outs = [
+                    place
+                    for row in rows(builder, c, ldc, num_rows)
+                    for place in lanes(builder, row, 0, len(columns))
+                ]
+                for place, value in zip(outs, sums, strict=True):
+                    _store(builder, place, value, adds)
                 builder.branch(after)
             builder.position_at_end(after)
             return context.get_dummy_value()
@@ -88,79 +95,87 @@ def make_tile(num_rows: int) -> Any:
     return tile
 
 
-class _Tile:
-    """Emits the loop into a function that is being built."""
+def place_of(context: Any, builder: Any, signature: Any, args: Any, number: int) -> Any:
+    """Where array `number` of the arguments is from the index on that follows it."""
+    data = context.make_array(signature.args[number])(context, builder, args[number]).data
+    return builder.gep(data, [args[number + 1]])
 
-    def __init__(self, builder: Any, num_rows: int, num_parts: int, num_vectors: int) -> None:
-        self._b = builder
-        self._columns = [(part, v) for part in range(num_parts) for v in range(num_vectors)]
-        self._places = [(m, n) for m in range(num_rows) for n in range(len(self._columns))]
-        self._num_rows = num_rows
 
-    def emit(
-        self,
-        a: Any,
-        lda: Any,
-        w: Any,
-        ldw: Any,
-        apart: Any,
-        depth: Any,
-        c: Any,
-        ldc: Any,
-        adds: Any,
-    ) -> None:
-        b = self._b
-        before, loop, after = b.block, b.append_basic_block("depth"), b.append_basic_block("done")
-        rows = [b.gep(a, [b.mul(lda, _INT64(m))]) for m in range(self._num_rows)]
-        b.branch(loop)
-        b.position_at_end(loop)
-        k = b.phi(_INT64)
-        k.add_incoming(_INT64(0), before)
-        sums = [b.phi(_FLOATS) for _ in self._places]
-        columns = self._load_columns(w, b.mul(k, ldw), apart)
+def rows(builder: Any, first: Any, stride: Any, count: int) -> list[Any]:
+    return [builder.gep(first, [builder.mul(stride, INT64(m))]) for m in range(count)]
+
+
+def lanes(builder: Any, start: Any, first: int, end: int) -> list[Any]:
+    """Places of vectors `first` to `end` of those that stand side by side from `start` on."""
+    return [builder.gep(start, [INT64(v * LANES)]) for v in range(first, end)]
+
+
+def sum_products(
+    builder: Any, rows: list[Any], columns: list[Any], stride: Any, depth: Any
+) -> list[Any]:
+    """Sums of every row with every vector of columns, row by row; emits a loop over the depth.
+
+    rows and columns are where their first elements are; a column's next ones are `stride` apart.
+    """
+    b = builder
+
+    def add_products(k: Any, sums: list[Any]) -> list[Any]:
+        offset = b.mul(k, stride)
+        vectors = [_load_columns(b, b.gep(column, [offset])) for column in columns]
         factors = [spread(b, b.load(b.gep(row, [k]))) for row in rows]
-        new = [
-            self._add_product(old, factors[m], columns[n])
-            for (m, n), old in zip(self._places, sums, strict=True)
-        ]
-        following = b.add(k, _INT64(1))
-        k.add_incoming(following, loop)
-        for old, value in zip(sums, new, strict=True):
-            old.add_incoming(_ZEROS, before)
-            old.add_incoming(value, loop)
-        b.cbranch(b.icmp_signed("<", following, depth), loop, after)
-        b.position_at_end(after)
-        self._store(new, c, ldc, b.icmp_signed("!=", adds, _INT64(0)))
+        products = [(factor, vector) for factor in factors for vector in vectors]
+        return [_add_product(b, old, *pair) for old, pair in zip(sums, products, strict=True)]
 
-    def _add_product(self, old: Any, factors: Any, columns: Any) -> Any:
-        if columns.type == _INTS:
-            return add_products(self._b, old, factors, columns)
-        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        fma = cgutils.get_or_insert_function(self._b.module, kind, f"llvm.fma.v{LANES}f32")
-        return self._b.call(fma, [factors, columns, old])
+    return fold(b, depth, len(rows) * len(columns), add_products)
 
-    def _load_columns(self, w: Any, offset: Any, apart: Any) -> list[Any]:
-        """Vectors of float32, or of int32 where a weight is kept in pairs."""
-        b, found = self._b, []
-        is_half = w.type.pointee == ir.IntType(16)
-        kind = ir.VectorType(w.type.pointee, LANES)
-        for part, v in self._columns:
-            start = b.add(offset, _INT64(v * LANES))
-            place = b.gep(w, [b.add(start, apart) if part else start])
-            vector = b.load(b.bitcast(place, kind.as_pointer()), align=2 if is_half else 4)
-            if is_half:
-                wide = b.shl(b.zext(vector, _INTS), ir.Constant(_INTS, [16] * LANES))
-                vector = b.bitcast(wide, _FLOATS)
-            found.append(vector)
-        return found
 
-    def _store(self, sums: list[Any], c: Any, ldc: Any, adds: Any) -> None:
-        b = self._b
-        for (m, n), value in zip(self._places, sums, strict=True):
-            offset = b.add(b.mul(ldc, _INT64(m)), _INT64(n * LANES))
-            place = b.bitcast(b.gep(c, [offset]), _FLOATS.as_pointer())
-            before = b.select(adds, b.load(place, align=4), _ZEROS)
-            b.store(b.fadd(before, value), place, align=4)
+def fold(
+    builder: Any, count: Any, num_totals: int, add: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """Emit a loop from 0 to count, at least once, over vectors of floats that begin with zeros.
+
+    `add` emits a turn: it is given the turn's number and the totals, and returns the new ones.
+    """
+    b = builder
+    before, loop, after = b.block, b.append_basic_block("fold"), b.append_basic_block("folded")
+    b.branch(loop)
+    b.position_at_end(loop)
+    number, totals = b.phi(INT64), [b.phi(FLOATS) for _ in range(num_totals)]
+    new = add(number, totals)
+    following = b.add(number, INT64(1))
+    begun = zip((number, *totals), (INT64(0), *[ZEROS] * num_totals), strict=True)
+    for (old, first), value in zip(begun, (following, *new), strict=True):
+        old.add_incoming(first, before)
+        old.add_incoming(value, b.block)
+    b.cbranch(b.icmp_signed("<", following, count), loop, after)
+    b.position_at_end(after)
+    return new
+
+
+def _add_product(builder: Any, old: Any, factors: Any, columns: Any) -> Any:
+    if columns.type == _INTS:
+        return add_products(builder, old, factors, columns)
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+    return builder.call(fma, [factors, columns, old])
+
+
+def _load_columns(builder: Any, place: Any) -> Any:
+    """A vector of float32, or of int32 where a weight is kept in pairs."""
+    kind = place.type.pointee
+    is_half = kind == ir.IntType(16)
+    vectors = ir.VectorType(kind, LANES).as_pointer()
+    vector = builder.load(builder.bitcast(place, vectors), align=2 if is_half else 4)
+    if not is_half:
+        return vector
+    wide = builder.shl(builder.zext(vector, _INTS), ir.Constant(_INTS, [16] * LANES))
+    return builder.bitcast(wide, FLOATS)
+
+
+def _store(builder: Any, place: Any, value: Any, adds: Any) -> None:
+    vector = builder.bitcast(place, FLOATS.as_pointer())
+    before = builder.select(adds, builder.load(vector, align=4), ZEROS)
+    builder.store(builder.fadd(before, value), vector, align=4)
 
 
 def spread(builder: Any, scalar: Any) -> Any:
