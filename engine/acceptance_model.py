@@ -77,6 +77,8 @@ class AcceptanceModel:
         fates = [1.0] * num_accepted + [0.0] * (num_drafted - num_accepted)
         tried, accepted, expected = 1.0, 0.0, 0.0
         for j, chance in enumerate((*fates, *cut_off)):
+            if not tried:  # what stands behind a refused token says nothing
+                break
             expected += tried * self.conditional(j)
             self._tried[j] = self._tried[j] * self._fade**tried + tried
             self._accepted[j] = self._accepted[j] * self._fade**tried + tried * chance

@@ -116,10 +116,12 @@ class DraftAndVerify(GenerationStrategy):
 
     def draft_rows(self, sequence: Sequence, length: int, revealed: Seq[int | None] = ()) -> Rows:
         """A block, asking for what the rule will want to know of it."""
-        return self.source.rows(sequence, length, revealed)._replace(
-            wants_logits=sequence.options.skip_verify_confidence is not None,
-            wants_logprobs=self.judges_by_rejection(sequence),
-        )
+        rows = self.source.rows(sequence, length, revealed)
+        wants_logits = sequence.options.skip_verify_confidence is not None
+        wants_logprobs = self.judges_by_rejection(sequence)
+        if not (wants_logits or wants_logprobs):
+            return rows
+        return rows._replace(wants_logits=wants_logits, wants_logprobs=wants_logprobs)
 
     def verify(self, sequences: Seq[Sequence], drafts: Mapping[str, list[int]]) -> list[Rows]:
         """The last token and what was drafted after it, for the verifier to judge."""

@@ -120,5 +120,7 @@ def draft_source(context: StrategyContext, prefer: ModelRole = ModelRole.DRAFTER
 
 
 def _filled(mask_token_id: int, length: int, revealed: Seq[int | None]) -> list[int]:
+    if not revealed:
+        return [mask_token_id] * length
     known = [*revealed, *[None] * (length - len(revealed))]
     return [mask_token_id if token_id is None else token_id for token_id in known]

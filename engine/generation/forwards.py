@@ -158,7 +158,7 @@ def _outputs(
     feedback: Tensor | None = None,
 ) -> list[RowsOutput]:
     lengths = [rows.num_logits for rows in all_rows]
-    parts = logits.split_with_sizes(lengths)
+    parts = (logits,) if len(lengths) == 1 else logits.split_with_sizes(lengths)
     told: Seq[Tensor | None] = [None] * len(lengths)
     if feedback is not None:
         told = feedback.split_with_sizes(lengths)

@@ -41,6 +41,8 @@ class DraftRounds:
         drafted: dict[str, list[RowsOutput]] = {}
         for _ in range(MAX_DRAFT_ROUNDS):
             rows = self._propose(drafted)
+            if not (rows or self._waiting):
+                return  # as most steps end: with rows for the verifier alone
             outputs = self._run_models(rows)
             drafted = {}
             for (name, own), output in zip(rows, outputs, strict=True):

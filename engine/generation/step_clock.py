@@ -38,7 +38,8 @@ class StepClock:
         seconds, self._started = now - self._started, now
         noted, self._noted = self._noted, None
         ids = {seq.sequence_id for seq in schedule.decoding}
-        ids.update(seq.sequence_id for seq, _ in schedule.prefills)
+        if schedule.prefills:
+            ids.update(seq.sequence_id for seq, _ in schedule.prefills)
         are_others = self._sequences.isdisjoint(ids)
         self._sequences = ids
         return None if noted is None or are_others else _timing(*noted, seconds)

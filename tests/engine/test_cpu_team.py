@@ -49,6 +49,29 @@ def share_out(member, taken):
     leave(member, 1)
 
 
+@kernel
+def prepare(member, prepared, seen):
+    if member.rank == 0:
+        prepared[0] += 1
+    begin(member)
+    seen[member.rank] = prepared[0]
+    leave(member, 1)
+
+
+def test_a_helper_that_has_come_early_finds_what_the_calling_thread_has_prepared() -> None:
+    prepared, seen, bells = np.zeros(1, np.int64), np.zeros(2, np.int64), np.zeros(64, np.int64)
+    prepare(Member(0, 1, np.zeros(17, np.int64), bells), prepared, seen)  # compiles
+    for turn in range(2, 30):
+        counters = np.zeros(17, np.int64)
+        members = [Member(rank, 2, counters, bells) for rank in (0, 1)]
+        helper = threading.Thread(target=prepare, args=(members[1], prepared, seen))
+        helper.start()
+        time.sleep(0.002 * (turn % 3))  # after which it sleeps
+        prepare(members[0], prepared, seen)
+        helper.join(timeout=10)
+        assert seen.tolist() == [turn, turn]
+
+
 @pytest.mark.parametrize("late", [0, 1_000_000], ids=["spinning", "sleeping"])
 def test_what_one_member_wrote_before_a_barrier_the_others_read_after_it(late: int) -> None:
     for size in (1, 2, 3):

@@ -219,6 +219,6 @@ def test_all_matrices_are_kept_in_pairs_and_everything_else_in_float32(tmp_path:
     matrices = (weights.qkv, weights.out, weights.gate_up, weights.down, packed.head)
     assert {matrix.dtype for matrix in matrices} == {np.dtype(np.uint32)}
     assert weights.input_norm.dtype == weights.qkv_bias.dtype == np.float32
-    embedded = packed.embed([5, 7, 5])
+    embedded = (packed.embedding[[5, 7, 5]].astype(np.uint32) << 16).view(np.float32)
     own = runner.verifier.embed(torch.tensor([5, 7, 5]), 1.0)
     assert np.array_equal(embedded, own.detach().float().numpy())

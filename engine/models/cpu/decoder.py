@@ -74,11 +74,11 @@ class Buffers(NamedTuple):
     active: Floats
 
 
-def new_buffers(x: Floats, shape: Shape) -> Buffers:
-    """Room for a forward over the rows x."""
+def new_buffers(num_rows: int, shape: Shape) -> Buffers:
+    """Room for a forward over so many rows."""
     q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    sizes = (q_size + 2 * kv_size, q_size, shape.intermediate)
-    return Buffers(x, *(np.empty((len(x), size), np.float32) for size in sizes))
+    sizes = (shape.hidden, q_size + 2 * kv_size, q_size, shape.intermediate)
+    return Buffers(*(np.empty((num_rows, size), np.float32) for size in sizes))
 
 
 class Cache(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.chain import Drafts, Markov, draw_chains
-from engine.models.cpu.decoder import Cache, Shape, Weights, new_buffers
-from engine.models.cpu.draws import no_draws, part_of
-from engine.models.cpu.forwards import Head, Taps, draft_blocks, new_head
+from engine.models.cpu.decoder import new_buffers
+from engine.models.cpu.draws import no_draws, part_of, tokens_of
+from engine.models.cpu.forwards import Decoder, Drafter, DraftSide, Taps, draft_blocks
+from engine.models.cpu.held import HeldRoom
 from engine.models.cpu.packed_model import Moved, PackedLayers, PackedModel
 from engine.models.cpu.product import PANEL, Floats, num_products, pack_panels
-from engine.models.cpu.rows import num_scratch_blocks, pack_drafts
+from engine.models.cpu.rows import Packed, num_scratch_blocks, pack_drafts
 from engine.models.cpu.sampling import Draws
 from engine.models.cpu.team import Team
 from engine.models.cpu.weights import choose_storage, join, to_array
@@ -25,14 +26,6 @@ from engine.models.dflash import DFlashDrafter
 from engine.models.packing import Span
 
 _MAX_DRAFTS = 64  # a forward; the keys of so many blocks have room behind the context's
-
-
-class DraftSide(NamedTuple):
-    """What a verifier's forward needs of the drafter."""
-
-    shape: Shape
-    weights: Weights
-    cache: Cache
 
 
 class DrafterKernels:
@@ -49,73 +42,68 @@ class DrafterKernels:
         self._model, self._team, self._page_size = model, team, page_size
         self._scale = np.float32(config.input_embedding_scale)
         self._scratch = num_pages * page_size // BLOCK
-        own = _MAX_DRAFTS * num_scratch_blocks(config.block_size)
-        self._kept = self.packed.new_cache(self._scratch + own)
+        self._num_own = num_scratch_blocks(config.block_size)
+        self._kept = self.packed.new_cache(self._scratch + _MAX_DRAFTS * self._num_own)
         self._tapped = np.array(config.target_layer_ids, np.int64)
         self._fc = join([self.packed.pack(to_array(drafter.fc.weight))])
         self._norm = to_array(drafter.hidden_norm.weight)
-        self._markov: Markov | None = None
+        self._has_markov = drafter.markov is not None
+        self._markov = Markov(np.empty((0, 0), np.float32), self._fc[:0])
         if drafter.markov is not None:
             output = drafter.markov.lm_head.weight
             self._markov = Markov(
                 to_array(drafter.markov.embed_previous.weight),
                 join([pack_panels(to_array(output), choose_storage((), output))]),
             )
-        self._no_drafts = self._drafts((), (), np.empty((0, 0), np.float32))
+        self._held = HeldRoom(self._drafter)
         drafter.layers = nn.ModuleList([Moved()])
 
     @property
     def num_bytes(self) -> int:
-        markov = sum(weight.nbytes for weight in self._markov or ())
+        markov = sum(weight.nbytes for weight in self._markov)
         return self.packed.num_bytes + self._fc.nbytes + markov
 
     def page_planes(self, num_pages: int) -> list[Tensor]:
         return self.packed.page_planes(self._kept, num_pages, self._page_size)
 
-    def side(self, num_positions: int) -> DraftSide:
-        cache = self.packed.with_rotation(self._kept, num_positions)
-        return DraftSide(self.packed.shape, self.packed.weights, cache)
-
-    def taps(self, num_rows: int) -> Taps:
+    def side(self, num_rows: int, num_positions: int) -> DraftSide:
+        """What a verifier's forward needs of the drafter, for so many rows and positions."""
         shape = self.packed.shape
         kv_size = 2 * shape.num_kv_heads * shape.head_dim
         sizes = (len(self._tapped) * shape.hidden, shape.hidden, kv_size)
         hidden, features, kv = (np.empty((num_rows, size), np.float32) for size in sizes)
-        return Taps(self._tapped, hidden, self._fc, self._norm, features, kv)
+        taps = Taps(self._tapped, hidden, self._fc, self._norm, features, kv)
+        cache = self.packed.with_rotation(self._kept, num_positions)
+        return DraftSide(shape, self.packed.weights, cache, taps)
 
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
         """One drafter forward over whole blocks: logits of the first masks of each."""
         parts = []
         for part in _parts(blocks):
-            args, head, cost = self._forward(blocks[part], lengths[part])
-            args += (self._markov, self._no_drafts, no_draws())
-            self._team.run(draft_blocks, *args, num_products=cost)
-            parts.append(self._logits(head))
+            packed, logits, cost = self._prepare(blocks[part], lengths[part])
+            self._run(packed, logits, logits[:0], no_draws(), cost)
+            parts.append(self._model.as_tensor(logits))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def draft_drawn(
         self, blocks: Seq[Span], lengths: Seq[int], draws: Draws
     ) -> tuple[Tensor, list[list[int]]]:
         """As `draft`, and the tokens: by `draw_chained` of logits and what `add_noise` adds."""
-        assert self._markov is not None
+        assert self._has_markov
         parts, tokens = [], []
         for part in _parts(blocks):
-            args, head, cost = self._forward(blocks[part], lengths[part])
-            anchors = [block.token_ids[0] for block in blocks[part]]
-            num_noisy = len(head.chosen) if draws.has_noise else 0
-            noise = np.empty((num_noisy, head.logits.shape[1]), np.float32)
-            drafts = self._drafts(lengths[part], anchors, noise)
-            cost += len(head.chosen) * num_products(self._markov.head)
+            packed, logits, cost = self._prepare(blocks[part], lengths[part])
+            noise = np.empty((len(logits) if draws.has_noise else 0, logits.shape[1]), np.float32)
+            cost += len(logits) * num_products(self._markov.head)
             own = part_of(draws, part) if len(blocks) > _MAX_DRAFTS else draws
-            args += (self._markov, drafts, own)
-            self._team.run(draft_blocks, *args, num_products=cost)
-            parts.append(self._logits(head))
-            tokens += _tokens(drafts)
+            self._run(packed, logits, noise, own, cost)
+            parts.append(self._model.as_tensor(logits))
+            tokens += tokens_of(own)
         return (parts[0] if len(parts) == 1 else torch.cat(parts)), tokens
 
     def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
         """scores: [R, V], noise included -> the tokens of each draft, one after the other."""
-        assert self._markov is not None
+        assert self._has_markov
         padded = _padded(scores)
         drafts = self._drafts(lengths, anchors, padded[:0])
         cost = len(scores) * num_products(self._markov.head)
@@ -135,22 +123,34 @@ class DrafterKernels:
             np.empty(room, np.int64),
         )
 
-    def _forward(self, blocks: Seq[Span], lengths: Seq[int]) -> tuple[tuple[Any, ...], Head, int]:
+    def _prepare(self, blocks: Seq[Span], lengths: Seq[int]) -> tuple[Packed, Floats, int]:
         """What a forward's kernel is given, its logits' place, and how many multiply-adds it is."""
-        rows = pack_drafts(blocks, self._page_size, self._scratch)
-        width = len(blocks[0].token_ids)
-        token_ids = [token_id for block in blocks for token_id in block.token_ids]
-        wanted = [i * width + k for i, length in enumerate(lengths) for k in range(1, length + 1)]
-        head = new_head(self._model.head, wanted, self._model.vocab_size)
-        x = self._model.embed(token_ids) * self._scale
-        cache = self.packed.with_rotation(self._kept, max(block.end for block in blocks))
-        shape = self.packed.shape
-        args = (shape, self.packed.weights, rows, cache, new_buffers(x, shape), head)
-        cost = len(x) * self.packed.num_weights + len(wanted) * num_products(self._model.head)
-        return args, head, cost
+        packed = pack_drafts(blocks, self._page_size, lengths)
+        logits = self._model.new_logits(sum(lengths))
+        cost = packed.num_rows * self.packed.num_weights
+        return packed, logits, cost + len(logits) * self._model.num_head_weights
 
-    def _logits(self, head: Head) -> Tensor:
-        return torch.from_numpy(head.logits)[:, : self._model.vocab_size]
+    def _run(
+        self, packed: Packed, logits: Floats, noise: Floats, draws: Draws, num_products: int
+    ) -> None:
+        given = self._held.of(packed), packed.numbers, logits, noise, draws
+        self._team.run(draft_blocks, *given, num_products=num_products)
+
+    def _drafter(self, num_rows: int, num_positions: int) -> Drafter:
+        shape = self.packed.shape
+        model = Decoder(
+            shape,
+            self.packed.weights,
+            self.packed.with_rotation(self._kept, num_positions),
+            self._model.embedding,
+            self._scale,
+            self._model.head,
+            new_buffers(num_rows, shape),
+            self._page_size // BLOCK,
+        )
+        room = (2, self._team.size, _MAX_DRAFTS)
+        sums, tokens = np.empty(room, np.float32), np.empty(room, np.int64)
+        return Drafter(model, self._scratch, self._num_own, self._markov, sums, tokens)
 
 
 def _parts(blocks: Seq[Span]) -> list[slice]:

@@ -56,13 +56,16 @@ class KernelDraws:
     def plan(self, settings: DrawSettings, picks: Seq[Pick], vocab_size: int) -> Draws:
         """How the rows of these picks are drawn, each by its line of the settings."""
         starts = [0, *accumulate([pick.num_rows for pick in picks])]
+        numbers = starts + [pick.first_position for pick in picks]
+        numbers += [pick.denoising_step for pick in picks]
+        columns, count = np.array(numbers), len(picks)
         return Draws(
             vocab_size,
             settings.reals,
             settings.wholes,
-            np.array(starts),
-            np.array([pick.first_position for pick in picks]),
-            np.array([pick.denoising_step for pick in picks]),
+            columns[: count + 1],
+            columns[count + 1 : -count],
+            columns[-count:],
             np.empty(starts[-1], np.int64),
             settings.has_noise,
         )
@@ -75,8 +78,15 @@ class KernelDraws:
 
     def drawn(self, draws: Draws) -> list[list[int]]:
         """What a forward has drawn, by pick."""
-        token_ids: list[int] = draws.drawn.tolist()
-        return [token_ids[first:end] for first, end in pairwise(draws.starts.tolist())]
+        return tokens_of(draws)
+
+
+def tokens_of(draws: Draws) -> list[list[int]]:
+    """What was drawn, by pick."""
+    token_ids: list[int] = draws.drawn.tolist()
+    if len(draws.positions) == 1:
+        return [token_ids]
+    return [token_ids[first:end] for first, end in pairwise(draws.starts.tolist())]
 
 
 def no_draws() -> Draws:

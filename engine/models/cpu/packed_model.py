@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
-from engine.models.cpu.decoder import Cache, Kept, Shape, Weights
+from engine.models.cpu.decoder import Cache, Kept, Shape, Weights, new_buffers
+from engine.models.cpu.forwards import Decoder
 from engine.models.cpu.product import (
     PANEL,
     Floats,
@@ -21,7 +22,13 @@ from engine.models.cpu.product import (
     num_products,
     pack_panels,
 )
-from engine.models.cpu.weights import Embedding, can_multiply_in, choose_storage, join, to_array
+from engine.models.cpu.weights import (
+    can_multiply_in,
+    choose_storage,
+    embedding_bits,
+    join,
+    to_array,
+)
 from engine.models.dflash import DFlashDrafter
 from engine.models.fused_drafter import FusedDraftLayer
 from engine.models.fused_layers import FusedLayer
@@ -65,19 +72,15 @@ class PackedLayers:
             windows=np.array([getattr(layer, "window", None) or 0 for layer in layers], np.int64),
             eps=np.float32(first.eps),
         )
+        matrices = (self.weights.qkv, self.weights.out, self.weights.gate_up, self.weights.down)
+        self.num_weights = sum(map(num_products, matrices))
+        """Multiply-adds of a row in all matrices."""
         self._rotation = rotation
         self._cos = self._sin = np.empty((0, self.shape.head_dim // 2), np.float32)
 
     @property
     def num_bytes(self) -> int:
         return sum(weight.nbytes for weight in self.weights)
-
-    @property
-    def num_weights(self) -> int:
-        """Multiply-adds of a row in all matrices."""
-        weights = self.weights
-        matrices = (weights.qkv, weights.out, weights.gate_up, weights.down)
-        return sum(map(num_products, matrices))
 
     def new_cache(self, num_blocks: int) -> tuple[Kept, Kept]:
         """Zeroed room for the keys and the values of so many blocks, in every layer."""
@@ -159,7 +162,7 @@ class PackedModel:
         decoder: Any = model.model.get_decoder()  # type: ignore[operator]
         head = model.model.get_output_embeddings().weight  # type: ignore[operator]
         layers = list(decoder.layers)
-        self.embed = Embedding(decoder.embed_tokens.weight)
+        self.embedding = embedding_bits(decoder.embed_tokens.weight)
         self.vocab_size = model.vocab_size
         self.layers = PackedLayers(
             layers,
@@ -168,7 +171,32 @@ class PackedModel:
             choose_storage(layers, head),
         )
         self.head = join([self.layers.pack(to_array(head))])
+        self.num_head_weights = num_products(self.head)  # of a row
         decoder.layers = nn.ModuleList([Moved()])
+
+    def decoder(
+        self, kept: tuple[Kept, Kept], num_rows: int, num_positions: int, blocks_per_page: int
+    ) -> Decoder:
+        """All that a forward over so many rows and positions needs of the model."""
+        return Decoder(
+            self.layers.shape,
+            self.layers.weights,
+            self.layers.with_rotation(kept, num_positions),
+            self.embedding,
+            np.float32(1.0),
+            self.head,
+            new_buffers(num_rows, self.layers.shape),
+            blocks_per_page,
+        )
+
+    def new_logits(self, num_rows: int) -> Floats:
+        """Room for logits, [R, V], V filled up to whole panels."""
+        return np.empty((num_rows, -(-self.vocab_size // PANEL) * PANEL), np.float32)
+
+    def as_tensor(self, logits: Floats) -> Tensor:
+        """Logits of tokens alone, in the same memory."""
+        found = torch.from_numpy(logits)
+        return found if found.shape[1] == self.vocab_size else found[:, : self.vocab_size]
 
 
 class Moved(nn.Module):

@@ -1,31 +1,40 @@
-"""Lays spans out for the kernels."""
+"""Lays out spans for the kernels: which rows there are, what each sees, and where its keys go.
+
+Python packs the spans into one array of numbers, and every thread lays them out for itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from itertools import accumulate, chain
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.decoder import Ints, Rows
-from engine.models.cpu.kernel import kernel
+from engine.models.cpu.kernel import inner_kernel
 from engine.models.packing import Span
 
+_START, _COUNT, _VISIBLE, _PAGES = 0, 1, 2, 3
+"""Columns of a span's line: first position, rows, `visible_end` or 0, and pages."""
 
-def pack_rows(spans: Seq[Span], page_size: int) -> Rows:
+
+class Packed(NamedTuple):
+    """Spans as kernels are given them."""
+
+    numbers: Ints
+    num_rows: int
+    num_positions: int  # the most that a span reads or writes
+
+
+def pack_rows(spans: Seq[Span], page_size: int, logit_rows: Seq[int]) -> Packed:
     """Rows that read and write their own positions; `page_size` is a multiple of 16."""
-    for span in spans:  # a kernel would go on in the pages of the next
-        assert reach(span) <= len(span.page_ids) * page_size, "a span has rows behind its pages"
-    pages = [span.page_ids[: -(-reach(span) // page_size)] for span in spans]
-    positions, ends, origins, firsts = _lay_out(
-        np.array([span.start for span in spans]),
-        np.array([len(span.token_ids) for span in spans]),
-        np.array([span.visible_end or 0 for span in spans]),
-    )
-    blocks, tables = _blocks(pages, page_size)
-    gaps = np.zeros((len(spans), 2), np.int64)
-    return Rows(positions, positions, ends, origins, firsts, tables, blocks, gaps)
+    reaches = list(map(reach, spans))
+    for span, num_positions in zip(spans, reaches, strict=True):
+        # A kernel would go on in the pages of the next.
+        assert num_positions <= len(span.page_ids) * page_size, "a span has rows behind its pages"
+    num_pages = [-(-num_positions // page_size) for num_positions in reaches]
+    return _pack(spans, num_pages, max(reaches), logit_rows)
 
 
 def reach(span: Span) -> int:
@@ -33,17 +42,98 @@ def reach(span: Span) -> int:
     return max(span.end, span.num_keys)
 
 
-def pack_drafts(blocks: Seq[Span], page_size: int, scratch: int) -> Rows:
+def pack_drafts(blocks: Seq[Span], page_size: int, lengths: Seq[int]) -> Packed:
+    """Drafter blocks, of which the first `lengths` masks get logits."""
+    num_pages = [-(-block.start // page_size) for block in blocks]
+    return _pack(blocks, num_pages, max([block.end for block in blocks]), lengths)
+
+
+def _pack(spans: Seq[Span], num_pages: Seq[int], num_positions: int, rest: Seq[int]) -> Packed:
+    """How many spans, rows and pages; a line a span; all tokens, all pages, and the rest."""
+    num_rows = sum([len(span.token_ids) for span in spans])
+    numbers = [len(spans), num_rows, sum(num_pages)]
+    for span, count in zip(spans, num_pages, strict=True):
+        numbers += (span.start, len(span.token_ids), span.visible_end or 0, count)
+    for span in spans:
+        numbers += span.token_ids
+    for span, count in zip(spans, num_pages, strict=True):
+        numbers += span.page_ids[:count]
+    numbers += rest
+    return Packed(np.array(numbers), num_rows, num_positions)
+
+
+@inner_kernel
+def unpack(numbers):
+    """Views of what was packed: lines [S, 4], tokens [T], pages, and the rest."""
+    tokens = 3 + 4 * numbers[0]
+    pages = tokens + numbers[1]
+    rest = pages + numbers[2]
+    lines = numbers[3:tokens].reshape(numbers[0], 4)
+    return lines, numbers[tokens:pages], numbers[pages:rest], numbers[rest:]
+
+
+@inner_kernel
+def lay_out(lines, pages, per_page):
+    """Rows that read and write their own positions; `per_page` blocks of keys make a page."""
+    num_spans, total = len(lines), lines[:, _COUNT].sum()
+    positions, ends = np.empty(total, np.int64), np.empty(total, np.int64)
+    origins, gaps = np.empty(total, np.int64), np.zeros((num_spans, 2), np.int64)
+    firsts, tables = np.zeros(num_spans + 1, np.int64), np.zeros(num_spans + 1, np.int64)
+    row = 0
+    for span in range(num_spans):
+        start, visible = lines[span, _START], lines[span, _VISIBLE]
+        for position in range(start, start + lines[span, _COUNT]):
+            positions[row] = position
+            ends[row] = visible or position + 1
+            origins[row] = start if visible else position
+            row += 1
+        firsts[span + 1] = row
+        tables[span + 1] = tables[span] + lines[span, _PAGES] * per_page
+    blocks = np.empty(tables[num_spans], np.int64)
+    for i in range(len(blocks)):
+        blocks[i] = _block(pages, per_page, i)
+    return Rows(positions, positions, ends, origins, firsts, tables, blocks, gaps)
+
+
+@inner_kernel
+def lay_out_drafts(lines, pages, per_page, scratch, num_own):
     """Drafter blocks, that see what stands before them and all of themselves.
 
-    Their own keys and values go to blocks from `scratch` on, which stand behind the context's in
-    each table; what is left of the context's last block is the gap.
+    Their own keys and values go to `num_own` blocks each from `scratch` on, which stand behind the
+    context's in each table; what is left of the context's last block is the gap.
     """
-    width = len(blocks[0].token_ids)
-    pages = [block.page_ids[: -(-block.start // page_size)] for block in blocks]
-    starts = np.array([block.start for block in blocks])
-    num_own = num_scratch_blocks(width)
-    return Rows(*_lay_out_drafts(starts, *_blocks(pages, page_size), width, scratch, num_own))
+    num_drafts, width = len(lines), lines[0, _COUNT]
+    total = num_drafts * width
+    positions, places = np.empty(total, np.int64), np.empty(total, np.int64)
+    ends, origins = np.empty(total, np.int64), np.empty(total, np.int64)
+    spans, tables = np.empty(num_drafts + 1, np.int64), np.zeros(num_drafts + 1, np.int64)
+    gaps = np.empty((num_drafts, 2), np.int64)
+    for i in range(num_drafts):
+        tables[i + 1] = tables[i] + (lines[i, _START] + BLOCK - 1) // BLOCK + num_own
+    blocks = np.empty(tables[num_drafts], np.int64)
+    first_page = 0
+    for i in range(num_drafts):
+        start = lines[i, _START]
+        used = (start + BLOCK - 1) // BLOCK
+        first = used * BLOCK
+        spans[i], gaps[i, 0], gaps[i, 1] = i * width, start, first
+        for k in range(used):
+            blocks[tables[i] + k] = _block(pages[first_page:], per_page, k)
+        for k in range(num_own):
+            blocks[tables[i] + used + k] = scratch + i * num_own + k
+        for k in range(width):
+            row = i * width + k
+            positions[row], places[row] = start + k, first + k
+            ends[row], origins[row] = first + width, start
+        first_page += lines[i, _PAGES]
+    spans[num_drafts] = total
+    return Rows(positions, places, ends, origins, spans, tables, blocks, gaps)
+
+
+@inner_kernel
+def _block(pages, per_page, number):
+    """Of the blocks that some pages are, one after the other, the one with this number."""
+    return pages[number // per_page] * per_page + number % per_page
 
 
 def num_scratch_blocks(width: int) -> int:
@@ -51,56 +141,14 @@ def num_scratch_blocks(width: int) -> int:
     return -(-width // BLOCK)
 
 
-def _blocks(pages: Seq[Seq[int]], page_size: int) -> tuple[Ints, Ints]:
-    """The blocks of some page tables, one after the other, and where each table's begin."""
-    per_page = page_size // BLOCK
-    num_pages = sum(map(len, pages))
-    blocks = np.fromiter(chain.from_iterable(pages), np.int64, num_pages)
-    if per_page > 1:
-        blocks = (blocks[:, None] * per_page + np.arange(per_page)).ravel()
-    begins = accumulate((len(table) * per_page for table in pages), initial=0)
-    return blocks, np.array(list(begins), np.int64)
-
-
-@kernel
-def _lay_out(starts, counts, visible):
-    """Positions, ends and origins of every row, and every span's first row."""
-    total = counts.sum()
-    positions, ends = np.empty(total, np.int64), np.empty(total, np.int64)
-    origins, firsts = np.empty(total, np.int64), np.zeros(len(starts) + 1, np.int64)
-    row = 0
-    for span in range(len(starts)):
-        for position in range(starts[span], starts[span] + counts[span]):
-            positions[row] = position
-            ends[row] = visible[span] or position + 1
-            origins[row] = starts[span] if visible[span] else position
-            row += 1
-        firsts[span + 1] = row
-    return positions, ends, origins, firsts
-
-
-@kernel
-def _lay_out_drafts(starts, context, begins, width, scratch, num_own):
-    """The fields of `Rows`, for blocks of `width` rows behind `starts` positions of context."""
-    num_blocks, total = len(starts), len(starts) * width
-    positions, places = np.empty(total, np.int64), np.empty(total, np.int64)
-    ends, origins = np.empty(total, np.int64), np.empty(total, np.int64)
-    spans, tables = np.empty(num_blocks + 1, np.int64), np.zeros(num_blocks + 1, np.int64)
-    gaps = np.empty((num_blocks, 2), np.int64)
-    for i in range(num_blocks):
-        tables[i + 1] = tables[i] + (starts[i] + BLOCK - 1) // BLOCK + num_own
-    blocks = np.empty(tables[num_blocks], np.int64)
-    for i in range(num_blocks):
-        used = (starts[i] + BLOCK - 1) // BLOCK
-        first = used * BLOCK
-        spans[i], gaps[i, 0], gaps[i, 1] = i * width, starts[i], first
-        for k in range(used):
-            blocks[tables[i] + k] = context[begins[i] + k]
-        for k in range(num_own):
-            blocks[tables[i] + used + k] = scratch + i * num_own + k
-        for k in range(width):
-            row = i * width + k
-            positions[row], places[row] = starts[i] + k, first + k
-            ends[row], origins[row] = first + width, starts[i]
-    spans[num_blocks] = total
-    return positions, places, ends, origins, spans, tables, blocks, gaps
+@inner_kernel
+def wanted_rows(lengths, width):
+    """The rows of the first masks of every draft, and where each draft's begin: [R], [S + 1]."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    for i in range(len(lengths)):
+        starts[i + 1] = starts[i] + lengths[i]
+    wanted = np.empty(starts[len(lengths)], np.int64)
+    for i in range(len(lengths)):
+        for k in range(lengths[i]):
+            wanted[starts[i] + k] = i * width + k + 1
+    return wanted, starts

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from engine.models.causal_lm import CausalLM
 from engine.models.cpu.attention import BLOCK
-from engine.models.cpu.decoder import Cache, new_buffers
-from engine.models.cpu.drafter import DrafterKernels, DraftSide
+from engine.models.cpu.drafter import DrafterKernels
 from engine.models.cpu.draws import draw_once, greedy_draws, no_draws
-from engine.models.cpu.forwards import Taps, new_head, read_text
+from engine.models.cpu.forwards import Decoder, DraftSide, Reader, Taps, read_text
+from engine.models.cpu.held import HeldRoom
 from engine.models.cpu.packed_model import (
     PackedModel,
     can_pack,
     can_pack_drafter,
 )
-from engine.models.cpu.product import num_products
-from engine.models.cpu.rows import pack_rows, reach
+from engine.models.cpu.rows import pack_rows
 from engine.models.cpu.sampling import Draws
 from engine.models.cpu.team import Team
 from engine.models.dflash import DFlashDrafter
@@ -42,11 +40,13 @@ class KernelRunner:
     ) -> None:
         self.team = Team(num_threads)
         room = (num_pages, page_size, self.team)
-        self._verifier = None if verifier is None else ModelKernels(PackedModel(verifier), *room)
+        self._verifier: ModelKernels | None = None
         self._drafter: DrafterKernels | None = None
-        if drafter is not None:
-            assert self._verifier is not None
-            self._drafter = DrafterKernels(drafter, self._verifier.model, *room)
+        if verifier is not None:
+            model = PackedModel(verifier)
+            if drafter is not None:
+                self._drafter = DrafterKernels(drafter, model, *room)
+            self._verifier = ModelKernels(model, *room, self._drafter)
         self._diffusion = None
         if diffusion is not None:
             self._diffusion = ModelKernels(PackedModel(diffusion.backbone), *room)
@@ -65,7 +65,7 @@ class KernelRunner:
     def verify(self, spans: Seq[Span], logit_rows: Seq[int], draws: Draws | None = None) -> Tensor:
         """With `draws` tokens are drawn in the same call."""
         assert self._verifier is not None
-        return self._verifier.forward(spans, logit_rows, self._drafter, draws)
+        return self._verifier.forward(spans, logit_rows, draws)
 
     def draft(self, blocks: Seq[Span], lengths: Seq[int]) -> Tensor:
         assert self._drafter is not None
@@ -118,12 +118,20 @@ def why_not(
 class ModelKernels:
     """One model's forwards, and its keys and values."""
 
-    def __init__(self, model: PackedModel, num_pages: int, page_size: int, team: Team) -> None:
+    def __init__(
+        self,
+        model: PackedModel,
+        num_pages: int,
+        page_size: int,
+        team: Team,
+        drafter: DrafterKernels | None = None,
+    ) -> None:
+        """With a drafter, its context is written, too."""
         self.model = model
+        self._drafter = drafter
         self._page_size, self._team = page_size, team
         self._kept = model.layers.new_cache(num_pages * page_size // BLOCK)
-        # numba compiles for the types that it is given, so a missing drafter is an empty one.
-        self._no_side = DraftSide(model.layers.shape, model.layers.weights, self._cache(1))
+        self._held = HeldRoom(self._reader)
 
     @property
     def num_bytes(self) -> int:
@@ -132,40 +140,29 @@ class ModelKernels:
     def page_planes(self, num_pages: int) -> list[Tensor]:
         return self.model.layers.page_planes(self._kept, num_pages, self._page_size)
 
-    def forward(
-        self,
-        spans: Seq[Span],
-        logit_rows: Seq[int],
-        drafter: DrafterKernels | None = None,
-        draws: Draws | None = None,
-    ) -> Tensor:
+    def forward(self, spans: Seq[Span], logit_rows: Seq[int], draws: Draws | None = None) -> Tensor:
         """One packed forward, the drafter's context with it; logits of some rows, [R, V]."""
-        rows = pack_rows(spans, self._page_size)
-        token_ids = [token_id for span in spans for token_id in span.token_ids]
-        num_positions = max(map(reach, spans))
-        side = self._no_side if drafter is None else drafter.side(num_positions)
-        taps = _no_taps(self.model) if drafter is None else drafter.taps(len(token_ids))
-        head = new_head(self.model.head, logit_rows, self.model.vocab_size)
+        packed = pack_rows(spans, self._page_size, logit_rows)
+        logits = self.model.new_logits(len(logit_rows))
         self._team.run(
             read_text,
-            self.model.layers.shape,
-            self.model.layers.weights,
-            rows,
-            self._cache(num_positions),
-            new_buffers(self.model.embed(token_ids), self.model.layers.shape),
-            head,
-            taps,
-            *side,
+            self._held.of(packed),
+            packed.numbers,
+            logits,
             draws or no_draws(),
-            num_products=len(token_ids) * self.model.layers.num_weights
-            + head.logits.shape[0] * num_products(self.model.head),
+            num_products=packed.num_rows * self.model.layers.num_weights
+            + len(logit_rows) * self.model.num_head_weights,
         )
-        return torch.from_numpy(head.logits)[:, : self.model.vocab_size]
+        return self.model.as_tensor(logits)
 
-    def _cache(self, num_positions: int) -> Cache:
-        return self.model.layers.with_rotation(self._kept, num_positions)
+    def _reader(self, num_rows: int, num_positions: int) -> Reader:
+        model = self.model.decoder(self._kept, num_rows, num_positions, self._page_size // BLOCK)
+        if self._drafter is not None:
+            return Reader(model, self._drafter.side(num_rows, num_positions))
+        # numba compiles for the types that it is given, so a missing drafter is an empty one.
+        return Reader(model, DraftSide(model.shape, model.weights, model.cache, _no_taps(model)))
 
 
-def _no_taps(model: PackedModel) -> Taps:
+def _no_taps(model: Decoder) -> Taps:
     none, room = np.empty(0, np.float32), np.empty((0, 0), np.float32)
     return Taps(np.empty(0, np.int64), room, model.head[:0], none, room, room)

@@ -25,9 +25,9 @@ _LINGERS = 6000
 """As many between two kernels: what a step does in Python from one to the next."""
 _MIN_PRODUCTS = 4_000_000
 """Multiply-adds that a helper is woken for, which takes as long as the half of them."""
-_ARRIVALS, _SLEEPERS, _SIZE = 0, 16, 17
-"""Counters of a run: how often somebody came to a barrier; how many sleep there, 128 bytes on, so
-that they share no cache line."""
+_ARRIVALS, _BEGUN, _SLEEPERS, _SIZE = 0, 1, 16, 17
+"""Counters of a run: how often somebody came to a barrier; whether it has begun; and how many sleep
+until either changes, 128 bytes on, so that they share no cache line."""
 _BELL, _ASLEEP = 32, 16
 """Counters of a helper's bell: how often it was rung; whether the helper sleeps beside it."""
 _OPEN = (1 << 62) + (1 << 31)
@@ -46,13 +46,29 @@ class Member(NamedTuple):
 
 @inner_kernel
 def begin(member):
-    """Let the helpers come: what a kernel does first of all. Returns its first barrier's number.
+    """Let the helpers come, when the calling thread has prepared what they are to find.
 
-    Only now has the calling thread let go of Python's lock, which each of them needs on its way.
+    Returns the first barrier's number.
+
+    Only in the kernel has that one let go of Python's lock, which each of them needs on its way.
+    One that has come already waits here.
     """
+    counters = member.counters
     if member.rank == 0:
+        store(counters, _BEGUN, 1)
+        if load(counters, _SLEEPERS):
+            wake(counters, _BEGUN)
         for rank in range(1, member.size):
             _ring(member.bells, rank)
+    spins = 0
+    while load(counters, _BEGUN) == 0:
+        if spins < _SPINS:
+            spins += 1
+            pause()
+        else:
+            add(counters, _SLEEPERS, 1)
+            sleep_while(counters, _BEGUN, 0)
+            add(counters, _SLEEPERS, -1)
     return 1
 
 
@@ -131,8 +147,9 @@ def share(count, member):
 @kernel
 def _open(counters):
     """Let everybody pass every barrier."""
-    store(counters, _ARRIVALS, _OPEN)
-    wake(counters, _ARRIVALS)
+    for place in (_ARRIVALS, _BEGUN):
+        store(counters, place, _OPEN)
+        wake(counters, place)
 
 
 _Calls = deque[Callable[[], object] | None]

@@ -64,18 +64,7 @@ def can_multiply_in(dtype: torch.dtype) -> bool:
     return dtype is torch.float32 or (dtype is torch.bfloat16 and has_bfloat16_products())
 
 
-class Embedding:
-    """Rows of an input embedding, in float32 whatever they are kept in."""
-
-    def __init__(self, weight: Tensor) -> None:
-        """weight: [V, H] in float32 or bfloat16, whose memory is shared."""
-        self._is_half = weight.dtype is torch.bfloat16
-        kept = weight.detach().contiguous()
-        self._rows: Any = (kept.view(torch.uint16) if self._is_half else kept).numpy()
-
-    def __call__(self, token_ids: Seq[int]) -> Floats:
-        """[T] -> [T, H]"""
-        rows: Any = self._rows[token_ids]
-        if self._is_half:
-            rows = (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows  # type: ignore[no-any-return]
+def embedding_bits(weight: Tensor) -> Any:
+    """[V, H] in float32 or bfloat16, whose memory is shared -> uint32 or uint16."""
+    kind = torch.uint16 if weight.dtype is torch.bfloat16 else torch.uint32
+    return weight.detach().contiguous().view(kind).numpy()

@@ -1,0 +1,64 @@
+"""What kernels are given again and again: the caller's own arrays, in room for every forward."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from engine.models.cpu.held import HeldRoom, hold
+from engine.models.cpu.kernel import kernel
+from engine.models.cpu.rows import Packed
+
+
+class Pair(NamedTuple):
+    numbers: Any
+    factor: float
+
+
+class Outer(NamedTuple):
+    first: Pair
+    second: Pair
+
+
+@kernel
+def double_first(held):
+    """The sum of the second numbers, in parts; the first ones are doubled."""
+    outer = held.value
+    first, total = outer.first, 0.0
+    first.numbers[:] = first.numbers * first.factor
+    for number in outer.second.numbers[1:]:
+        total += number
+    return total
+
+
+def test_a_kernel_works_on_the_callers_own_arrays_and_counts_none_of_them() -> None:
+    arrays = np.arange(3.0), np.arange(4.0)
+    held = hold(Outer(Pair(arrays[0], 2.0), Pair(arrays[1], 1.0)))
+    counts = [sys.getrefcount(array) for array in arrays]
+    for turn in range(3):
+        assert double_first(held) == 6.0
+        assert arrays[0].tolist() == [0.0, 2.0 ** (turn + 1), 2.0 ** (turn + 2)]
+    assert [sys.getrefcount(array) for array in arrays] == counts == [2 + 1] * 2
+
+
+def test_room_is_made_anew_only_for_what_does_not_fit() -> None:
+    made: list[tuple[int, int]] = []
+
+    def make(num_rows: int, num_positions: int) -> Pair:
+        made.append((num_rows, num_positions))
+        return Pair(np.zeros((num_rows, num_positions)), 1.0)
+
+    def ask(num_rows: int, num_positions: int) -> None:
+        room.of(Packed(np.zeros(0, np.int64), num_rows, num_positions))
+        assert made[-1][0] >= num_rows
+        assert made[-1][1] >= num_positions
+
+    room = HeldRoom(make)
+    for num_rows, num_positions in ((8, 200), (1, 256), (64, 30), (65, 3), (100, 256), (1, 257)):
+        ask(num_rows, num_positions)
+    assert made == [(64, 256), (128, 256), (128, 512)]
