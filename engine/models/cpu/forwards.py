@@ -67,7 +67,7 @@ class Reader(NamedTuple):
 
 
 class Drafter(NamedTuple):
-    """What is the same in every call of `draft_blocks` and `draw_drafts`."""
+    """What is the same in every call of `draft_blocks`."""
 
     model: Decoder
     scratch: int  # the first block of the drafts' own keys
