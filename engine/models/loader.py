@@ -152,3 +152,7 @@ def check_pair(verifier: CausalLM, drafter: DFlashDrafter | None, num_tokens: in
                 f"this drafter was made for another verifier: {name} is {drafter_has}, "
                 f"the verifier's is {verifier_has}"
             )
+    if not 0 <= own.mask_token_id < own.vocab_size:
+        raise UnsupportedModelError(
+            f"the drafter's mask_token_id {own.mask_token_id} is none of {own.vocab_size} tokens"
+        )

@@ -296,6 +296,11 @@ def test_a_pair_that_does_not_fit_is_seen_before_anything_runs(models: TinyModel
         check_pair(models.verifier, other, 200)
     with pytest.raises(UnsupportedModelError, match="tokenizer has 600 tokens"):
         check_pair(models.verifier, models.drafter, 600)
+    assert models.drafter is not None
+    unknown = tiny_drafter()
+    object.__setattr__(unknown.config, "mask_token_id", unknown.config.vocab_size)
+    with pytest.raises(UnsupportedModelError, match="mask_token_id"):
+        check_pair(models.verifier, unknown, 200)
 
 
 def test_no_text_is_longer_than_each_of_the_models_can_read(models: TinyModels) -> None:

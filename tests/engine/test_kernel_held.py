@@ -16,11 +16,15 @@ from engine.models.cpu.rows import Packed
 
 
 class Pair(NamedTuple):
+    """An array and a number."""
+
     numbers: Any
     factor: float
 
 
 class Outer(NamedTuple):
+    """Tuples within a tuple."""
+
     first: Pair
     second: Pair
 
@@ -46,6 +50,10 @@ def test_a_kernel_works_on_the_callers_own_arrays_and_counts_none_of_them() -> N
     assert [sys.getrefcount(array) for array in arrays] == counts == [2 + 1] * 2
 
 
+def spans(num_rows: int, num_positions: int) -> Packed:
+    return Packed(np.zeros(0, np.int64), num_rows, num_positions)
+
+
 def test_room_is_made_anew_only_for_what_does_not_fit() -> None:
     made: list[tuple[int, int]] = []
 
@@ -54,11 +62,29 @@ def test_room_is_made_anew_only_for_what_does_not_fit() -> None:
         return Pair(np.zeros((num_rows, num_positions)), 1.0)
 
     def ask(num_rows: int, num_positions: int) -> None:
-        room.of(Packed(np.zeros(0, np.int64), num_rows, num_positions))
+        room.of(spans(num_rows, num_positions), make)
         assert made[-1][0] >= num_rows
         assert made[-1][1] >= num_positions
 
-    room = HeldRoom(make)
+    room = HeldRoom()
     for num_rows, num_positions in ((8, 200), (1, 256), (64, 30), (65, 3), (100, 256), (1, 257)):
         ask(num_rows, num_positions)
     assert made == [(64, 256), (128, 256), (128, 512)]
+
+
+def test_room_that_could_not_be_made_is_asked_for_again() -> None:
+    sizes: list[int] = []
+
+    def make(num_rows: int, num_positions: int) -> Pair:
+        sizes.append(num_rows)
+        if len(sizes) == 2:
+            raise MemoryError
+        return Pair(np.zeros(num_rows), 1.0)
+
+    room = HeldRoom()
+    small = room.of(spans(8, 8), make)
+    with pytest.raises(MemoryError):
+        room.of(spans(500, 8), make)
+    assert room.of(spans(8, 8), make) is small
+    assert room.of(spans(500, 8), make) is not small
+    assert sizes == [64, 512, 512]

@@ -5,7 +5,6 @@ They find the blocks themselves: a call for each block would take longer than it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from engine.models.cpu.tile import (
     INT64,
     LANES,
     MAX_SUMS,
+    choose,
     fold,
     lanes,
     place_of,
@@ -69,7 +69,7 @@ def score_tile(
                 places = [place for row in outs for place in lanes(builder, row, begin, end)]
                 _store(builder, places, sums)
 
-        _choose(builder, args[0], {count: partial(emit, count) for count in _NUM_ROWS})
+        choose(builder, args[0], {count: partial(emit, count) for count in _NUM_ROWS})
         return context.get_dummy_value()
 
     return types.void(*arguments), generate
@@ -112,7 +112,7 @@ def mixture_tile(
             for count in _NUM_ROWS
             for num_vectors in _NUM_VECTORS
         }
-        _choose(builder, shape, cases)
+        choose(builder, shape, cases)
         return context.get_dummy_value()
 
     return types.void(*arguments), generate
@@ -164,19 +164,6 @@ def _parts(num_rows: int, num_vectors: int) -> list[tuple[int, int]]:
     """Vectors that the sums of so many rows leave room for, in turn: first and end of each part."""
     width = min(num_vectors, MAX_SUMS // num_rows)
     return [(begin, begin + width) for begin in range(0, num_vectors, width)]
-
-
-def _choose(builder: Any, number: Any, cases: Mapping[int, Callable[[], None]]) -> None:
-    """Emit code for each case, of which the one of that number runs."""
-    after = builder.append_basic_block("after")
-    choice = builder.switch(number, after)
-    for value, emit in cases.items():
-        block = builder.append_basic_block("case")
-        choice.add_case(INT64(value), block)
-        builder.position_at_end(block)
-        emit()
-        builder.branch(after)
-    builder.position_at_end(after)
 
 
 def _store(builder: Any, places: list[Any], vectors: list[Any]) -> None:

@@ -212,37 +212,16 @@ def _attend(member, layer, shape, weights, rows, cache, buffers):
                 at = rows.positions[t]
                 for g in range(head * group, (head + 1) * group):
                     place_head(
-                        qkv,
-                        t * qkv_size + g * size,
-                        size,
-                        norms,
-                        g * size,
-                        weights.eps,
-                        cos,
-                        sin,
-                        at,
-                        scale,
-                        placed,
-                        count * size,
-                    )
+                        qkv, t * qkv_size + g * size, size, norms, g * size, weights.eps, cos, sin,
+                        at, scale, placed, count * size,
+                    )  # fmt: skip
                     lows[count] = max(rows.origins[t] - window + 1, 0) if window else 0
                     ends[count] = rows.ends[t]
                     count += 1
             attend(
-                count,
-                queries,
-                lows,
-                ends,
-                rows.gaps[span],
-                blocks,
-                head,
-                shape.num_kv_heads,
-                keys,
-                values,
-                scores,
-                room,
-                out,
-            )
+                count, queries, lows, ends, rows.gaps[span], blocks, head, shape.num_kv_heads, keys,
+                values, scores, room, out,
+            )  # fmt: skip
             for i in range(count):
                 t, g = start + i // group, head * group + i % group
                 for at in range(0, size, LANES):

@@ -55,7 +55,7 @@ class DrafterKernels:
                 to_array(drafter.markov.embed_previous.weight),
                 join([pack_panels(to_array(output), choose_storage((), output))]),
             )
-        self._held = HeldRoom(self._drafter)
+        self._held = HeldRoom()
         drafter.layers = nn.ModuleList([Moved()])
 
     @property
@@ -133,7 +133,7 @@ class DrafterKernels:
     def _run(
         self, packed: Packed, logits: Floats, noise: Floats, draws: Draws, num_products: int
     ) -> None:
-        given = self._held.of(packed), packed.numbers, logits, noise, draws
+        given = self._held.of(packed, self._drafter), packed.numbers, logits, noise, draws
         self._team.run(draft_blocks, *given, num_products=num_products)
 
     def _drafter(self, num_rows: int, num_positions: int) -> Drafter:
@@ -149,7 +149,8 @@ class DrafterKernels:
             self._page_size // BLOCK,
         )
         room = (2, self._team.size, _MAX_DRAFTS)
-        sums, tokens = np.empty(room, np.float32), np.empty(room, np.int64)
+        # Zeros: what a helper that failed has not written is the number of a token all the same.
+        sums, tokens = np.zeros(room, np.float32), np.zeros(room, np.int64)
         return Drafter(model, self._scratch, self._num_own, self._markov, sums, tokens)
 
 

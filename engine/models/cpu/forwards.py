@@ -55,7 +55,7 @@ class Decoder(NamedTuple):
     embedding: Any  # [V, H], the bits of bfloat16 or float32
     scale: np.float32  # of embeddings
     head: Panels
-    buffers: Buffers  # for more rows than most forwards have
+    buffers: Buffers  # for as many rows as any forward yet
     blocks_per_page: int
 
 

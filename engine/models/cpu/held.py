@@ -62,22 +62,27 @@ def _disown(context: Any, builder: Any, kind: Any, value: Any) -> Any:
 class HeldRoom:
     """A `Held` with room for the rows and positions of a forward, made anew for larger ones."""
 
-    def __init__(self, make: Callable[[int, int], object]) -> None:
-        """`make` is given numbers of rows and of positions."""
-        self._make = make
+    def __init__(self) -> None:
         self._num_rows = self._num_positions = 0
         self._value: object = None  # whose arrays are not the handle's
         self._held: Held | None = None
 
-    def of(self, packed: Packed) -> Held:
-        """With room for these spans."""
-        if packed.num_rows > self._num_rows or packed.num_positions > self._num_positions:
-            self._num_rows = max(self._num_rows, _LEAST_ROWS, _power(packed.num_rows))
-            self._num_positions = max(self._num_positions, _power(packed.num_positions))
-            self._value = self._make(self._num_rows, self._num_positions)
-            self._held = hold(self._value)
-        assert self._held is not None
-        return self._held
+    def of(self, packed: Packed, make: Callable[[int, int], object]) -> Held:
+        """With room for these spans; `make` is given numbers of rows and of positions."""
+        held = self._held
+        if (
+            held is None
+            or packed.num_rows > self._num_rows
+            or packed.num_positions > self._num_positions
+        ):
+            num_rows = max(self._num_rows, _LEAST_ROWS, _power(packed.num_rows))
+            num_positions = max(self._num_positions, _power(packed.num_positions))
+            value = make(num_rows, num_positions)
+            held = hold(value)
+            # Not before all has gone well: a kernel looks no more than this at what has room.
+            self._num_rows, self._num_positions = num_rows, num_positions
+            self._value, self._held = value, held
+        return held
 
 
 def _power(number: int) -> int:

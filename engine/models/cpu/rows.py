@@ -45,6 +45,8 @@ def reach(span: Span) -> int:
 def pack_drafts(blocks: Seq[Span], page_size: int, lengths: Seq[int]) -> Packed:
     """Drafter blocks, of which the first `lengths` masks get logits."""
     num_pages = [-(-block.start // page_size) for block in blocks]
+    for block, count in zip(blocks, num_pages, strict=True):
+        assert count <= len(block.page_ids), "a draft has context behind its pages"
     return _pack(blocks, num_pages, max([block.end for block in blocks]), lengths)
 
 

@@ -131,7 +131,7 @@ class ModelKernels:
         self._drafter = drafter
         self._page_size, self._team = page_size, team
         self._kept = model.layers.new_cache(num_pages * page_size // BLOCK)
-        self._held = HeldRoom(self._reader)
+        self._held = HeldRoom()
 
     @property
     def num_bytes(self) -> int:
@@ -146,7 +146,7 @@ class ModelKernels:
         logits = self.model.new_logits(len(logit_rows))
         self._team.run(
             read_text,
-            self._held.of(packed),
+            self._held.of(packed, self._reader),
             packed.numbers,
             logits,
             draws or no_draws(),

@@ -249,7 +249,7 @@ class _Helper:
     def __init__(self, bells: npt.NDArray[np.int64], rank: int) -> None:
         self.rank = rank
         self.calls: _Calls = deque()
-        """Made when the bell rings."""
+        """Made when the bell rings, or before by a helper that is awake."""
         self._bells = bells
 
     def take(self, call: Callable[[], object] | None) -> None:

@@ -11,7 +11,8 @@ result does not depend on the rows beside it, and drafting cannot change what th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -61,33 +62,23 @@ def make_tile(num_rows: int) -> Any:
         signature = types.void(index, a, *strides, w, *strides, index, index, c, *strides, index)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            def place(number: int) -> Any:
-                return place_of(context, builder, signature, args, number)
-
-            a, lda, w, c, ldc = place(1), args[3], place(4), place(9), args[11]
+            a, w, c = (place_of(context, builder, signature, args, n) for n in (1, 4, 9))
+            lda, ldw, apart, depth, ldc = args[3], args[6], args[7], args[8], args[11]
             adds = builder.icmp_signed("!=", args[12], INT64(0))
-            after = builder.append_basic_block("after")
-            choice = builder.switch(args[0], after)
-            for number, num_parts in _NUM_PARTS.items():
-                if num_rows * num_parts * _NUM_VECTORS > MAX_SUMS:
-                    continue
-                block = builder.append_basic_block("shape")
-                choice.add_case(INT64(number), block)
-                builder.position_at_end(block)
-                parts = [w, builder.gep(w, [args[7]])][:num_parts]
+
+            def emit(num_parts: int) -> None:
+                parts = [w, builder.gep(w, [apart])][:num_parts]
                 columns = [lane for part in parts for lane in lanes(builder, part, 0, _NUM_VECTORS)]
-                sums = sum_products(
-                    builder, rows(builder, a, lda, num_rows), columns, args[6], args[8]
-                )
-                outs = [
-                    place
-                    for row in rows(builder, c, ldc, num_rows)
-                    for place in lanes(builder, row, 0, len(columns))
-                ]
-                for place, value in zip(outs, sums, strict=True):
-                    _store(builder, place, value, adds)
-                builder.branch(after)
-            builder.position_at_end(after)
+                factors = rows(builder, a, lda, num_rows)
+                sums = sum_products(builder, factors, columns, ldw, depth)
+                for m, row in enumerate(rows(builder, c, ldc, num_rows)):
+                    own = sums[m * len(columns) : (m + 1) * len(columns)]
+                    for place, value in zip(lanes(builder, row, 0, len(columns)), own, strict=True):
+                        _store(builder, place, value, adds)
+
+            most = MAX_SUMS // (num_rows * _NUM_VECTORS)
+            cases = {n: partial(emit, parts) for n, parts in _NUM_PARTS.items() if parts <= most}
+            choose(builder, args[0], cases)
             return context.get_dummy_value()
 
         return signature, generate
@@ -111,22 +102,23 @@ def lanes(builder: Any, start: Any, first: int, end: int) -> list[Any]:
 
 
 def sum_products(
-    builder: Any, rows: list[Any], columns: list[Any], stride: Any, depth: Any
+    builder: Any, factors: list[Any], columns: list[Any], stride: Any, depth: Any
 ) -> list[Any]:
     """Sums of every row with every vector of columns, row by row; emits a loop over the depth.
 
-    rows and columns are where their first elements are; a column's next ones are `stride` apart.
+    Factors (rows) and columns are where their first elements are; a column's next ones are `stride`
+    apart.
     """
     b = builder
 
     def add_products(k: Any, sums: list[Any]) -> list[Any]:
         offset = b.mul(k, stride)
         vectors = [_load_columns(b, b.gep(column, [offset])) for column in columns]
-        factors = [spread(b, b.load(b.gep(row, [k]))) for row in rows]
-        products = [(factor, vector) for factor in factors for vector in vectors]
+        spreads = [spread(b, b.load(b.gep(row, [k]))) for row in factors]
+        products = [(factor, vector) for factor in spreads for vector in vectors]
         return [_add_product(b, old, *pair) for old, pair in zip(sums, products, strict=True)]
 
-    return fold(b, depth, len(rows) * len(columns), add_products)
+    return fold(b, depth, len(factors) * len(columns), add_products)
 
 
 def fold(
@@ -150,6 +142,19 @@ def fold(
     b.cbranch(b.icmp_signed("<", following, count), loop, after)
     b.position_at_end(after)
     return new
+
+
+def choose(builder: Any, number: Any, cases: Mapping[int, Callable[[], None]]) -> None:
+    """Emit code for each case, of which the one of that number runs."""
+    after = builder.append_basic_block("after")
+    choice = builder.switch(number, after)
+    for value, emit in cases.items():
+        block = builder.append_basic_block("case")
+        choice.add_case(INT64(value), block)
+        builder.position_at_end(block)
+        emit()
+        builder.branch(after)
+    builder.position_at_end(after)
 
 
 def _add_product(builder: Any, old: Any, factors: Any, columns: Any) -> Any:

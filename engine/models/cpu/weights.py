@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def _room(num_bytes: int) -> Any:
         return np.empty(num_bytes, np.uint8)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets small pages
     memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=flags)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # of a Linux that was built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     room = np.frombuffer(memory, np.uint8)  # which keeps the memory
     start = -room.ctypes.data % _HUGE_PAGE
     return room[start : start + num_bytes]
