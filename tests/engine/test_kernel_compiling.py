@@ -39,6 +39,9 @@ from twice import twice
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
+def find_it_full(*_):
+    raise OSError(28, "No space left on device")
+
 %s
 with install_recorder("numba:compile") as compiled:
     assert twice(4) == 8
@@ -76,6 +79,23 @@ def test_a_process_that_is_killed_while_it_files_a_kernel_is_no_harm_to_others(
     tmp_path: Path, death: str
 ) -> None:
     assert call_kernel(tmp_path, death).returncode == -signal.SIGKILL
+    assert has_compiled(tmp_path)
+    assert not has_compiled(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"], ids=["index", "code"])
+def test_files_that_cannot_be_read_are_made_anew(tmp_path: Path, kind: str) -> None:
+    assert has_compiled(tmp_path)
+    [damaged] = tmp_path.rglob(f"twice.twice*.{kind}")
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert has_compiled(tmp_path)
+    assert not has_compiled(tmp_path)
+
+
+def test_a_full_disk_costs_no_more_than_compiling_again(tmp_path: Path) -> None:
+    for place in ("_save_index", "_save_data"):
+        done = call_kernel(tmp_path, f"IndexDataCacheFile.{place} = find_it_full")
+        assert done.returncode == 0, done.stderr
     assert has_compiled(tmp_path)
     assert not has_compiled(tmp_path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,34 +15,20 @@ from engine.models.cpu.kernel import kernel
 from engine.models.cpu.rows import Packed
 
 
-class Pair(NamedTuple):
-    """An array and a number."""
-
-    numbers: Any
-    factor: float
-
-
-class Outer(NamedTuple):
-    """Tuples within a tuple."""
-
-    first: Pair
-    second: Pair
-
-
 @kernel
 def double_first(held):
     """The sum of the second numbers, in parts; the first ones are doubled."""
-    outer = held.value
-    first, total = outer.first, 0.0
-    first.numbers[:] = first.numbers * first.factor
-    for number in outer.second.numbers[1:]:
+    (first, factor), (second, _) = held.value
+    first[:] = first * factor
+    total = 0.0
+    for number in second[1:]:
         total += number
     return total
 
 
 def test_a_kernel_works_on_the_callers_own_arrays_and_counts_none_of_them() -> None:
     arrays = np.arange(3.0), np.arange(4.0)
-    held = hold(Outer(Pair(arrays[0], 2.0), Pair(arrays[1], 1.0)))
+    held = hold(((arrays[0], 2.0), (arrays[1], 1.0)))
     counts = [sys.getrefcount(array) for array in arrays]
     for turn in range(3):
         assert double_first(held) == 6.0
@@ -57,9 +43,9 @@ def spans(num_rows: int, num_positions: int) -> Packed:
 def test_room_is_made_anew_only_for_what_does_not_fit() -> None:
     made: list[tuple[int, int]] = []
 
-    def make(num_rows: int, num_positions: int) -> Pair:
+    def make(num_rows: int, num_positions: int) -> Any:
         made.append((num_rows, num_positions))
-        return Pair(np.zeros((num_rows, num_positions)), 1.0)
+        return np.zeros((num_rows, num_positions)), 1.0
 
     def ask(num_rows: int, num_positions: int) -> None:
         room.of(spans(num_rows, num_positions), make)
@@ -75,11 +61,11 @@ def test_room_is_made_anew_only_for_what_does_not_fit() -> None:
 def test_room_that_could_not_be_made_is_asked_for_again() -> None:
     sizes: list[int] = []
 
-    def make(num_rows: int, num_positions: int) -> Pair:
+    def make(num_rows: int, num_positions: int) -> Any:
         sizes.append(num_rows)
         if len(sizes) == 2:
             raise MemoryError
-        return Pair(np.zeros(num_rows), 1.0)
+        return np.zeros(num_rows), 1.0
 
     room = HeldRoom()
     small = room.of(spans(8, 8), make)
