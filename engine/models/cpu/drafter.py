@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from engine.models.cpu.attention import BLOCK
 from engine.models.cpu.chain import Drafts, Markov, draw_chains
-from engine.models.cpu.decoder import new_buffers
 from engine.models.cpu.draws import no_draws, part_of, tokens_of
-from engine.models.cpu.forwards import Decoder, Drafter, DraftSide, Taps, draft_blocks
+from engine.models.cpu.forwards import Drafter, DraftSide, Taps, draft_blocks
 from engine.models.cpu.held import HeldRoom
 from engine.models.cpu.packed_model import Moved, PackedLayers, PackedModel
 from engine.models.cpu.product import PANEL, Floats, num_products, pack_panels
@@ -104,24 +103,20 @@ class DrafterKernels:
     def draw_chained(self, scores: Tensor, lengths: Seq[int], anchors: Seq[int]) -> list[list[int]]:
         """scores: [R, V], noise included -> the tokens of each draft, one after the other."""
         assert self._has_markov
-        padded = _padded(scores)
-        drafts = self._drafts(lengths, anchors, padded[:0])
-        cost = len(scores) * num_products(self._markov.head)
-        self._team.run(draw_chains, padded, self._markov, drafts, num_products=cost)
-        return _tokens(drafts)
-
-    def _drafts(self, lengths: Seq[int], anchors: Seq[int], noise: Floats) -> Drafts:
-        starts = np.array([0, *accumulate(lengths)])
+        padded, starts = _padded(scores), np.array([0, *accumulate(lengths)])
         room = (2, self._team.size, len(lengths))
-        return Drafts(
+        drafts = Drafts(
             self._model.vocab_size,
             starts,
             np.array(anchors, np.int64),
-            noise,
+            padded[:0],
             np.empty(starts[-1], np.int64),
             np.empty(room, np.float32),
             np.empty(room, np.int64),
         )
+        cost = len(scores) * num_products(self._markov.head)
+        self._team.run(draw_chains, padded, self._markov, drafts, num_products=cost)
+        return tokens_of(drafts)
 
     def _prepare(self, blocks: Seq[Span], lengths: Seq[int]) -> tuple[Packed, Floats, int]:
         """What a forward's kernel is given, its logits' place, and how many multiply-adds it is."""
@@ -137,17 +132,8 @@ class DrafterKernels:
         self._team.run(draft_blocks, *given, num_products=num_products)
 
     def _drafter(self, num_rows: int, num_positions: int) -> Drafter:
-        shape = self.packed.shape
-        model = Decoder(
-            shape,
-            self.packed.weights,
-            self.packed.with_rotation(self._kept, num_positions),
-            self._model.embedding,
-            self._scale,
-            self._model.head,
-            new_buffers(num_rows, shape),
-            self._page_size // BLOCK,
-        )
+        size = num_rows, num_positions, self._page_size // BLOCK
+        model = self._model.decoder(self._kept, *size, layers=self.packed, scale=self._scale)
         room = (2, self._team.size, _MAX_DRAFTS)
         # Zeros: what a helper that failed has not written is the number of a token all the same.
         sums, tokens = np.zeros(room, np.float32), np.zeros(room, np.int64)
@@ -163,8 +149,3 @@ def _padded(rows: Tensor) -> Floats:
     missing = -rows.shape[1] % PANEL
     padded = torch.nn.functional.pad(rows, (0, missing)) if missing else rows
     return np.ascontiguousarray(padded.numpy())
-
-
-def _tokens(drafts: Drafts) -> list[list[int]]:
-    token_ids: list[int] = drafts.drawn.tolist()
-    return [token_ids[first:end] for first, end in pairwise(drafts.starts.tolist())]

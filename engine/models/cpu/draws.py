@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.decoding.sampling_table import SamplingTable
+from engine.models.cpu.chain import Drafts
 from engine.models.cpu.decoder import Ints
 from engine.models.cpu.product import Floats
 from engine.models.cpu.sampling import Draws, draw_tokens
@@ -81,10 +82,10 @@ class KernelDraws:
         return tokens_of(draws)
 
 
-def tokens_of(draws: Draws) -> list[list[int]]:
-    """What was drawn, by pick."""
+def tokens_of(draws: Draws | Drafts) -> list[list[int]]:
+    """What was drawn, by pick or by draft."""
     token_ids: list[int] = draws.drawn.tolist()
-    if len(draws.positions) == 1:
+    if len(draws.starts) == 2:
         return [token_ids]
     return [token_ids[first:end] for first, end in pairwise(draws.starts.tolist())]
 

@@ -21,7 +21,7 @@ from engine.models.cpu.draft_noise import add_noise
 from engine.models.cpu.functions import normalise
 from engine.models.cpu.kernel import inner_kernel, kernel
 from engine.models.cpu.product import PANEL, Floats, Panels, project
-from engine.models.cpu.rows import lay_out, lay_out_drafts, unpack, wanted_rows
+from engine.models.cpu.rows import COUNT, lay_out, lay_out_drafts, unpack, wanted_rows
 from engine.models.cpu.sampling import draw_tokens
 from engine.models.cpu.team import begin, leave, meet, share
 
@@ -117,7 +117,7 @@ def draft_blocks(member, held, numbers, logits, noise, draws):
     """
     drafter, model = held.value, held.value.model
     lines, token_ids, pages, lengths = unpack(numbers)
-    width = lines[0, 1]
+    width = lines[0, COUNT]
     buffers, barrier = _enter(member, model, token_ids)
     rows = lay_out_drafts(lines, pages, model.blocks_per_page, drafter.scratch, drafter.num_own)
     wanted, starts = wanted_rows(lengths, width)

@@ -37,6 +37,9 @@ STATIC_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Whose angles are a function of the position alone."""
 
 
+_ONE = np.float32(1.0)
+
+
 class PackedLayers:
     """The layers of a verifier, a diffusion model or a drafter."""
 
@@ -175,17 +178,28 @@ class PackedModel:
         decoder.layers = nn.ModuleList([Moved()])
 
     def decoder(
-        self, kept: tuple[Kept, Kept], num_rows: int, num_positions: int, blocks_per_page: int
+        self,
+        kept: tuple[Kept, Kept],
+        num_rows: int,
+        num_positions: int,
+        blocks_per_page: int,
+        *,
+        layers: PackedLayers | None = None,
+        scale: np.float32 = _ONE,
     ) -> Decoder:
-        """All that a forward over so many rows and positions needs of the model."""
+        """All that a forward over so many rows and positions needs of the model.
+
+        With other `layers`, a drafter's: `scale` is that of the embeddings that go into them.
+        """
+        layers = layers or self.layers
         return Decoder(
-            self.layers.shape,
-            self.layers.weights,
-            self.layers.with_rotation(kept, num_positions),
+            layers.shape,
+            layers.weights,
+            layers.with_rotation(kept, num_positions),
             self.embedding,
-            np.float32(1.0),
+            scale,
             self.head,
-            new_buffers(num_rows, self.layers.shape),
+            new_buffers(num_rows, layers.shape),
             blocks_per_page,
         )
 

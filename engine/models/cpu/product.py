@@ -62,9 +62,8 @@ def is_bfloat16(weight: Floats) -> bool:
 def multiply(shape, a, a0, lda, num_rows, w, w0, ldw, apart, depth, c, c0, ldc, adds):
     """Rows times a shape's columns; see `make_tile` for the arguments: a, w and c are flat."""
     # Eight rows have sums enough with half of the columns, which then stay in the nearest cache.
-    num_halves = 2 if shape == TWO_WIDE else 1
     m = 0
-    for half in range(num_halves):
+    for half in range(shape):
         m, w1, c1 = 0, w0 + half * apart, c0 + half * PANEL
         while m + 8 <= num_rows:
             a1 = a0 + m * lda

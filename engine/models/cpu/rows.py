@@ -15,7 +15,7 @@ from engine.models.cpu.decoder import Ints, Rows
 from engine.models.cpu.kernel import inner_kernel
 from engine.models.packing import Span
 
-_START, _COUNT, _VISIBLE, _PAGES = 0, 1, 2, 3
+_START, COUNT, _VISIBLE, _PAGES = 0, 1, 2, 3
 """Columns of a span's line: first position, rows, `visible_end` or 0, and pages."""
 
 
@@ -77,14 +77,14 @@ def unpack(numbers):
 @inner_kernel
 def lay_out(lines, pages, per_page):
     """Rows that read and write their own positions; `per_page` blocks of keys make a page."""
-    num_spans, total = len(lines), lines[:, _COUNT].sum()
+    num_spans, total = len(lines), lines[:, COUNT].sum()
     positions, ends = np.empty(total, np.int64), np.empty(total, np.int64)
     origins, gaps = np.empty(total, np.int64), np.zeros((num_spans, 2), np.int64)
     firsts, tables = np.zeros(num_spans + 1, np.int64), np.zeros(num_spans + 1, np.int64)
     row = 0
     for span in range(num_spans):
         start, visible = lines[span, _START], lines[span, _VISIBLE]
-        for position in range(start, start + lines[span, _COUNT]):
+        for position in range(start, start + lines[span, COUNT]):
             positions[row] = position
             ends[row] = visible or position + 1
             origins[row] = start if visible else position
@@ -104,7 +104,7 @@ def lay_out_drafts(lines, pages, per_page, scratch, num_own):
     Their own keys and values go to `num_own` blocks each from `scratch` on, which stand behind the
     context's in each table; what is left of the context's last block is the gap.
     """
-    num_drafts, width = len(lines), lines[0, _COUNT]
+    num_drafts, width = len(lines), lines[0, COUNT]
     total = num_drafts * width
     positions, places = np.empty(total, np.int64), np.empty(total, np.int64)
     ends, origins = np.empty(total, np.int64), np.empty(total, np.int64)

@@ -32,13 +32,12 @@ _INTS = ir.VectorType(ir.IntType(32), LANES)
 ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
 
 
-WIDE, TWO_WIDE = range(2)
-"""Shapes of a tile: 32 columns side by side; or twice as many, in two places of the weight.
+WIDE, TWO_WIDE = 1, 2
+"""Shapes of a tile, by their parts: 32 columns side by side; or as many in each of two places.
 
 Rows that are few need many columns: a sum waits four cycles for the one before it, and a core can
 begin two in each.
 """
-_NUM_PARTS = {WIDE: 1, TWO_WIDE: 2}
 _NUM_VECTORS = 2  # of a part
 MAX_SUMS = 16
 """Or the registers would not hold what they are made of."""
@@ -77,7 +76,7 @@ def make_tile(num_rows: int) -> Any:
                         _store(builder, place, value, adds)
 
             most = MAX_SUMS // (num_rows * _NUM_VECTORS)
-            cases = {n: partial(emit, parts) for n, parts in _NUM_PARTS.items() if parts <= most}
+            cases = {shape: partial(emit, shape) for shape in (WIDE, TWO_WIDE) if shape <= most}
             choose(builder, args[0], cases)
             return context.get_dummy_value()
 
