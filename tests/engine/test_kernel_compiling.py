@@ -19,7 +19,7 @@ from numba.core.caching import IndexDataCacheFile
 from numba.core.errors import TypingError
 from numba.core.event import Listener, install_listener
 
-from engine.models.cpu.kernel import inner_kernel, reordering_kernel
+from engine.models.cpu.kernel import by_types, inner_kernel, reordering_kernel
 from engine.models.cpu.kernel_cache import KernelCache
 from tests.engine.kernel_entries import entry
 
@@ -152,6 +152,13 @@ def test_python_is_told_that_it_cannot_call_an_inner_kernel(decorate: Any) -> No
     assert entry(inner)(3) == 3
     with pytest.raises(TypeError, match="is called by kernels alone"):
         inner(3)
+
+
+def test_python_is_told_that_it_cannot_call_what_is_chosen_by_types() -> None:
+    kind = by_types(lambda x: (lambda x: 1) if x == types.int64 else (lambda x: 2))
+    assert (entry(kind)(3), entry(kind)(3.0)) == (1, 2)
+    with pytest.raises(TypeError, match="is called by kernels alone"):
+        kind(3)
 
 
 @pytest.mark.parametrize("is_on", [True, False], ids=["on", "off"])

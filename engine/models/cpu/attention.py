@@ -10,16 +10,13 @@ exactly 0, and the others are added in their order.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from engine.models.cpu.attention_tiles import AT_ONCE, mixture_tile, rows_of_a_tile, score_tile
 from engine.models.cpu.bfloat16 import nearest, round_into
 from engine.models.cpu.functions import LOWEST, soften
-from engine.models.cpu.kernel import inner_kernel
+from engine.models.cpu.kernel import by_types, inner_kernel
 from engine.models.cpu.lanes import scale_into
 from engine.models.cpu.product import PANEL
 from engine.models.cpu.tile import LANES
@@ -28,18 +25,13 @@ BLOCK = LANES
 """Positions of a block."""
 
 
-def keep(*_: Any) -> None:
+@by_types
+def keep(key, value, v0, size, slot, head, num_heads, keys, values):
     """Write one position's key and value of a head, `size` floats; slots count over all blocks.
 
-    `keep(key, value, v0, size, slot, head, num_heads, keys, values)`. key: [D]; value: flat, from
-    v0 on; keys and values: flat, float32, or uint32 that holds pairs of bfloat16. Kernels alone
-    call it.
+    key: [D]; value: flat, from v0 on; keys and values: flat, float32, or uint32 that holds pairs of
+    bfloat16.
     """
-    raise NotImplementedError
-
-
-@overload(keep)
-def _keep(key, value, v0, size, slot, head, num_heads, keys, values):
     return _keep_pairs if keys.dtype == types.uint32 else _keep_floats
 
 
@@ -64,13 +56,9 @@ def _keep_pairs(key, value, v0, size, slot, head, num_heads, keys, values):
         kept[first + 2 * i] = nearest(value[v0 + i])
 
 
-def num_in(kept: Any) -> int:
-    """Numbers in each element of keys or values; kernels alone call it."""
-    raise NotImplementedError
-
-
-@overload(num_in)
-def _num_in(kept):
+@by_types
+def num_in(kept):
+    """Numbers in each element of keys or values."""
     return (lambda kept: 2) if kept.dtype == types.uint32 else (lambda kept: 1)
 
 

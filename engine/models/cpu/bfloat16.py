@@ -13,9 +13,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from engine.models.cpu.kernel import inner_kernel
+from engine.models.cpu.kernel import by_types, inner_kernel
 
 
 class _BFloat16(ir.Type):  # type: ignore[misc] # llvmlite has no types
@@ -72,16 +72,9 @@ def round_rows(x):
     return halves.view(np.uint32)
 
 
-def factors_for(x: Any, w: Any) -> Any:
-    """Rows in the form in which a weight is multiplied with them: themselves, or rounded in pairs.
-
-    Kernels alone call it, and know which by the types.
-    """
-    raise NotImplementedError
-
-
-@overload(factors_for)
-def _factors_for(x, w):
+@by_types
+def factors_for(x, w):
+    """Rows as a weight is multiplied with them: themselves, or rounded in pairs."""
     if w.dtype == types.uint32:
         return lambda x, w: round_rows(x)
     return lambda x, w: x
@@ -107,17 +100,12 @@ def _round_32(typing_context, x, x0, out, out0):
     return types.void(x, types.intp, out, types.intp), generate
 
 
-def round_into(x: Any, count: Any, room: Any) -> Any:
+@by_types
+def round_into(x, count, room):
     """The first `count` numbers of x, a multiple of 32, in the form in which `room` is multiplied.
 
-    x and room: flat. Returns room with pairs in it, or x where room is of floats: kernels alone
-    call it.
+    x and room: flat. Returns room with pairs in it, or x where room is of floats.
     """
-    raise NotImplementedError
-
-
-@overload(round_into)
-def _round_into(x, count, room):
     if room.dtype != types.uint32:
         return lambda x, count, room: x
 

@@ -5,10 +5,11 @@ Python's division looks for zeros, and a loop that may raise is never made into 
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from functools import partial, update_wrapper
+from typing import Any, NoReturn
 
 from numba import njit
+from numba.extending import overload
 
 from engine.models.cpu.inner_kernel import InnerKernel
 from engine.models.cpu.kernel_cache import KernelCache
@@ -28,3 +29,13 @@ def kernel(function: Any) -> Any:
     compiled: Any = njit(**_OPTIONS)(function)
     compiled._cache = KernelCache(function)  # type: ignore[no-untyped-call]
     return compiled
+
+
+def by_types(choose: Any) -> Any:
+    """A function that only kernels call, and whose code `choose` picks by the arguments' types."""
+
+    def chosen(*_: object) -> NoReturn:
+        raise TypeError(f"{choose.__name__} is called by kernels alone")
+
+    overload(chosen)(choose)
+    return update_wrapper(chosen, choose)
